@@ -1,0 +1,60 @@
+# Everything a fresh machine needs, with nothing but Python 3.11 to 3.13 on it.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+KOLIBRI_PORT ?= 8190
+PORT ?= 8180
+
+.PHONY: help run run-kolibri stop-kolibri test test-kolibri test-all lint format schema lock wheel clean
+
+help: ## list what can be made
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): requirements-dev.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(READY)
+
+run: $(READY) ## the gateway with a simulated Kolibri, GraphiQL and demo data
+	$(BIN)/python -m simulators.demo --port $(PORT) --kolibri-port $(KOLIBRI_PORT)
+
+run-kolibri: $(READY) ## the gateway with a real Kolibri, in its own virtual environment
+	$(BIN)/python -m simulators.demo --real --port $(PORT) --kolibri-port $(KOLIBRI_PORT)
+
+stop-kolibri: $(READY) ## stop the real Kolibri of run-kolibri
+	$(BIN)/python -m simulators.kolibri.real stop --home .kolibri --port $(KOLIBRI_PORT)
+
+test: $(READY) ## the whole suite, without real servers
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+test-kolibri: $(READY) ## the suite against a real Kolibri (installs it into .kolibri first)
+	$(BIN)/python -m pytest -m e2e --timeout 900
+
+test-all: test test-kolibri ## both
+
+lint: $(READY) ## formatting, rules, types, imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY) ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+schema: $(READY) ## write graphql/schema.graphql anew
+	$(BIN)/learning-gateway schema > graphql/schema.graphql.new && mv graphql/schema.graphql.new graphql/schema.graphql
+
+lock: $(READY) ## resolve the dependencies anew, with hashes and no addresses
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade --extra postgres pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --extra postgres --group dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+
+wheel: $(READY) ## build the wheel into dist/
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w dist .
+
+clean: ## remove what was built
+	rm -rf $(VENV) .demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist build
