@@ -1,0 +1,1 @@
+"""What the gateway keeps: records, credentials, sessions, media. No HTTP, no GraphQL."""

@@ -1,0 +1,208 @@
+"""Every table, for SQLite and PostgreSQL alike.
+
+Instants are stored as seconds since 1970 in double precision: one form both engines compare,
+index and subtract in the same way. ``Instant`` columns read and write aware UTC datetimes;
+lease columns are compared with ``database_now()``, the database's own clock, because the clocks
+of several gateways differ.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    TypeDecorator,
+)
+from sqlalchemy.engine import Dialect
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+
+class Instant(TypeDecorator[datetime]):
+    """An aware UTC datetime, kept as seconds since 1970."""
+
+    impl = Double
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, _dialect: Dialect) -> float | None:
+        """Return seconds since 1970."""
+        return None if value is None else value.timestamp()
+
+    def process_result_value(self, value: float | None, _dialect: Dialect) -> datetime | None:
+        """Return an aware UTC datetime."""
+        return None if value is None else datetime.fromtimestamp(value, UTC)
+
+
+class database_now(FunctionElement[float]):  # noqa: N801 - reads as the SQL function it is
+    """The database's clock, in seconds since 1970; constant within one statement."""
+
+    type = Double()
+    inherit_cache = True
+
+
+@compiles(database_now, "sqlite")
+def _sqlite_now(_element: database_now, _compiler: SQLCompiler, **_options: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(database_now)
+def _now(_element: database_now, _compiler: SQLCompiler, **_options: Any) -> str:
+    return "cast(extract(epoch from now()) as double precision)"
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    }
+)
+
+provider = Table(
+    "provider",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("platform", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("base_url", Text, nullable=False),
+    Column("account_id", Text),
+    Column("options", Text, nullable=False),  # JSON object of strings
+    Column("credentials", LargeBinary),  # sealed, bound to this row
+    Column("state", Text, nullable=False),
+    Column("version", Text),
+    Column("revision", Integer, nullable=False),
+    Column("problem", Text),
+    Column("created_at", Instant, nullable=False),
+    Column("updated_at", Instant, nullable=False),
+    Column("checked_at", Instant),
+)
+
+session = Table(
+    "session",
+    metadata,
+    Column("provider_id", Text, ForeignKey("provider.id", ondelete="CASCADE"), primary_key=True),
+    Column("subject", Text, primary_key=True),
+    Column("version", Integer, nullable=False),  # raised by every committed transition
+    Column("fence", Integer, nullable=False),  # raised by every claim
+    Column("state", Text, nullable=False),
+    Column("secret", LargeBinary),  # sealed, bound to this row
+    Column("expires_at", Instant),
+    Column("next_at", Double),  # when the next transition is due, by the database's clock
+    Column("lease_owner", Text),
+    Column("lease_until", Double, nullable=False),
+    Column("intent", Text),
+    Column("intent_at", Double),
+    Column("failures", Integer, nullable=False),
+    Column("login_window_at", Double),  # start of the window in which logins are counted
+    Column("login_count", Integer, nullable=False),
+    Column("problem_code", Text),
+    Column("problem", Text),
+    Column("updated_at", Instant, nullable=False),
+    Index(None, "next_at"),
+)
+
+session_log = Table(
+    "session_log",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("at", Instant, nullable=False),
+    Column("provider_id", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("transition", Text, nullable=False),  # log_in, keep_alive, log_out, revoke
+    Column("outcome", Text, nullable=False),  # committed, fenced, failed, adopted, refused
+    Column("version", Integer, nullable=False),
+    Column("fence", Integer, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("reason", Text),
+    Index(None, "provider_id", "at"),
+)
+
+job = Table(
+    "job",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("due_at", Double, nullable=False),
+    Column("lease_owner", Text),
+    Column("lease_until", Double, nullable=False),
+    Column("fence", Integer, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("problem", Text),
+    Index(None, "due_at"),
+)
+
+cache = Table(
+    "cache",
+    metadata,
+    Column("provider_id", Text, ForeignKey("provider.id", ondelete="CASCADE"), primary_key=True),
+    Column("subject", Text, primary_key=True),
+    Column("resource", Text, primary_key=True),
+    Column("body", LargeBinary, nullable=False),
+    Column("etag", Text),
+    Column("fetched_at", Instant, nullable=False),
+    Column("fresh_until", Instant, nullable=False),
+)
+
+icon = Table(
+    "icon",
+    metadata,
+    Column("key", Text, primary_key=True),  # SHA-256 of provider, references and version
+    Column("source_sha256", Text),  # of the image as the provider gave it; null when refused
+    Column("problem", Text),
+    Column("decided_at", Instant, nullable=False),
+    Index(None, "source_sha256"),
+)
+
+rendition = Table(
+    "rendition",
+    metadata,
+    Column("source_sha256", Text, primary_key=True),
+    Column("width", Integer, primary_key=True),
+    Column("media_sha256", Text, ForeignKey("media.sha256"), nullable=False),
+)
+
+media = Table(
+    "media",
+    metadata,
+    Column("sha256", Text, primary_key=True),
+    Column("media_type", Text, nullable=False),
+    Column("byte_size", Integer, nullable=False),
+    Column("width", Integer),
+    Column("height", Integer),
+    Column("created_at", Instant, nullable=False),
+)
+
+api_key = Table(
+    "api_key",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("secret_sha256", LargeBinary, nullable=False),
+    Column("scopes", Text, nullable=False),  # space separated, sorted
+    Column("created_at", Instant, nullable=False),
+    Column("expires_at", Instant),
+    Column("last_used_at", Instant),
+    Column("revoked", Boolean, nullable=False),
+)
+
+callback = Table(
+    "callback",
+    metadata,
+    Column("nonce_sha256", Text, primary_key=True),
+    Column("provider_id", Text, nullable=False),
+    Column("expires_at", Double, nullable=False),  # by the database's clock
+    Column("used", Boolean, nullable=False),
+    Index(None, "provider_id"),
+)
