@@ -1,0 +1,1 @@
+"""Talking to platforms: sessions, their transitions, HTTP."""

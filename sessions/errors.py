@@ -1,0 +1,115 @@
+"""Errors of talking to providers.
+
+ProviderError                 a provider could not do what was asked
+├── ProviderUnavailable       not reached, 5xx, connection lost
+│   └── ProviderTimeout       no answer within the deadline
+├── ProviderRateLimited       429 or the platform's own throttle
+├── ProviderAuthFailed        the stored credentials are refused
+│   └── ReauthRequired        a person must give new credentials
+├── ProviderForbidden         logged in, but a permission is missing
+├── ProviderBadResponse       an answer that is not what the platform promises
+├── ProviderAddressRefused    the URL or the address behind it is not allowed
+└── NotSupported              the platform cannot do this
+SessionLost                   the session is gone; its holder replaces it (never reaches callers)
+ProviderNotFound              no such provider is registered
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ProviderError(Exception):
+    """A provider could not do what was asked.
+
+    Args:
+        message: For a person: starts with a capital, no full stop, no secret, no upstream body.
+        provider_id: The product's own id of the provider, when known.
+        retry_after_seconds: How long the provider asked to be left alone.
+    """
+
+    code: ClassVar[str] = "PROVIDER_UNAVAILABLE"
+    retryable: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        provider_id: str | None = None,
+        retry_after_seconds: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.provider_id = provider_id
+        self.retry_after_seconds = retry_after_seconds
+
+
+class ProviderUnavailable(ProviderError):
+    """The provider was not reached, or answered 5xx, or cut the connection."""
+
+
+class ProviderTimeout(ProviderUnavailable):
+    """No complete answer within the deadline."""
+
+    code = "PROVIDER_TIMEOUT"
+
+
+class ProviderRateLimited(ProviderError):
+    """The provider asks to be left alone for a while."""
+
+    code = "PROVIDER_RATE_LIMITED"
+
+
+class ProviderAuthFailed(ProviderError):
+    """The provider refuses the stored credentials."""
+
+    code = "PROVIDER_AUTH_FAILED"
+    retryable = False
+
+
+class ReauthRequired(ProviderAuthFailed):
+    """Nothing but new credentials or a new consent will help."""
+
+    code = "REAUTH_REQUIRED"
+
+
+class ProviderForbidden(ProviderError):
+    """The account is logged in but lacks a permission, named in the message."""
+
+    code = "PROVIDER_FORBIDDEN"
+    retryable = False
+
+
+class ProviderBadResponse(ProviderError):
+    """The provider's answer is not what its platform promises: HTML, too large, wrong fields."""
+
+    code = "PROVIDER_BAD_RESPONSE"
+    retryable = False
+
+
+class ProviderAddressRefused(ProviderError):
+    """The URL, or an address its host name resolves to, is not one the gateway may call."""
+
+    code = "BAD_INPUT"
+    retryable = False
+
+
+class NotSupported(ProviderError):
+    """The platform, or this version of it, cannot do this."""
+
+    code = "NOT_SUPPORTED"
+    retryable = False
+
+
+class ProviderNotFound(ProviderError):
+    """No provider of that id is registered."""
+
+    code = "PROVIDER_NOT_FOUND"
+    retryable = False
+
+
+class SessionLost(Exception):
+    """The session's authorisation no longer holds; whoever holds it replaces it and tries again.
+
+    Raised by platforms, handled by ``ProviderSession``; it never reaches a caller.
+    """

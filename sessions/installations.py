@@ -1,0 +1,372 @@
+"""What is open: one installation for each provider in use, and who is using it.
+
+An installation holds everything this process keeps of a provider: its HTTP connections and, for
+each subject, the shared grant and the timed exports. It is opened at first use by one task for
+all who ask. Dropped, because the provider was changed or removed, it serves those it is lent to
+until the last of them is done, and then closes its connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextvars import Context
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from sessions.addresses import AddressPolicy
+from sessions.authorization import (
+    Outage,
+    SessionObserver,
+    SessionSettings,
+    SharedAuthorization,
+    terms_of,
+)
+from sessions.base import SERVICE, Platform, ProviderSession
+from sessions.errors import NotSupported, ProviderNotFound, ProviderUnavailable
+from sessions.exports import TimedExports
+from sessions.http import HttpLimits, Observer, ProviderHttp
+from sessions.registry import Registry
+from storage.cache import CacheStore
+from storage.credentials import Secret
+from storage.errors import CredentialsMissing
+from storage.leases import LeaseStore
+from storage.providers import ProviderStore
+from storage.records import Provider, ProviderState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machinery:
+    """What serves one (provider, subject) in this process."""
+
+    authorization: SharedAuthorization
+    exports: TimedExports
+
+    @property
+    def session(self) -> ProviderSession:
+        """What callers are lent."""
+        return self.authorization.session
+
+
+class Installation:
+    """One provider in use.
+
+    Args:
+        provider: As registered when it was opened.
+        platform: How to talk to it.
+        http: HTTP to it.
+        connections: Closes ``http``.
+        machine: Makes what serves a subject.
+    """
+
+    def __init__(
+        self,
+        provider: Provider,
+        *,
+        platform: Platform,
+        http: ProviderHttp,
+        connections: AsyncExitStack,
+        machine: Callable[[Installation, str], Machinery],
+    ) -> None:
+        self.provider = provider
+        self.platform = platform
+        self.http = http
+        self.outage = Outage(provider)
+        self.users = 0
+        self.dropped = False
+        self._connections = connections
+        self._machine = machine
+        self._machinery_by_subject: dict[str, Machinery] = {}
+
+    @property
+    def registration(self) -> tuple[int, datetime]:
+        """What differs once the provider was changed, or removed and registered again."""
+        return self.provider.revision, self.provider.created_at
+
+    def machinery(self, subject: str) -> Machinery:
+        """Return what serves a subject, made at first use."""
+        found = self._machinery_by_subject.get(subject)
+        if found is None:
+            found = self._machinery_by_subject[subject] = self._machine(self, subject)
+        return found
+
+    def note_use(self, *, began_at: float, error: BaseException | None) -> None:
+        """Tell from how a use went whether the provider is in reach."""
+        if isinstance(error, ProviderUnavailable):
+            self.outage.note_failure(error)
+        elif self.outage.began_at is not None and error is None and began_at > self.outage.began_at:
+            self.outage.note_success()
+
+    async def aclose(self, *, within_seconds: float) -> None:
+        """End what is in flight, then close the connections."""
+        for machinery in self._machinery_by_subject.values():
+            await machinery.exports.settle()
+            await machinery.authorization.settle(within_seconds=within_seconds)
+        await self._connections.aclose()
+
+
+class Installations:
+    """All providers in use in this process.
+
+    Args:
+        providers: What is registered.
+        leases: Rows of sessions and jobs.
+        cache: Where results of timed exports are kept.
+        registry: Which platforms there are.
+        policy: Which addresses may be called.
+        limits: Of HTTP; the concurrency is each platform's own.
+        settings: Durations.
+        observer: Hears of transitions.
+        http_observer: Hears of every upstream call.
+    """
+
+    def __init__(
+        self,
+        *,
+        providers: ProviderStore,
+        leases: LeaseStore,
+        cache: CacheStore,
+        registry: Registry,
+        policy: AddressPolicy,
+        limits: HttpLimits,
+        settings: SessionSettings,
+        observer: SessionObserver,
+        http_observer: Observer | None,
+    ) -> None:
+        self._providers = providers
+        self._leases = leases
+        self._cache = cache
+        self._registry = registry
+        self._policy = policy
+        self._limits = limits
+        self._settings = settings
+        self._observer = observer
+        self._http_observer = http_observer
+        self._open: dict[str, Installation] = {}
+        self._opening: dict[str, asyncio.Task[Installation]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    async def enter(self, provider_id: str) -> Installation:
+        """Return the provider's installation, opened if need be, and count a user of it.
+
+        Raises:
+            ProviderNotFound: No provider of that id is registered.
+            ProviderUnavailable: It is disabled, or the gateway is shutting down.
+            ProviderError: Its platform or address cannot be used.
+            StorageError: The database could not answer, at the first use.
+        """
+        installation = self._open.get(provider_id)
+        if installation is None:
+            installation = await self._opened(provider_id)
+        installation.users += 1
+        return installation
+
+    def leave(self, installation: Installation) -> None:
+        """Count a user less; the last one of a dropped installation closes it."""
+        installation.users -= 1
+        if installation.dropped and installation.users == 0:
+            self._close(installation)
+
+    def drop(self, provider_id: str) -> None:
+        """Have the provider opened anew at its next use."""
+        installation = self._open.get(provider_id)
+        if installation is not None:
+            self._drop(installation)
+
+    async def look(self) -> None:
+        """Drop what was changed or removed elsewhere.
+
+        Raises:
+            StorageError: The database could not answer.
+        """
+        registrations = await self._leases.list_registrations()
+        for provider_id, installation in list(self._open.items()):
+            if registrations.get(provider_id) != installation.registration:
+                self._drop(installation)
+
+    async def aclose(self) -> None:
+        """Open nothing more and close everything, lent or not."""
+        self._closed = True
+        while self._opening:
+            await asyncio.wait(self._opening.values())
+        for installation in list(self._open.values()):
+            installation.users += 1
+            self._drop(installation)
+            self._close(installation)
+        while self._closing:
+            await asyncio.wait(self._closing)
+
+    def platform_of(self, provider: Provider) -> Platform:
+        """Return the provider's platform.
+
+        Raises:
+            NotSupported: There is none of that name.
+        """
+        platform = self._registry.get(provider.platform)
+        if platform is None:
+            raise NotSupported(
+                f"There is no platform named {provider.platform}, "
+                f"only {', '.join(self._registry.names())}",
+                provider_id=provider.id,
+            )
+        return platform
+
+    def open_http(self, provider: Provider) -> AbstractAsyncContextManager[ProviderHttp]:
+        """Open HTTP to a provider, with as many calls at once as its platform bears.
+
+        Raises:
+            NotSupported: There is no such platform.
+            ProviderAddressRefused: Its address is not allowed (on entering).
+        """
+        return ProviderHttp.open(
+            provider.base_url,
+            provider_id=provider.id,
+            policy=self._policy,
+            limits=replace(self._limits, concurrency=self.platform_of(provider).concurrency),
+            observer=self._http_observer,
+        )
+
+    async def _opened(self, provider_id: str) -> Installation:
+        if self._closed:
+            raise ProviderUnavailable("The gateway is shutting down", provider_id=provider_id)
+        opening = self._opening.get(provider_id)
+        if opening is None:
+            # A context of its own: it works for all who ask, not under the first one's deadline.
+            opening = asyncio.create_task(self._install(provider_id), context=Context())
+            self._opening[provider_id] = opening
+            opening.add_done_callback(lambda done: self._landed(provider_id, done))
+        await asyncio.wait({opening})
+        return opening.result()
+
+    def _landed(self, provider_id: str, opening: asyncio.Task[Installation]) -> None:
+        del self._opening[provider_id]
+        if not opening.cancelled():
+            opening.exception()  # seen, even when every caller has given up
+
+    async def _install(self, provider_id: str) -> Installation:
+        provider = await self._providers.get(provider_id)
+        if provider is None:
+            raise ProviderNotFound(
+                f"No provider {provider_id} is registered", provider_id=provider_id
+            )
+        if provider.state is ProviderState.DISABLED:
+            raise ProviderUnavailable("The provider is disabled", provider_id=provider_id)
+        terms = terms_of(provider, await self._credentials(provider_id))
+        async with AsyncExitStack() as stack:
+            http = await stack.enter_async_context(self.open_http(provider))
+            installation = Installation(
+                provider,
+                platform=self.platform_of(provider),
+                http=http,
+                connections=stack.pop_all(),
+                machine=lambda owner, subject: self._machinery(owner, subject, terms=terms),
+            )
+        await installation.machinery(SERVICE).exports.plan()
+        self._open[provider_id] = installation
+        return installation
+
+    async def _credentials(self, provider_id: str) -> Secret[Mapping[str, str]]:
+        try:
+            return await self._providers.credentials(provider_id)
+        except CredentialsMissing:
+            return Secret[Mapping[str, str]]({})
+
+    def _machinery(self, owner: Installation, subject: str, *, terms: str) -> Machinery:
+        exports = TimedExports(
+            owner.provider,
+            platform=owner.platform,
+            subject=subject,
+            leases=self._leases,
+            cache=self._cache,
+            settings=self._settings,
+            run=lambda name: authorization.session.export(name),  # noqa: PLW0108 - made below
+        )
+        authorization = SharedAuthorization(
+            owner.provider,
+            platform=owner.platform,
+            subject=subject,
+            terms=terms,
+            http=owner.http,
+            exports=exports,
+            providers=self._providers,
+            leases=self._leases,
+            settings=self._settings,
+            observer=self._observer,
+            outage=owner.outage,
+            on_outdated=lambda: self._drop(owner),
+        )
+        return Machinery(authorization=authorization, exports=exports)
+
+    def _drop(self, installation: Installation) -> None:
+        provider_id = installation.provider.id
+        if self._open.get(provider_id) is installation:
+            del self._open[provider_id]
+            installation.dropped = True
+            if installation.users == 0:
+                self._close(installation)
+
+    def _close(self, installation: Installation) -> None:
+        closing = asyncio.create_task(
+            installation.aclose(within_seconds=self._settings.shutdown_seconds), context=Context()
+        )
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+
+
+class SessionLoan:
+    """The use of one session for the length of an ``async with``.
+
+    Made by hand because it is on the path of every call: a generator would cost more than all
+    the rest.
+    """
+
+    __slots__ = ("_began_at", "_installation", "_installations", "_provider_id", "_subject")
+
+    def __init__(self, installations: Installations, provider_id: str, subject: str) -> None:
+        self._installations = installations
+        self._provider_id = provider_id
+        self._subject = subject
+
+    async def __aenter__(self) -> ProviderSession:
+        """Begin.
+
+        Raises:
+            ProviderError: See ``Installations.enter``.
+            StorageError: The same.
+        """
+        self._installation = await self._installations.enter(self._provider_id)
+        self._began_at = time.monotonic()
+        return self._installation.machinery(self._subject).session
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _trace: object
+    ) -> None:
+        self._installations.leave(self._installation)
+        self._installation.note_use(began_at=self._began_at, error=error)
+
+
+class MachineryLoan:
+    """The use of what is behind a session, as ``SessionLoan``; it says nothing of outages."""
+
+    __slots__ = ("_installation", "_installations", "_provider_id", "_subject")
+
+    def __init__(self, installations: Installations, provider_id: str, subject: str) -> None:
+        self._installations = installations
+        self._provider_id = provider_id
+        self._subject = subject
+
+    async def __aenter__(self) -> Machinery:
+        """Begin.
+
+        Raises:
+            ProviderError: See ``Installations.enter``.
+            StorageError: The same.
+        """
+        self._installation = await self._installations.enter(self._provider_id)
+        return self._installation.machinery(self._subject)
+
+    async def __aexit__(self, *_error: object) -> None:
+        self._installations.leave(self._installation)

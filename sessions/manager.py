@@ -1,0 +1,268 @@
+"""Who is lent which session: the door through which everything else reaches providers.
+
+One session object for each (provider, subject) is lent to any number of callers at once. It is
+made at first use (``sessions.installations``), its grant is had and replaced underneath
+(``sessions.authorization``), and what happens by the clock is one loop's
+(``sessions.scheduler``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Final
+
+from sessions.addresses import AddressPolicy
+from sessions.authorization import (
+    SessionObserver,
+    SessionSettings,
+    SilentObserver,
+    log_out_quietly,
+)
+from sessions.base import SERVICE, Export, Grant, NewGrant, ProviderCheck, ProviderSession
+from sessions.errors import ProviderAuthFailed, ProviderError, ProviderTimeout, SessionLost
+from sessions.exports import EXPORT_JOB
+from sessions.http import DEFAULT_LIMITS, HttpLimits, Observer
+from sessions.installations import Installations, MachineryLoan, SessionLoan
+from sessions.registry import Registry
+from sessions.scheduler import Scheduler
+from storage.cache import CacheStore
+from storage.credentials import Secret
+from storage.errors import StorageError
+from storage.leases import LeaseStore, SessionStatus
+from storage.providers import ProviderStore
+from storage.records import Provider, SessionState
+
+__all__ = [
+    "SERVICE",
+    "SessionManager",
+    "SessionObserver",
+    "SessionSettings",
+    "SessionStatus",
+    "SilentObserver",
+    "new_owner",
+]
+
+_OWNER_LETTERS: Final = 12
+
+
+def new_owner() -> str:
+    """Return a name for this process, unlike any other, to hold leases under."""
+    return uuid.uuid4().hex[:_OWNER_LETTERS]
+
+
+class SessionManager:
+    """Lends sessions and looks after them.
+
+    Args:
+        providers: What is registered.
+        leases: Rows of sessions and jobs.
+        cache: Where results of timed exports are kept.
+        registry: Which platforms there are.
+        policy: Which addresses may be called.
+        limits: Of HTTP; the concurrency is each platform's own.
+        settings: Durations.
+        observer: Hears of transitions, for metrics.
+        http_observer: Hears of every upstream call, for metrics.
+    """
+
+    def __init__(
+        self,
+        *,
+        providers: ProviderStore,
+        leases: LeaseStore,
+        cache: CacheStore,
+        registry: Registry,
+        policy: AddressPolicy,
+        limits: HttpLimits = DEFAULT_LIMITS,
+        settings: SessionSettings | None = None,
+        observer: SessionObserver | None = None,
+        http_observer: Observer | None = None,
+    ) -> None:
+        self._leases = leases
+        self._cache = cache
+        self._settings = settings or SessionSettings()
+        observer = observer or SilentObserver()
+        self._installations = Installations(
+            providers=providers,
+            leases=leases,
+            cache=cache,
+            registry=registry,
+            policy=policy,
+            limits=limits,
+            settings=self._settings,
+            observer=observer,
+            http_observer=http_observer,
+        )
+        self._scheduler = Scheduler(
+            leases, settings=self._settings, observer=observer, installations=self._installations
+        )
+
+    def session(self, provider_id: str, subject: str = SERVICE) -> SessionLoan:
+        """Lend the session of a provider: ``async with manager.session("1") as session:``.
+
+        Entering raises ``ProviderNotFound`` when there is no such provider, and
+        ``ProviderUnavailable`` when it is disabled; logging in happens at the first call that
+        needs it.
+        """
+        return SessionLoan(self._installations, provider_id, subject)
+
+    async def check(
+        self, provider: Provider, credentials: Secret[Mapping[str, str]]
+    ) -> tuple[ProviderCheck, NewGrant]:
+        """Find out whether a provider can be used, without storing anything.
+
+        The grant obtained is the caller's, to ``adopt`` or to ``discard``; it is ended here when
+        the check fails.
+
+        Raises:
+            ProviderError: It cannot be used, and why.
+        """
+        platform = self._installations.platform_of(provider)
+        async with self._installations.open_http(provider) as http:
+            authorization = _FixedAuthorization(provider.id)
+            session = platform.session(
+                provider, http=http, authorization=authorization, exports=_NoExports()
+            )
+            try:
+                async with asyncio.timeout(self._settings.check_seconds):
+                    return await _checked(session, authorization, credentials)
+            except TimeoutError as error:
+                raise ProviderTimeout(
+                    f"The check did not finish within {self._settings.check_seconds:g} seconds",
+                    provider_id=provider.id,
+                ) from error
+            except SessionLost as error:
+                raise ProviderAuthFailed(
+                    "The provider ended a session it had just granted", provider_id=provider.id
+                ) from error
+
+    async def discard(self, provider: Provider, grant: NewGrant) -> None:
+        """End a grant that ``check`` obtained and nobody will use, if it can be done.
+
+        Raises:
+            NotSupported: There is no such platform.
+            ProviderAddressRefused: The provider's address is not allowed.
+        """
+        platform = self._installations.platform_of(provider)
+        async with self._installations.open_http(provider) as http:
+            session = platform.session(
+                provider,
+                http=http,
+                authorization=_FixedAuthorization(provider.id),
+                exports=_NoExports(),
+            )
+            await log_out_quietly(session, grant)
+
+    async def adopt(self, provider_id: str, grant: NewGrant) -> None:
+        """Store the grant a check obtained, so that no second login is needed.
+
+        Raises:
+            ProviderNotFound: The provider is not registered.
+            ProviderError: The session was busy for too long; the grant is ended.
+            StorageError: It could not be stored.
+        """
+        async with MachineryLoan(self._installations, provider_id, SERVICE) as behind:
+            await behind.authorization.adopt(grant)
+
+    async def forget(self, provider_id: str) -> None:
+        """Start over with a provider that was changed or removed.
+
+        What is stored of its sessions and exports is dropped, transitions in flight come to
+        nothing, and its connections are closed after the last caller is done. Other gateways
+        notice within ``look_seconds``, and at once when a call of theirs fails.
+
+        Raises:
+            StorageError: The database could not do it; ask again.
+        """
+        self._installations.drop(provider_id)
+        await self._leases.reset_sessions(provider_id)
+        await self._leases.remove_jobs(EXPORT_JOB, key_prefix=f"{provider_id}|")
+        await self._cache.drop(provider_id)
+        self._installations.drop(
+            provider_id
+        )  # whoever asked meanwhile may have seen what was just dropped
+
+    async def revoke(self, provider_id: str, subject: str = SERVICE) -> None:
+        """End one session, here and at the provider; its next use logs in again.
+
+        Raises:
+            ProviderNotFound: The provider is not registered.
+            StorageError: The database could not do it; nothing was ended.
+        """
+        async with MachineryLoan(self._installations, provider_id, subject) as behind:
+            await behind.authorization.revoke()
+
+    async def status(self, provider_id: str, subject: str = SERVICE) -> SessionStatus:
+        """Return what may be shown of a session, with its latest transitions.
+
+        One that was never used is ``EMPTY``, also of a provider that is not registered.
+
+        Raises:
+            StorageError: The database could not answer.
+        """
+        found = await self._leases.find_status(provider_id, subject)
+        return found or SessionStatus(
+            provider_id=provider_id, subject=subject, state=SessionState.EMPTY
+        )
+
+    async def list_statuses(self) -> Sequence[SessionStatus]:
+        """Return what may be shown of every session that was used, by provider id and subject.
+
+        Raises:
+            StorageError: The database could not answer.
+        """
+        return await self._leases.list_statuses()
+
+    async def run(self) -> None:
+        """Keep sessions alive and exports fresh until ``aclose``."""
+        await self._scheduler.run()
+
+    async def aclose(self) -> None:
+        """Stop: claim nothing more, end what is in flight, give leases back, close connections."""
+        await self._scheduler.stop()
+        await self._installations.aclose()
+        with suppress(StorageError):  # then they run out by themselves
+            await self._leases.release_all()
+
+
+async def _checked(
+    session: ProviderSession,
+    authorization: _FixedAuthorization,
+    credentials: Secret[Mapping[str, str]],
+) -> tuple[ProviderCheck, NewGrant]:
+    grant = await session.log_in(credentials)
+    authorization.grant = Grant(version=1, secret=grant.secret)
+    try:
+        return await session.check(), grant
+    except (ProviderError, SessionLost, TimeoutError, asyncio.CancelledError):
+        await log_out_quietly(session, grant)
+        raise
+
+
+class _FixedAuthorization:
+    """The one grant of a check; there is no other when it is lost."""
+
+    def __init__(self, provider_id: str) -> None:
+        self.grant: Grant | None = None
+        self._provider_id = provider_id
+
+    async def current(self) -> Grant:
+        if self.grant is None:
+            raise SessionLost
+        return self.grant
+
+    async def replace(self, lost: Grant) -> Grant:
+        raise ProviderAuthFailed(
+            f"The provider ended session {lost.version} it had just granted",
+            provider_id=self._provider_id,
+        )
+
+
+class _NoExports:
+    """A check runs none, and sees none."""
+
+    async def read(self, name: str) -> Export | None:  # noqa: ARG002 - named as in Exports
+        return None
