@@ -1,0 +1,228 @@
+"""A gateway, a Kolibri and a little product around them, for a first look: ``make run``.
+
+Starts a Kolibri (simulated, or with ``--real`` a real one in its own virtual environment) and a
+gateway, both on 127.0.0.1, and answers the gateway's callback as a product would: the first
+request for provider ``1`` registers it. Prints the URL and the key; Ctrl-C stops what it started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from simulators.kolibri import population
+
+ROOT = Path(__file__).resolve().parent.parent
+START_SECONDS = 60
+
+
+class DemoFailed(Exception):
+    """Something did not come up; the message says what, and where its log is."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until interrupted; returns the exit code."""
+    options = _options(arguments)
+    folder: Path = options.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    token = _token(folder / "token")
+    processes: list[subprocess.Popen[bytes]] = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        kolibri_url = f"http://127.0.0.1:{options.kolibri_port}"
+        account = _start_kolibri(options, processes)
+        url = f"http://127.0.0.1:{options.port}"
+        product = _Product(url, token, details={"url": kolibri_url, **account})
+        processes.append(_start_gateway(options, token, product.callback_url))
+        _wait(f"{url}/ready", processes[-1], folder / "gateway.log")
+        users = _call(f"{url}/api/users?id=1", token)
+        _greet(url, token, kolibri_url, real=options.real, users=len(users))
+        return processes[-1].wait()
+    except DemoFailed as error:
+        print(f"The demo did not start: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopping")
+        return 0
+    finally:
+        for process in reversed(processes):
+            _stop(process)
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make run", description=__doc__)
+    parser.add_argument("--port", type=int, default=8180)
+    parser.add_argument("--kolibri-port", type=int, default=8190)
+    parser.add_argument("--real", action="store_true", help="a real Kolibri instead of ours")
+    parser.add_argument("--folder", type=Path, default=ROOT / ".demo")
+    parser.add_argument("--kolibri-home", type=Path, default=ROOT / ".kolibri")
+    return parser.parse_args(arguments)
+
+
+def _token(path: Path) -> str:
+    if not path.exists():
+        path.touch(mode=0o600)
+        path.write_text(secrets.token_urlsafe(32), encoding="ascii")
+    return path.read_text(encoding="ascii")
+
+
+def _start_kolibri(
+    options: argparse.Namespace, processes: list[subprocess.Popen[bytes]]
+) -> Mapping[str, str]:
+    """Start the server; returns the credentials of its facility administrator."""
+    module = [sys.executable, "-m", "simulators.kolibri"]
+    if options.real:
+        print("Starting a real Kolibri; the first time this installs it, which takes minutes")
+        home = str(options.kolibri_home)
+        module[-1] = "simulators.kolibri.real"
+        up = [*module, "up", "--home", home, "--port", str(options.kolibri_port)]
+        if subprocess.run(up, cwd=ROOT, check=False).returncode != 0:  # noqa: S603 - our own module
+            raise DemoFailed("the real Kolibri is not up, see above")
+    else:
+        log = options.folder / "kolibri.log"
+        process = _spawn(
+            [*module, "--host", "127.0.0.1", "--port", str(options.kolibri_port)], log, os.environ
+        )
+        processes.append(process)
+        _wait(f"http://127.0.0.1:{options.kolibri_port}/api/public/info/", process, log)
+    return {
+        "type": "kolibri",
+        "username": "service_admin",
+        "password": population.PASSWORD,
+    }
+
+
+def _start_gateway(
+    options: argparse.Namespace, token: str, callback_url: str
+) -> subprocess.Popen[bytes]:
+    command = shutil.which("learning-gateway", path=str(Path(sys.executable).parent))
+    if command is None:
+        raise DemoFailed("learning-gateway is not installed beside this Python; use make run")
+    environment = os.environ | {
+        "GATEWAY_HOST": "127.0.0.1",
+        "GATEWAY_PORT": str(options.port),
+        "GATEWAY_PUBLIC_URL": f"http://127.0.0.1:{options.port}",
+        "GATEWAY_DATA_FOLDER": str(options.folder / "data"),
+        "GATEWAY_TOKEN": token,
+        "GATEWAY_PRODUCT_CALLBACK_URL": callback_url,
+    }
+    return _spawn([command, "serve"], options.folder / "gateway.log", environment)
+
+
+def _spawn(
+    command: Sequence[str], log: Path, environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    with log.open("wb") as output:
+        return subprocess.Popen(  # noqa: S603 - our own programs
+            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            tail = log.read_text(encoding="utf-8", errors="replace")[-2000:]
+            raise DemoFailed(f"a server ended with {process.returncode}; its log:\n{tail}")
+        try:
+            with urllib.request.urlopen(url, timeout=2):  # noqa: S310 - http on 127.0.0.1
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise DemoFailed(f"{url} did not answer within {START_SECONDS} s, see {log}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _call(
+    url: str, token: str, body: object = None, *, nonce: str | None = None
+) -> Any:  # decoded JSON
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    if nonce is not None:
+        headers["X-Registration-Nonce"] = nonce
+    content = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, content, headers)  # noqa: S310 - http on 127.0.0.1
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 - as above
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        detail = error.read(2000).decode(errors="replace")
+        raise DemoFailed(f"{url} answered {error.code}: {detail}") from error
+
+
+class _Product:
+    """A product that knows one provider and posts its details when the gateway asks."""
+
+    def __init__(self, gateway_url: str, token: str, *, details: Mapping[str, str]) -> None:
+        product = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                known = asked["id"] == "1"
+                self.send_response(202 if known else 404)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                if known:
+                    threading.Thread(target=product.register, args=[asked["nonce"]]).start()
+
+            def log_message(self, *_arguments: object) -> None:
+                """Stay quiet: the gateway's log tells the story."""
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        self.callback_url = f"http://127.0.0.1:{server.server_port}/gateway/providers"
+        self._details = {"id": "1", **details}
+        self._gateway_url = gateway_url
+        self._token = token
+
+    def register(self, nonce: str) -> None:
+        """Post the provider's details, as the answer to the callback that brought the nonce."""
+        try:
+            _call(f"{self._gateway_url}/api/add-provider", self._token, self._details, nonce=nonce)
+        except DemoFailed as error:
+            print(f"The product could not register provider 1: {error}", file=sys.stderr)
+
+
+def _greet(url: str, token: str, kolibri_url: str, *, real: bool, users: int) -> None:
+    kind = "real" if real else "simulated"
+    print(
+        f"""
+learning-gateway is up, with a {kind} Kolibri at {kolibri_url}
+({users} users; provider 1 registered itself when it was first asked for)
+
+  GraphiQL   {url}/graphql
+  key        {token}
+
+  curl -H 'Authorization: Bearer {token}' '{url}/api/users?id=1'
+
+Ctrl-C stops it. Logs and data are in .demo
+""",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
