@@ -1,0 +1,1 @@
+"""What a field means: loaders, roster, icons. No GraphQL types, no SQL."""

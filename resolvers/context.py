@@ -1,0 +1,327 @@
+"""What one request carries: who asks, what it may reach, and what went wrong on the way.
+
+The protocols say what a request needs of its surroundings; the application satisfies them with
+the session manager, the provider store, the platform registry, the icon service and the
+registration rules, tests with recording fakes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from resolvers.errors import Forbidden
+from resolvers.loaders import Loaders
+from sessions.base import Platform, ProviderSession
+from sessions.errors import ProviderError
+from storage.credentials import Secret
+from storage.leases import SessionStatus
+from storage.records import Course, Provider
+
+_DEFAULT_PAGE_SIZE = 100
+_PROVIDER_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class Scope(StrEnum):
+    """What an API key may be allowed to do; ``admin`` includes all the others."""
+
+    READ_USERS = "read:users"
+    READ_COURSES = "read:courses"
+    READ_ENROLLMENTS = "read:enrollments"
+    READ_PROVIDERS = "read:providers"
+    READ_METRICS = "read:metrics"
+    WRITE_PROVIDERS = "write:providers"
+    ADMIN = "admin"
+
+
+class Access(Protocol):
+    """What the caller's key allows."""
+
+    def allows(self, scope: str, /) -> bool:
+        """Whether the key has the scope, by itself or through ``admin``."""
+
+    def sees(self, provider_id: str, /) -> bool:
+        """Whether the provider exists as far as this key is concerned."""
+
+
+class Sessions(Protocol):
+    """Where provider sessions are borrowed."""
+
+    def session(self, provider_id: str) -> AbstractAsyncContextManager[ProviderSession]:
+        """Lend the service's session with the provider for as long as the block lasts.
+
+        Raises:
+            ProviderError: There is none to be had; ``ProviderNotFound`` for an unknown provider.
+        """
+
+    async def list_statuses(self) -> Sequence[SessionStatus]:
+        """Return how every session stands, in any order."""
+
+
+class Providers(Protocol):
+    """Where registered providers are read."""
+
+    async def list_all(self) -> Sequence[Provider]:
+        """Return every provider in order of registration."""
+
+
+class Platforms(Protocol):
+    """Which kinds of software the gateway can talk to."""
+
+    def get(self, name: str, /) -> Platform | None:
+        """Return the platform of that name, if it is installed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asset:
+    """An image the gateway keeps and serves.
+
+    Attributes:
+        sha256: Hash of the served bytes, in hex.
+        media_type: Of the served bytes, such as ``image/webp``.
+        byte_size: Length of the served bytes.
+        width: In pixels.
+        height: In pixels.
+        url: Where the gateway serves it.
+    """
+
+    sha256: str
+    media_type: str
+    byte_size: int
+    width: int
+    height: int
+    url: str
+
+
+class Icons(Protocol):
+    """Where courses' icons come from; a broken one is ``None`` and never an error."""
+
+    async def urls(self, wanted: Sequence[tuple[Course, int]]) -> Sequence[str | None]:
+        """Return the address of each course's icon at about the given width in pixels."""
+
+    async def assets(self, courses: Sequence[Course]) -> Sequence[Asset | None]:
+        """Return each course's icon in the largest size kept."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderDraft:
+    """What is asked of a registration.
+
+    Attributes:
+        id: The product's own id for the provider.
+        platform: Name of the platform, such as ``kolibri``.
+        name: For a person; ``None`` to take the name the installation gives itself.
+        base_url: Where it is reached.
+        account_id: Which part of the installation is meant (Kolibri: the facility id).
+        options: Settings the platform understands.
+        credentials: Names to values, as the platform's ``credential_fields`` ask.
+    """
+
+    id: str
+    platform: str
+    name: str | None = None
+    base_url: str
+    account_id: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+    credentials: Secret[Mapping[str, str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderChanges:
+    """What an update changes; ``None`` leaves as it is, an empty ``account_id`` removes it.
+
+    Attributes:
+        credentials: Those given take the place of the stored ones of the same names.
+        options: Replaces all of them.
+        disabled: True stops every call to the provider, False starts them again.
+        expected_revision: Refuses the update when the provider has changed since.
+    """
+
+    name: str | None = None
+    base_url: str | None = None
+    account_id: str | None = None
+    options: Mapping[str, str] | None = None
+    credentials: Secret[Mapping[str, str]] | None = None
+    disabled: bool | None = None
+    expected_revision: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why a mutation was not carried out; nothing was changed.
+
+    Attributes:
+        code: One of the stable error codes.
+        message: For a person.
+        field: Name of the input at fault (``base_url``, ``credentials.password``), if one is.
+        retryable: Whether the same request may succeed later.
+    """
+
+    code: str
+    message: str
+    field: str | None = None
+    retryable: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderCheckReport:
+    """What a check of a registered provider found.
+
+    Attributes:
+        provider: The provider as it is after the check.
+        version: Software version it reports.
+        name: What the installation calls itself.
+        account: What the account may see, for a person.
+        missing: Permissions the account lacks, each a sentence with its consequence.
+    """
+
+    provider: Provider
+    version: str
+    name: str
+    account: str
+    missing: tuple[str, ...] = ()
+
+
+class Registration(Protocol):
+    """The rules by which providers come, change and go."""
+
+    async def find(self, provider_id: str) -> Provider | None:
+        """Return the provider; asks the product for the details of one not registered yet."""
+
+    async def register(self, draft: ProviderDraft) -> Provider | Refusal:
+        """Check and store a provider, replacing one of the same id."""
+
+    async def update(self, provider_id: str, changes: ProviderChanges) -> Provider | Refusal:
+        """Check and store changes to a provider."""
+
+    async def remove(self, provider_id: str) -> bool:
+        """Forget a provider and everything kept of it; False when there is none."""
+
+    async def check(self, provider_id: str) -> ProviderCheckReport | Refusal:
+        """Reach the provider, read its version and log in."""
+
+    async def revoke(self, provider_id: str, subject: str) -> bool:
+        """End a session and log out; False when there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadingLimits:
+    """How much one list may cost.
+
+    Attributes:
+        max_page_size: Largest ``first``.
+        max_collected_rows: How many rows a filtered or ordered list may read to find its own.
+        patience_seconds: How long the next provider in line waits for a slow one before it is
+            asked as well.
+        cursor_key: Secret that authenticates cursors; the same in every process.
+    """
+
+    max_page_size: int = 1000
+    max_collected_rows: int = 20_000
+    patience_seconds: float = 0.3
+    cursor_key: Secret[bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFailure:
+    """One provider's failure in one field of the answer.
+
+    Attributes:
+        provider_id: Whose failure.
+        error: What happened.
+        path: Where in the answer, response names and list positions from the root.
+    """
+
+    provider_id: str
+    error: ProviderError
+    path: tuple[str | int, ...]
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestContext:
+    """Everything one request may use; made for it and thrown away with it.
+
+    Attributes:
+        access: What the caller may do.
+        sessions: Where sessions are borrowed.
+        providers: Registered providers.
+        platforms: Installed platforms.
+        registration: Rules for providers' coming and going.
+        icons: Icon service; ``None`` where icons are not needed, such as in an export.
+        limits: How much a list may cost.
+        request_id: Shown to the caller and written to the log.
+        failures: Providers that failed so far without failing the request.
+        loaders: This request's batches.
+    """
+
+    access: Access
+    sessions: Sessions
+    providers: Providers
+    platforms: Platforms
+    registration: Registration
+    icons: Icons | None = None
+    limits: ReadingLimits
+    request_id: str
+    failures: list[SourceFailure] = field(default_factory=list)
+    loaders: Loaders = field(init=False)
+    _providers_by_id: dict[str, Provider] | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.loaders = Loaders(
+            self.sessions,
+            self.icons,
+            page_size_of=self.page_size_of,
+            max_collected_rows=self.limits.max_collected_rows,
+        )
+
+    def require(self, scope: Scope) -> None:
+        """Refuse to go on unless the caller's key has the scope.
+
+        Raises:
+            Forbidden: It has not.
+        """
+        if not self.access.allows(scope):
+            raise Forbidden(f"This needs a key with the scope {scope}")
+
+    async def visible_providers(self) -> Mapping[str, Provider]:
+        """Return the providers the caller may see by id, in order of registration.
+
+        Read once per request.
+        """
+        if self._providers_by_id is None:
+            self._providers_by_id = {
+                provider.id: provider
+                for provider in await self.providers.list_all()
+                if self.access.sees(provider.id)
+            }
+        return self._providers_by_id
+
+    def get_provider(self, provider_id: str) -> Provider | None:
+        """Return a provider already read for this request."""
+        return (self._providers_by_id or {}).get(provider_id)
+
+    def page_size_of(self, provider_id: str) -> int:
+        """Return the largest page that costs the provider, already read, little."""
+        provider = self.get_provider(provider_id)
+        platform = None if provider is None else self.platforms.get(provider.platform)
+        return _DEFAULT_PAGE_SIZE if platform is None else platform.page_size
+
+    async def find_provider(self, provider_id: str) -> Provider | None:
+        """Return a provider the caller may see, asking the product about an unknown one."""
+        known = await self.visible_providers()
+        if provider_id in known:
+            return known[provider_id]
+        if not _PROVIDER_ID.fullmatch(provider_id) or not self.access.sees(provider_id):
+            return None
+        found = await self.registration.find(provider_id)
+        if found is not None and self._providers_by_id is not None:
+            self._providers_by_id[provider_id] = found
+        return found
+
+    def forget_providers(self) -> None:
+        """Read the providers anew when next asked: a mutation has changed them."""
+        self._providers_by_id = None

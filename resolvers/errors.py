@@ -1,0 +1,50 @@
+"""Refusals of a request, beside the ``ProviderError`` of ``sessions.errors``.
+
+RequestRefused              the request itself cannot be answered
+├── BadInput                an argument is wrong
+├── Forbidden               the caller's key lacks a scope
+└── RequestLimitExceeded    answering would cost more than a request may
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class RequestRefused(Exception):
+    """The request cannot be answered as it stands; asking again will not help.
+
+    Args:
+        message: For a person: names what is wrong and what would be right.
+    """
+
+    code: ClassVar[str] = "BAD_INPUT"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class BadInput(RequestRefused):
+    """An argument is wrong; the message begins with its name.
+
+    Args:
+        argument: Name as the caller wrote it, such as ``first`` or ``filter.userIds``.
+        problem: What is wrong with it and what is allowed.
+    """
+
+    def __init__(self, argument: str, problem: str) -> None:
+        super().__init__(f"{argument}: {problem}")
+        self.argument = argument
+
+
+class Forbidden(RequestRefused):
+    """The caller's key lacks a scope, named in the message."""
+
+    code = "FORBIDDEN"
+
+
+class RequestLimitExceeded(RequestRefused):
+    """Answering would cost more than one request may; the message says how to ask for less."""
+
+    code = "REQUEST_LIMIT_EXCEEDED"

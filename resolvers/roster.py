@@ -1,0 +1,794 @@
+"""Users, courses and enrollments over every provider the caller may see."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Generic, TypeAlias, TypeVar
+
+from resolvers.collation import fold, sort_key
+from resolvers.context import RequestContext, Scope, SourceFailure
+from resolvers.cursors import CursorSealer
+from resolvers.errors import BadInput
+from resolvers.loaders import (
+    BatchLoader,
+    ExternalKey,
+    FetchGroup,
+    ListPage,
+    list_courses,
+    list_enrollments,
+    list_users,
+    pages_of,
+)
+from resolvers.paging import (
+    CollectedRow,
+    Connection,
+    FetchPage,
+    PageRequest,
+    SortKey,
+    SourceState,
+    SourceStatus,
+    checked_first,
+    page_of_rows,
+    registration_key,
+    walk_providers,
+)
+from sessions.base import Page
+from sessions.errors import ProviderError, ProviderNotFound
+from storage.records import (
+    Course,
+    CourseKind,
+    CourseState,
+    Enrollment,
+    EnrollmentSource,
+    EnrollmentState,
+    Provider,
+    ProviderState,
+    RoleValue,
+    User,
+)
+
+T = TypeVar("T")
+
+Path: TypeAlias = tuple[str | int, ...]
+"""Where in the answer a field is, for errors to name."""
+
+DEFAULT_FIRST = 50
+DEFAULT_ICON_WIDTH = 256
+
+_CURSOR_FORMAT = 1
+_MAX_ICON_WIDTH = 4096
+
+
+class UserOrderField(StrEnum):
+    """What users can be ordered by; PROVIDER is provider by provider, in order of registration."""
+
+    PROVIDER = "PROVIDER"
+    DISPLAY_NAME = "DISPLAY_NAME"
+    USERNAME = "USERNAME"
+
+
+class CourseOrderField(StrEnum):
+    """What courses can be ordered by."""
+
+    PROVIDER = "PROVIDER"
+    TITLE = "TITLE"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserFilter:
+    """Which users are meant; ``None`` does not restrict, an empty tuple lets nothing through.
+
+    Attributes:
+        user_ids: Provider ids and external ids.
+        usernames: Compared exactly.
+        search: Part of display name or username, blind to case and accents.
+        roles: Any of them is enough.
+    """
+
+    provider_ids: tuple[str, ...] | None = None
+    user_ids: tuple[ExternalKey, ...] | None = None
+    usernames: tuple[str, ...] | None = None
+    search: str | None = None
+    roles: tuple[RoleValue, ...] | None = None
+    active: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CourseFilter:
+    """Which courses are meant; ``search`` looks at title and course code."""
+
+    provider_ids: tuple[str, ...] | None = None
+    kinds: tuple[CourseKind, ...] | None = None
+    states: tuple[CourseState, ...] | None = None
+    search: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnrollmentFilter:
+    """Which enrollments are meant; ids are provider ids and external ids."""
+
+    provider_ids: tuple[str, ...] | None = None
+    user_ids: tuple[ExternalKey, ...] | None = None
+    course_ids: tuple[ExternalKey, ...] | None = None
+    roles: tuple[RoleValue, ...] | None = None
+    states: tuple[EnrollmentState, ...] | None = None
+    sources: tuple[EnrollmentSource, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageArguments:
+    """The paging arguments of a list as the caller gave them."""
+
+    first: int = DEFAULT_FIRST
+    after: str | None = None
+
+
+ANY_USER = UserFilter()
+ANY_COURSE = CourseFilter()
+ANY_ENROLLMENT = EnrollmentFilter()
+FIRST_PAGE = PageArguments()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ListKind(Generic[T]):
+    """What users, courses and enrollments have in common as lists.
+
+    Attributes:
+        name: Goes into cursors.
+        scope: What a key needs to read it.
+        list_page: Asks a session for a page of it.
+        id_of: A row's id within its provider.
+    """
+
+    name: str
+    scope: Scope
+    list_page: ListPage[T]
+    id_of: Callable[[T], str]
+
+
+_USERS: _ListKind[User] = _ListKind(
+    name="users",
+    scope=Scope.READ_USERS,
+    list_page=list_users,
+    id_of=lambda user: user.external_id,
+)
+_COURSES: _ListKind[Course] = _ListKind(
+    name="courses",
+    scope=Scope.READ_COURSES,
+    list_page=list_courses,
+    id_of=lambda course: course.external_id,
+)
+_ENROLLMENTS: _ListKind[Enrollment] = _ListKind(
+    name="enrollments",
+    scope=Scope.READ_ENROLLMENTS,
+    list_page=list_enrollments,
+    id_of=lambda enrollment: enrollment.id,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Selection(Generic[T]):
+    """How a list is collected, narrowed and sorted here.
+
+    Attributes:
+        collect: Reads the rows of one provider.
+        matches: Whether a row is meant.
+        text_of: What rows are sorted by first; ``None`` for their provider's place.
+        descending: Whether the order is turned round.
+    """
+
+    collect: Callable[[Provider], Awaitable[Iterable[T]]]
+    matches: Callable[[T], bool]
+    text_of: Callable[[T], str | None] | None = None
+    descending: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Query(Generic[T]):
+    """One list to be answered.
+
+    Attributes:
+        kind: Which list.
+        fingerprint: Filter and order; a cursor serves queries of the same one only.
+        provider_ids: Which providers; ``None`` for all that are not disabled.
+        selection: ``None`` for the list as the providers have it.
+    """
+
+    kind: _ListKind[T]
+    fingerprint: object
+    provider_ids: Sequence[str] | None
+    selection: _Selection[T] | None
+
+
+async def users(
+    context: RequestContext,
+    *,
+    filter: UserFilter = ANY_USER,  # noqa: A002 - the argument's name in the API
+    order: UserOrderField = UserOrderField.PROVIDER,
+    descending: bool = False,
+    page: PageArguments = FIRST_PAGE,
+    path: Path = ("users",),
+    wants_total: bool = False,
+) -> Connection[User]:
+    """Return a page of users.
+
+    With no filter but ``provider_ids`` and no order, it is a page of the providers' own lists;
+    otherwise every user of the providers is read, up to the collection limit.
+
+    Raises:
+        RequestRefused: An argument is wrong, a scope is missing, or the list is too long.
+        StorageError: The registered providers could not be read.
+    """
+    text_of = {
+        UserOrderField.PROVIDER: None,
+        UserOrderField.DISPLAY_NAME: lambda user: user.display_name,
+        UserOrderField.USERNAME: lambda user: user.username,
+    }[order]
+    selection: _Selection[User] | None = None
+    if not _is_native(filter, UserFilter(provider_ids=filter.provider_ids), order, descending):
+        selection = _Selection(
+            collect=_collector(
+                context.loaders.all_users, context.loaders.user_by_id, filter.user_ids
+            ),
+            matches=_user_matcher(filter),
+            text_of=text_of,
+            descending=descending,
+        )
+    query = _Query(
+        kind=_USERS,
+        fingerprint=[dataclasses.astuple(filter), order, descending],
+        provider_ids=_providers_named(filter.provider_ids, filter.user_ids),
+        selection=selection,
+    )
+    connection = await _answer(context, query, page, path=path, wants_total=wants_total)
+    for user in connection.nodes:
+        context.loaders.user_by_id.prime((user.provider_id, user.external_id), user)
+    return connection
+
+
+async def courses(
+    context: RequestContext,
+    *,
+    filter: CourseFilter = ANY_COURSE,  # noqa: A002 - the argument's name in the API
+    order: CourseOrderField = CourseOrderField.PROVIDER,
+    descending: bool = False,
+    page: PageArguments = FIRST_PAGE,
+    path: Path = ("courses",),
+    wants_total: bool = False,
+) -> Connection[Course]:
+    """Return a page of courses, read as ``users`` reads users.
+
+    Raises:
+        RequestRefused: An argument is wrong, a scope is missing, or the list is too long.
+        StorageError: The registered providers could not be read.
+    """
+    selection: _Selection[Course] | None = None
+    if not _is_native(filter, CourseFilter(provider_ids=filter.provider_ids), order, descending):
+        selection = _Selection(
+            collect=_collector(context.loaders.all_courses),
+            matches=_course_matcher(filter),
+            text_of=None if order is CourseOrderField.PROVIDER else _title_of,
+            descending=descending,
+        )
+    query = _Query(
+        kind=_COURSES,
+        fingerprint=[dataclasses.astuple(filter), order, descending],
+        provider_ids=filter.provider_ids,
+        selection=selection,
+    )
+    connection = await _answer(context, query, page, path=path, wants_total=wants_total)
+    for course in connection.nodes:
+        context.loaders.course_by_id.prime((course.provider_id, course.external_id), course)
+    return connection
+
+
+async def enrollments(
+    context: RequestContext,
+    *,
+    filter: EnrollmentFilter = ANY_ENROLLMENT,  # noqa: A002 - the argument's name in the API
+    page: PageArguments = FIRST_PAGE,
+    path: Path = ("enrollments",),
+    wants_total: bool = False,
+) -> Connection[Enrollment]:
+    """Return a page of enrollments.
+
+    With ``user_ids`` only these users' enrollments are read, else with ``course_ids`` only these
+    courses'; with neither, it is as for ``users``.
+
+    Raises:
+        RequestRefused: An argument is wrong, a scope is missing, or the list is too long.
+        StorageError: The registered providers could not be read.
+    """
+    loaders = context.loaders
+    selection: _Selection[Enrollment] | None = None
+    if filter != EnrollmentFilter(provider_ids=filter.provider_ids):
+        if filter.user_ids is not None:
+            collect = _flat_collector(loaders.enrollments_by_user, filter.user_ids)
+        elif filter.course_ids is not None:
+            collect = _flat_collector(loaders.enrollments_by_course, filter.course_ids)
+        else:
+            collect = _collector(loaders.all_enrollments)
+        selection = _Selection(collect=collect, matches=_enrollment_matcher(filter))
+    query = _Query(
+        kind=_ENROLLMENTS,
+        fingerprint=dataclasses.astuple(filter),
+        provider_ids=_providers_named(filter.provider_ids, filter.user_ids or filter.course_ids),
+        selection=selection,
+    )
+    return await _answer(context, query, page, path=path, wants_total=wants_total)
+
+
+def enrollments_of_user(
+    context: RequestContext,
+    user: User,
+    *,
+    filter: EnrollmentFilter = ANY_ENROLLMENT,  # noqa: A002 - the argument's name in the API
+    page: PageArguments = FIRST_PAGE,
+) -> asyncio.Future[Connection[Enrollment] | None]:
+    """Return the future page of a user's enrollments; batched with other users'.
+
+    Raises:
+        RequestRefused: A scope is missing or ``first`` is wrong; a wrong cursor fails the future.
+    """
+    return _nested_enrollments(
+        context,
+        (user.provider_id, user.external_id),
+        of="user",
+        rows_by_key=context.loaders.enrollments_by_user,
+        arguments=(filter, page),
+    )
+
+
+def enrollments_of_course(
+    context: RequestContext,
+    course: Course,
+    *,
+    filter: EnrollmentFilter = ANY_ENROLLMENT,  # noqa: A002 - the argument's name in the API
+    page: PageArguments = FIRST_PAGE,
+) -> asyncio.Future[Connection[Enrollment] | None]:
+    """Return the future page of a course's enrollments; batched with other courses'.
+
+    Raises:
+        RequestRefused: A scope is missing or ``first`` is wrong; a wrong cursor fails the future.
+    """
+    return _nested_enrollments(
+        context,
+        (course.provider_id, course.external_id),
+        of="course",
+        rows_by_key=context.loaders.enrollments_by_course,
+        arguments=(filter, page),
+    )
+
+
+def user_of(context: RequestContext, enrollment: Enrollment) -> asyncio.Future[User | None]:
+    """Return the future user of an enrollment; ``None`` when the provider has no such user.
+
+    Raises:
+        Forbidden: A scope is missing.
+    """
+    context.require(Scope.READ_USERS)
+    return context.loaders.user_by_id.load((enrollment.provider_id, enrollment.user_id))
+
+
+def course_of(context: RequestContext, enrollment: Enrollment) -> asyncio.Future[Course | None]:
+    """Return the future course of an enrollment; ``None`` when the provider has no such course.
+
+    Raises:
+        Forbidden: A scope is missing.
+    """
+    context.require(Scope.READ_COURSES)
+    return context.loaders.course_by_id.load((enrollment.provider_id, enrollment.course_id))
+
+
+def icon_url_of(
+    context: RequestContext, course: Course, width: int | None
+) -> asyncio.Future[str | None]:
+    """Return the future address of a course's icon, 256 pixels wide unless said otherwise.
+
+    Raises:
+        BadInput: No icon is that wide.
+    """
+    width = DEFAULT_ICON_WIDTH if width is None else width
+    if not 1 <= width <= _MAX_ICON_WIDTH:
+        raise BadInput("width", f"{width} is not between 1 and {_MAX_ICON_WIDTH}")
+    return context.loaders.icon_url(course, width)
+
+
+async def user(context: RequestContext, key: ExternalKey) -> User | None:
+    """Return one user.
+
+    Raises:
+        Forbidden: A scope is missing.
+        ProviderError: The provider could not answer.
+    """
+    context.require(Scope.READ_USERS)
+    if key[0] not in await context.visible_providers():
+        return None
+    return await context.loaders.user_by_id.load(key)
+
+
+async def course(context: RequestContext, key: ExternalKey) -> Course | None:
+    """Return one course.
+
+    Raises:
+        Forbidden: A scope is missing.
+        ProviderError: The provider could not answer.
+    """
+    context.require(Scope.READ_COURSES)
+    if key[0] not in await context.visible_providers():
+        return None
+    return await context.loaders.course_by_id.load(key)
+
+
+async def enrollment(
+    context: RequestContext, user_key: ExternalKey, enrollment_id: str
+) -> Enrollment | None:
+    """Return one enrollment of a user.
+
+    Raises:
+        Forbidden: A scope is missing.
+        ProviderError: The provider could not answer.
+    """
+    context.require(Scope.READ_ENROLLMENTS)
+    if user_key[0] not in await context.visible_providers():
+        return None
+    rows = await context.loaders.enrollments_by_user.load(user_key)
+    return next((row for row in rows or () if row.id == enrollment_id), None)
+
+
+async def list_user_pages(
+    context: RequestContext, provider_id: str
+) -> AsyncGenerator[Page[User], None]:
+    """Yield every page of a provider's users, the next one fetched while one is used.
+
+    Close it when giving up early (``contextlib.aclosing``). No user comes twice.
+
+    Raises:
+        Forbidden: A scope is missing.
+        ProviderError: The provider could not answer; ``ProviderNotFound`` when there is none.
+    """
+    async with aclosing(_pages(context, provider_id, _USERS)) as pages:
+        async for page in pages:
+            yield page
+
+
+async def list_course_pages(
+    context: RequestContext, provider_id: str
+) -> AsyncGenerator[Page[Course], None]:
+    """Yield every page of a provider's courses, as ``list_user_pages`` does users.
+
+    Raises:
+        Forbidden: A scope is missing.
+        ProviderError: The provider could not answer; ``ProviderNotFound`` when there is none.
+    """
+    async with aclosing(_pages(context, provider_id, _COURSES)) as pages:
+        async for page in pages:
+            yield page
+
+
+async def list_enrollment_pages(
+    context: RequestContext, provider_id: str
+) -> AsyncGenerator[Page[Enrollment], None]:
+    """Yield every page of a provider's enrollments, as ``list_user_pages`` does users.
+
+    Raises:
+        Forbidden: A scope is missing.
+        ProviderError: The provider could not answer; ``ProviderNotFound`` when there is none.
+    """
+    async with aclosing(_pages(context, provider_id, _ENROLLMENTS)) as pages:
+        async for page in pages:
+            yield page
+
+
+async def _pages(
+    context: RequestContext, provider_id: str, kind: _ListKind[T]
+) -> AsyncGenerator[Page[T], None]:
+    context.require(kind.scope)
+    if await context.find_provider(provider_id) is None:
+        raise _not_found(provider_id)
+    seen: set[str] = set()
+    limit = context.page_size_of(provider_id)
+    pages = pages_of(context.sessions, provider_id, kind.list_page, limit=limit)
+    async with aclosing(pages):
+        async for page in pages:
+            new = [row for row in page.items if kind.id_of(row) not in seen]
+            seen.update(map(kind.id_of, new))
+            yield dataclasses.replace(page, items=new)
+
+
+async def _answer(
+    context: RequestContext,
+    query: _Query[T],
+    page: PageArguments,
+    *,
+    path: Path,
+    wants_total: bool,
+) -> Connection[T]:
+    """Return a page of the list; providers that failed are in its sources and the context."""
+    context.require(query.kind.scope)
+    request = _page_request(context, query.kind.name, query.fingerprint, page)
+    providers, unknown = await _providers_meant(context, query.provider_ids)
+    if query.selection is None:
+        connection = await walk_providers(
+            providers,
+            fetch_page=_page_fetcher(context, query.kind),
+            id_of=query.kind.id_of,
+            limit_of=lambda provider: context.page_size_of(provider.id),
+            request=request,
+            patience_seconds=context.limits.patience_seconds,
+            wants_total=wants_total,
+        )
+    else:
+        connection = await _collected(providers, query.kind, query.selection, request)
+    sources = [*connection.sources, *unknown]
+    for source in sources:
+        if source.error is not None:
+            context.failures.append(
+                SourceFailure(provider_id=source.provider_id, error=source.error, path=path)
+            )
+    return dataclasses.replace(
+        connection, sources=sources, total_count=None if unknown else connection.total_count
+    )
+
+
+async def _providers_meant(
+    context: RequestContext, provider_ids: Sequence[str] | None
+) -> tuple[list[Provider], list[SourceStatus]]:
+    """Return the providers in order of registration, and a status for each unknown one."""
+    if provider_ids is None:
+        visible = await context.visible_providers()
+        return [row for row in visible.values() if row.state is not ProviderState.DISABLED], []
+    wanted = list(dict.fromkeys(provider_ids))
+    found = await asyncio.gather(*map(context.find_provider, wanted))
+    unknown = [
+        SourceStatus(
+            provider_id=provider_id,
+            provider=None,
+            state=SourceState.FAILED,
+            error=_not_found(provider_id),
+        )
+        for provider_id, provider in zip(wanted, found, strict=True)
+        if provider is None
+    ]
+    known = [provider for provider in found if provider is not None]
+    return sorted(known, key=registration_key), unknown
+
+
+def _not_found(provider_id: str) -> ProviderNotFound:
+    return ProviderNotFound("No such provider is registered", provider_id=provider_id)
+
+
+def _page_request(
+    context: RequestContext, name: str, fingerprint: object, page: PageArguments
+) -> PageRequest:
+    query = json.dumps([_CURSOR_FORMAT, name, fingerprint])
+    return PageRequest.checked(
+        first=page.first,
+        after=page.after,
+        sealer=CursorSealer(context.limits.cursor_key, query),
+        max_page_size=context.limits.max_page_size,
+    )
+
+
+def _page_fetcher(context: RequestContext, kind: _ListKind[T]) -> FetchPage[T]:
+    async def fetch(provider_id: str, position: str | None, limit: int) -> Page[T]:
+        async with context.sessions.session(provider_id) as session:
+            return await kind.list_page(session, position, limit)
+
+    return fetch
+
+
+async def _collected(
+    providers: Sequence[Provider],
+    kind: _ListKind[T],
+    selection: _Selection[T],
+    request: PageRequest,
+) -> Connection[T]:
+    """Return a page of a list collected here."""
+    answers = await asyncio.gather(*(_collect(provider, selection) for provider in providers))
+    rows: list[CollectedRow[T]] = []
+    sources: list[SourceStatus] = []
+    for provider, answer in zip(providers, answers, strict=True):
+        failed = isinstance(answer, ProviderError)
+        sources.append(
+            SourceStatus(
+                provider_id=provider.id,
+                provider=provider,
+                state=SourceState.FAILED if failed else SourceState.OK,
+                error=answer if isinstance(answer, ProviderError) else None,
+            )
+        )
+        if not isinstance(answer, ProviderError):
+            rows.extend(_keyed_rows(answer, provider, kind, selection))
+    return page_of_rows(rows, sources=sources, request=request, descending=selection.descending)
+
+
+async def _collect(provider: Provider, selection: _Selection[T]) -> list[T] | ProviderError:
+    try:
+        rows = await selection.collect(provider)
+    except ProviderError as error:
+        return error
+    return [row for row in rows if selection.matches(row)]
+
+
+def _keyed_rows(
+    rows: Iterable[T], provider: Provider, kind: _ListKind[T], selection: _Selection[T]
+) -> Iterator[CollectedRow[T]]:
+    """Give each row its place in the order; rows without the text come after those with."""
+    rows_by_id = {kind.id_of(row): row for row in rows}
+    for row_id, row in rows_by_id.items():
+        key: SortKey = (*registration_key(provider), row_id)
+        if selection.text_of is not None:
+            text = selection.text_of(row)
+            key = (text is None, sort_key(text or ""), provider.id, row_id)
+        yield CollectedRow(row=row, key=key, provider_id=provider.id)
+
+
+def _collector(
+    everything: BatchLoader[str, Sequence[T]],
+    by_id: BatchLoader[ExternalKey, T] | None = None,
+    keys: Sequence[ExternalKey] | None = None,
+) -> Callable[[Provider], Awaitable[Iterable[T]]]:
+    """Collect everything a provider has, or only what has one of the keys."""
+
+    async def collect(provider: Provider) -> Iterable[T]:
+        if by_id is None or keys is None:
+            return await everything.load(provider.id) or ()
+        found = await by_id.load_many(_keys_of(provider, keys))
+        return [row for row in found if row is not None]
+
+    return collect
+
+
+def _flat_collector(
+    rows_by_key: BatchLoader[ExternalKey, Sequence[T]], keys: Sequence[ExternalKey]
+) -> Callable[[Provider], Awaitable[Iterable[T]]]:
+    """Collect the rows a provider has under the keys."""
+
+    async def collect(provider: Provider) -> Iterable[T]:
+        found = await rows_by_key.load_many(_keys_of(provider, keys))
+        return [row for rows in found for row in rows or ()]
+
+    return collect
+
+
+def _keys_of(provider: Provider, keys: Iterable[ExternalKey]) -> list[ExternalKey]:
+    return [key for key in dict.fromkeys(keys) if key[0] == provider.id]
+
+
+def _providers_named(
+    provider_ids: Sequence[str] | None, keys: Sequence[ExternalKey] | None
+) -> Sequence[str] | None:
+    """Return the providers a filter leaves, by name and by the ids asked for."""
+    if keys is None:
+        return provider_ids
+    of_keys = dict.fromkeys(provider_id for provider_id, _external_id in keys)
+    if provider_ids is None:
+        return list(of_keys)
+    return [provider_id for provider_id in provider_ids if provider_id in of_keys]
+
+
+def _is_native(given: object, native: object, order: StrEnum, descending: bool) -> bool:  # noqa: FBT001 - private
+    """Whether providers' own pages answer the query: no filter of ours, no order of ours."""
+    return given == native and order == "PROVIDER" and not descending
+
+
+def _title_of(course: Course) -> str:
+    return course.title
+
+
+def _user_matcher(filter: UserFilter) -> Callable[[User], bool]:  # noqa: A002 - as in the API
+    searched = fold(filter.search or "")
+    roles = None if filter.roles is None else frozenset(filter.roles)
+    usernames = None if filter.usernames is None else frozenset(filter.usernames)
+
+    def matches(user: User) -> bool:
+        return (
+            (usernames is None or user.username in usernames)
+            and (filter.active is None or user.active is filter.active)
+            and (roles is None or any(role.value in roles for role in user.roles))
+            and (searched in fold(user.display_name) or searched in fold(user.username or ""))
+        )
+
+    return matches
+
+
+def _course_matcher(filter: CourseFilter) -> Callable[[Course], bool]:  # noqa: A002 - as in the API
+    searched = fold(filter.search or "")
+
+    def matches(course: Course) -> bool:
+        return (
+            (filter.kinds is None or course.kind in filter.kinds)
+            and (filter.states is None or course.state in filter.states)
+            and (searched in fold(course.title) or searched in fold(course.course_code or ""))
+        )
+
+    return matches
+
+
+def _enrollment_matcher(filter: EnrollmentFilter) -> Callable[[Enrollment], bool]:  # noqa: A002 - as in the API
+    user_ids = frozenset(filter.user_ids or ())
+    course_ids = frozenset(filter.course_ids or ())
+
+    def matches(row: Enrollment) -> bool:
+        of = row.provider_id
+        return (
+            (filter.provider_ids is None or of in filter.provider_ids)
+            and (filter.user_ids is None or (of, row.user_id) in user_ids)
+            and (filter.course_ids is None or (of, row.course_id) in course_ids)
+            and (filter.roles is None or row.role.value in filter.roles)
+            and (filter.states is None or row.state in filter.states)
+            and (filter.sources is None or row.source in filter.sources)
+        )
+
+    return matches
+
+
+def _nested_enrollments(
+    context: RequestContext,
+    key: ExternalKey,
+    *,
+    of: str,
+    rows_by_key: BatchLoader[ExternalKey, Sequence[Enrollment]],
+    arguments: tuple[EnrollmentFilter, PageArguments],
+) -> asyncio.Future[Connection[Enrollment] | None]:
+    """Return the future page of one object's enrollments, the same arguments' in one batch."""
+    context.require(Scope.READ_ENROLLMENTS)
+    pages = context.loaders.enrollment_pages
+    loader = pages.get((of, arguments))
+    if loader is None:
+        checked_first(arguments[1].first, context.limits.max_page_size)
+        loader = pages[of, arguments] = BatchLoader(
+            group_of=lambda wanted: wanted[0],
+            fetch=_enrollment_pager(context, rows_by_key, *arguments),
+        )
+    return loader.load(key)
+
+
+def _enrollment_pager(
+    context: RequestContext,
+    rows_by_key: BatchLoader[ExternalKey, Sequence[Enrollment]],
+    filter: EnrollmentFilter,  # noqa: A002 - as in the API
+    page: PageArguments,
+) -> FetchGroup[ExternalKey, Connection[Enrollment]]:
+    matches = _enrollment_matcher(filter)
+    fingerprint = dataclasses.astuple(filter)
+
+    async def fetch(
+        provider_id: str, keys: Sequence[ExternalKey]
+    ) -> Mapping[ExternalKey, Connection[Enrollment]]:
+        rows_in_turn = await rows_by_key.load_many(keys)
+        source = SourceStatus(
+            provider_id=provider_id,
+            provider=context.get_provider(provider_id),
+            state=SourceState.OK,
+        )
+        return {
+            key: page_of_rows(
+                [
+                    CollectedRow(row=row, key=(row.id,), provider_id=provider_id)
+                    for row in rows
+                    if matches(row)
+                ],
+                sources=(source,),
+                request=_page_request(context, "nested", [key, fingerprint], page),
+            )
+            for key, rows in zip(keys, rows_in_turn, strict=True)
+            if rows is not None
+        }
+
+    return fetch

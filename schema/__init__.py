@@ -1,0 +1,38 @@
+"""The GraphQL API: ``build_schema`` makes it, ``execution.execute`` answers with it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import strawberry
+from strawberry.schema.config import StrawberryConfig
+
+from resolvers.context import RequestContext
+from schema.execution import GatewaySchema
+from schema.limits import DocumentLimits
+from schema.mutations import Mutation
+from schema.queries import Query
+from schema.scalars import DATE_TIME
+from schema.types import Course, Enrollment, Provider, User
+
+__all__ = ["RequestContext", "build_schema", "sdl"]
+
+
+def build_schema(limits: DocumentLimits | None = None) -> strawberry.Schema:
+    """Return the schema, ready to execute.
+
+    Args:
+        limits: How large documents may be.
+    """
+    return GatewaySchema(
+        query=Query,
+        mutation=Mutation,
+        types=[Provider, User, Course, Enrollment],
+        config=StrawberryConfig(scalar_map={datetime: DATE_TIME}),
+        limits=limits or DocumentLimits(),
+    )
+
+
+def sdl() -> str:
+    """Return the schema in GraphQL's schema definition language, as committed."""
+    return build_schema().as_str().rstrip() + "\n"

@@ -1,0 +1,119 @@
+"""Errors as callers see them: one shape, stable codes, nothing that was not meant for them.
+
+The gateway's own errors show their message. Everything unexpected becomes ``INTERNAL`` with an
+id; the cause is logged once under the same id.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import structlog
+from graphql import GraphQLError
+
+from resolvers.context import RequestContext, SourceFailure
+from resolvers.errors import RequestRefused
+from schema.enums import ErrorCode
+from sessions.errors import ProviderError
+
+_log = structlog.get_logger("schema")
+
+
+def formatted_errors(
+    errors: Sequence[GraphQLError] | None, context: RequestContext
+) -> list[dict[str, Any]]:
+    """Return the errors of an answer as JSON holds them.
+
+    A provider's failure is told once for each field it emptied, however many objects have that
+    field: its path is the first one's.
+    """
+    formatted = [_of_source(failure) for failure in context.failures]
+    causes: dict[int, str] = {}
+    formatted += [_of_graphql(error, context, causes) for error in errors or ()]
+    return list(_told_once(formatted))
+
+
+def internal_error(cause: BaseException, context: RequestContext) -> dict[str, Any]:
+    """Log what nobody expected, and return what the caller sees of it."""
+    error_id = uuid.uuid4().hex
+    _log.error("internal_error", error_id=error_id, request_id=context.request_id, exc_info=cause)
+    return _internal(error_id)
+
+
+def refusal(error: RequestRefused | GraphQLError) -> dict[str, Any]:
+    """Return the error of a request that is not executed at all."""
+    if isinstance(error, GraphQLError):
+        return {**_place_of(error), "extensions": {"code": ErrorCode.BAD_INPUT.value}}
+    return {"message": error.message, "extensions": {"code": error.code}}
+
+
+def _of_source(failure: SourceFailure) -> dict[str, Any]:
+    return {
+        "message": failure.error.message,
+        "path": list(failure.path),
+        "extensions": _provider_extensions(failure.error, failure.provider_id),
+    }
+
+
+def _of_graphql(
+    error: GraphQLError, context: RequestContext, causes: dict[int, str]
+) -> dict[str, Any]:
+    cause = _cause_of(error)
+    formatted = _place_of(error)
+    if isinstance(cause, ProviderError):
+        formatted["message"] = cause.message
+        formatted["extensions"] = _provider_extensions(cause, cause.provider_id)
+    elif isinstance(cause, RequestRefused):
+        formatted["message"] = cause.message
+        formatted["extensions"] = {"code": cause.code}
+    elif cause is None:
+        formatted["extensions"] = {"code": ErrorCode.BAD_INPUT.value}
+    else:
+        # One cause can fail many fields; it is logged, and numbered, once.
+        if id(cause) not in causes:
+            causes[id(cause)] = internal_error(cause, context)["extensions"]["errorId"]
+        formatted.update(_internal(causes[id(cause)]))
+    return formatted
+
+
+def _cause_of(error: GraphQLError) -> BaseException | None:
+    """Return what was raised in a resolver; ``None`` when GraphQL itself objects."""
+    cause: BaseException | None = error
+    while isinstance(cause, GraphQLError):
+        cause = cause.original_error
+    return cause
+
+
+def _place_of(error: GraphQLError) -> dict[str, Any]:
+    formatted = dict(error.formatted)
+    formatted.pop("extensions", None)
+    return formatted
+
+
+def _internal(error_id: str) -> dict[str, Any]:
+    return {
+        "message": f"Internal error {error_id}",
+        "extensions": {"code": ErrorCode.INTERNAL.value, "errorId": error_id},
+    }
+
+
+def _provider_extensions(error: ProviderError, provider_id: str | None) -> dict[str, Any]:
+    return {
+        "code": error.code,
+        "providerId": provider_id,
+        "retryable": error.retryable,
+        "retryAfterSeconds": error.retry_after_seconds,
+    }
+
+
+def _told_once(formatted: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+    seen: set[tuple[object, ...]] = set()
+    for error in formatted:
+        extensions = error["extensions"]
+        field = tuple(step for step in error.get("path") or () if isinstance(step, str))
+        key = (extensions["code"], extensions.get("providerId"), field, error["message"])
+        if not field or key not in seen:
+            seen.add(key)
+            yield error

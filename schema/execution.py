@@ -1,0 +1,213 @@
+"""One GraphQL request, from the decoded body to the answer."""
+
+from __future__ import annotations
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import strawberry
+from graphql import (
+    DocumentNode,
+    ExecutionResult,
+    GraphQLError,
+    GraphQLSchema,
+    GraphQLSyntaxError,
+    OperationDefinitionNode,
+    OperationType,
+    get_operation_ast,
+    parse,
+    validate,
+)
+from graphql import (
+    execute as execute_document,
+)
+
+from resolvers.context import RequestContext
+from resolvers.errors import BadInput, RequestLimitExceeded, RequestRefused
+from schema.errors import formatted_errors, internal_error, refusal
+from schema.limits import DocumentLimits, check_document
+
+Answer: TypeAlias = tuple[int, dict[str, Any]]
+"""HTTP status, and the response body of the GraphQL specification."""
+
+_OK = 200
+_BAD_REQUEST = 400
+_METHOD_NOT_ALLOWED = 405
+_INTERNAL_ERROR = 500
+_MAX_CACHED_DOCUMENTS = 500
+_MAX_CACHED_CHARACTERS = 20_000
+_MAX_VALIDATION_ERRORS = 20
+
+
+class GatewaySchema(strawberry.Schema):
+    """The schema, with what is remembered and allowed of documents."""
+
+    def __init__(self, *args: Any, limits: DocumentLimits, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.documents = _Documents(self._schema, limits)
+
+
+async def execute(
+    schema: strawberry.Schema,
+    body: Mapping[str, Any],
+    context: RequestContext,
+    *,
+    queries_only: bool = False,
+) -> Answer:
+    """Answer one request.
+
+    Args:
+        schema: From ``build_schema``.
+        body: The decoded request: ``query``, ``operationName``, ``variables``, ``extensions``.
+        context: Made for this request; its batches are given up at the end.
+        queries_only: Refuse mutations, as a GET must.
+
+    Returns:
+        200 with data, perhaps partial; 400 without data when the document or a variable is
+        wrong; 405 for a mutation where only queries are allowed; 500 for a fault of ours.
+        Nothing is raised but cancellation.
+    """
+    try:
+        return await _execute(schema, body, context, queries_only=queries_only)
+    except RequestRefused as error:
+        return _BAD_REQUEST, {"errors": [refusal(error)]}
+    except Exception as error:  # noqa: BLE001 - the mask: whatever it is, the caller sees an id only
+        return _INTERNAL_ERROR, {"errors": [internal_error(error, context)]}
+    finally:
+        context.loaders.cancel()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    query: str
+    operation_name: str | None
+    variables: dict[str, Any]
+
+
+async def _execute(
+    schema: strawberry.Schema,
+    body: Mapping[str, Any],
+    context: RequestContext,
+    *,
+    queries_only: bool,
+) -> Answer:
+    if not isinstance(schema, GatewaySchema):
+        raise TypeError("The schema comes from build_schema")
+    request = _request_of(body)
+    document = schema.documents.read(request.query)
+    if document.errors:
+        return _BAD_REQUEST, {"errors": [refusal(error) for error in document.errors]}
+    operation = get_operation_ast(document.node, request.operation_name)
+    if operation is None:
+        raise BadInput("operationName", _which_operation(document.node, request.operation_name))
+    if queries_only and operation.operation is not OperationType.QUERY:
+        error = BadInput("query", "Only queries can be sent by GET; send this by POST")
+        return _METHOD_NOT_ALLOWED, {"errors": [refusal(error)]}
+    result = execute_document(
+        schema._schema,  # noqa: SLF001 - Strawberry offers no other way to a document parsed before
+        document.node,
+        context_value=context,
+        variable_values=request.variables,
+        operation_name=request.operation_name,
+        executor_class=schema.execution_context_class,
+        operation_extensions={},
+    )
+    if inspect.isawaitable(result):
+        result = await result
+    return _answer(result, context)
+
+
+def _answer(result: ExecutionResult, context: RequestContext) -> Answer:
+    errors = formatted_errors(result.errors, context)
+    if result.data is None and not any("path" in error for error in errors):
+        return _BAD_REQUEST, {"errors": errors}  # nothing was executed: a variable is wrong
+    answer: dict[str, Any] = {"data": result.data}
+    if errors:
+        answer["errors"] = errors
+    return _OK, answer
+
+
+def _request_of(body: Mapping[str, Any]) -> _Request:
+    query = body.get("query")
+    if not isinstance(query, str) or not query.strip():
+        raise BadInput("query", "A GraphQL document is needed here, as a string")
+    operation_name = body.get("operationName")
+    if operation_name is not None and not isinstance(operation_name, str):
+        raise BadInput("operationName", "A name is needed here, as a string")
+    for name in ("variables", "extensions"):
+        given = body.get(name)
+        # PHP writes an empty object as an empty list.
+        if given is not None and given != [] and not isinstance(given, Mapping):
+            raise BadInput(name, "An object is needed here")
+    return _Request(
+        query=query,
+        operation_name=operation_name or None,
+        variables=dict(body.get("variables") or {}),
+    )
+
+
+def _which_operation(document: DocumentNode, name: str | None) -> str:
+    names = [
+        definition.name.value
+        for definition in document.definitions
+        if isinstance(definition, OperationDefinitionNode) and definition.name is not None
+    ]
+    if name is None:
+        return "The document holds several operations; name one of them"
+    return (
+        f"The document has no operation of that name, only {', '.join(names) or 'an unnamed one'}"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A document that was read: its tree, or what is wrong with it."""
+
+    node: DocumentNode
+    errors: Sequence[GraphQLError] = ()
+
+
+_NO_DOCUMENT = DocumentNode(definitions=())
+
+
+@dataclass(slots=True)
+class _Documents:
+    """Documents parsed, limited and validated, the most recently used ones remembered."""
+
+    schema: GraphQLSchema
+    limits: DocumentLimits
+    _read: OrderedDict[str, _Read] = field(default_factory=OrderedDict)
+
+    def read(self, text: str) -> _Read:
+        """Return the document, or what is wrong with it.
+
+        Raises:
+            RequestLimitExceeded: It is larger than allowed.
+        """
+        found = self._read.get(text)
+        if found is not None:
+            self._read.move_to_end(text)
+            return found
+        found = self._parsed(text)
+        if len(text) <= _MAX_CACHED_CHARACTERS:
+            self._read[text] = found
+            if len(self._read) > _MAX_CACHED_DOCUMENTS:
+                self._read.popitem(last=False)
+        return found
+
+    def _parsed(self, text: str) -> _Read:
+        size = len(text.encode("utf-8", "surrogatepass"))
+        most = self.limits.max_bytes
+        if size > most:
+            raise RequestLimitExceeded(
+                f"The document is larger than allowed: {size} bytes, at most {most}"
+            )
+        try:
+            node = parse(text, max_tokens=self.limits.max_tokens)
+        except GraphQLSyntaxError as error:
+            return _Read(_NO_DOCUMENT, (error,))
+        check_document(node, self.limits)
+        return _Read(node, validate(self.schema, node, max_errors=_MAX_VALIDATION_ERRORS))

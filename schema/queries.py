@@ -1,0 +1,213 @@
+"""What can be asked: the fields of ``Query``, each one call to a resolver."""
+
+# Strawberry types its decorators as Any when they take only keywords.
+# mypy: disable-error-code="untyped-decorator"
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Annotated
+
+import strawberry
+
+from resolvers import roster
+from resolvers.context import RequestContext
+from resolvers.errors import BadInput
+from resolvers.roster import DEFAULT_FIRST, PageArguments
+from schema import global_ids
+from schema.enums import OrderDirection
+from schema.global_ids import GlobalId
+from schema.inputs import CourseFilter, CourseOrder, EnrollmentFilter, UserFilter, UserOrder
+from schema.types import (
+    Course,
+    CourseConnection,
+    Enrollment,
+    EnrollmentConnection,
+    GatewayInfo,
+    Node,
+    Provider,
+    User,
+    UserConnection,
+    asks_for,
+    path_of,
+)
+
+_FIRST = (
+    "How many at most: 1 up to the gateway's largest page, 1000 unless set otherwise; null for 50."
+)
+_AFTER = "A cursor of the same list with the same filter and order: what comes behind it is given."
+_MAX_NODES = 1000
+
+
+@strawberry.type(
+    description="What can be asked. A provider that is down costs its own rows, one entry in"
+    " sources and one in errors, and nothing else."
+)
+class Query:
+    """What can be asked."""
+
+    @strawberry.field(
+        description="Anything by its global id; null when there is none, or it cannot be had now."
+    )
+    async def node(
+        self,
+        info: GatewayInfo,
+        id: Annotated[strawberry.ID, strawberry.argument(description="Its global id.")],  # noqa: A002 - Relay's name
+    ) -> Node | None:
+        """Return what has the id."""
+        return await _node(info.context, global_ids.decode(id, argument="id"), "id")
+
+    @strawberry.field(
+        description="Several things by their global ids, in the order asked for; null where"
+        " there is none. At most 1000."
+    )
+    async def nodes(
+        self,
+        info: GatewayInfo,
+        ids: Annotated[list[strawberry.ID], strawberry.argument(description="Global ids.")],
+    ) -> list[Node | None]:
+        """Return what has the ids; several of one provider are one call."""
+        return await _nodes(info.context, ids)
+
+    @strawberry.field(description="Every provider the key may see, in order of registration.")
+    async def providers(self, info: GatewayInfo) -> list[Provider]:
+        """Return the visible providers."""
+        visible = await info.context.visible_providers()
+        return [Provider.from_record(record) for record in visible.values()]
+
+    @strawberry.field(description="One provider; null when the key sees none of that id.")
+    async def provider(
+        self,
+        info: GatewayInfo,
+        provider_id: Annotated[
+            strawberry.ID, strawberry.argument(description="The product's own id for it.")
+        ],
+    ) -> Provider | None:
+        """Return the provider of that id."""
+        record = await info.context.find_provider(provider_id)
+        return None if record is None else Provider.from_record(record)
+
+    @strawberry.field(description="One user; null when there is none, or it cannot be had now.")
+    async def user(
+        self,
+        info: GatewayInfo,
+        id: Annotated[strawberry.ID, strawberry.argument(description="Global id of the user.")],  # noqa: A002 - Relay's name
+    ) -> User | None:
+        """Return the user of that id."""
+        found = global_ids.decode(id, argument="id", type_name=global_ids.USER)
+        record = await roster.user(info.context, (found.provider_id, found.local_id))
+        return None if record is None else User.from_record(record)
+
+    @strawberry.field(description="Users of all providers, or of those the filter names.")
+    async def users(
+        self,
+        info: GatewayInfo,
+        filter: Annotated[  # noqa: A002 - the argument's name in the API
+            UserFilter | None, strawberry.argument(description="Which ones.")
+        ] = None,
+        order_by: Annotated[
+            UserOrder | None,
+            strawberry.argument(description="In what order; null for PROVIDER."),
+        ] = None,
+        first: Annotated[int | None, strawberry.argument(description=_FIRST)] = 50,
+        after: Annotated[str | None, strawberry.argument(description=_AFTER)] = None,
+    ) -> UserConnection | None:
+        """Return a page of users."""
+        order = order_by or UserOrder()
+        found = await roster.users(
+            info.context,
+            filter=UserFilter.record_of(filter),
+            order=order.field,
+            descending=order.direction is OrderDirection.DESC,
+            page=PageArguments(first=DEFAULT_FIRST if first is None else first, after=after),
+            path=path_of(info),
+            wants_total=asks_for(info, "totalCount"),
+        )
+        return UserConnection.from_record(found)
+
+    @strawberry.field(description="One course; null when there is none, or it cannot be had now.")
+    async def course(
+        self,
+        info: GatewayInfo,
+        id: Annotated[strawberry.ID, strawberry.argument(description="Global id of the course.")],  # noqa: A002 - Relay's name
+    ) -> Course | None:
+        """Return the course of that id."""
+        found = global_ids.decode(id, argument="id", type_name=global_ids.COURSE)
+        record = await roster.course(info.context, (found.provider_id, found.local_id))
+        return None if record is None else Course.from_record(record)
+
+    @strawberry.field(description="Courses of all providers, or of those the filter names.")
+    async def courses(
+        self,
+        info: GatewayInfo,
+        filter: Annotated[  # noqa: A002 - the argument's name in the API
+            CourseFilter | None, strawberry.argument(description="Which ones.")
+        ] = None,
+        order_by: Annotated[
+            CourseOrder | None,
+            strawberry.argument(description="In what order; null for PROVIDER."),
+        ] = None,
+        first: Annotated[int | None, strawberry.argument(description=_FIRST)] = 50,
+        after: Annotated[str | None, strawberry.argument(description=_AFTER)] = None,
+    ) -> CourseConnection | None:
+        """Return a page of courses."""
+        order = order_by or CourseOrder()
+        found = await roster.courses(
+            info.context,
+            filter=CourseFilter.record_of(filter),
+            order=order.field,
+            descending=order.direction is OrderDirection.DESC,
+            page=PageArguments(first=DEFAULT_FIRST if first is None else first, after=after),
+            path=path_of(info),
+            wants_total=asks_for(info, "totalCount"),
+        )
+        return CourseConnection.from_record(found)
+
+    @strawberry.field(description="Enrollments of all providers, or of those the filter names.")
+    async def enrollments(
+        self,
+        info: GatewayInfo,
+        filter: Annotated[  # noqa: A002 - the argument's name in the API
+            EnrollmentFilter, strawberry.argument(description="Which ones.")
+        ],
+        first: Annotated[int | None, strawberry.argument(description=_FIRST)] = 50,
+        after: Annotated[str | None, strawberry.argument(description=_AFTER)] = None,
+    ) -> EnrollmentConnection | None:
+        """Return a page of enrollments."""
+        found = await roster.enrollments(
+            info.context,
+            filter=EnrollmentFilter.record_of(filter),
+            page=PageArguments(first=DEFAULT_FIRST if first is None else first, after=after),
+            path=path_of(info),
+            wants_total=asks_for(info, "totalCount"),
+        )
+        return EnrollmentConnection.from_record(found)
+
+
+async def _nodes(context: RequestContext, ids: Sequence[str]) -> list[Node | None]:
+    if len(ids) > _MAX_NODES:
+        raise BadInput("ids", f"{len(ids)} ids are more than the {_MAX_NODES} allowed")
+    wanted = [
+        (global_ids.decode(text, argument=f"ids[{index}]"), f"ids[{index}]")
+        for index, text in enumerate(ids)
+    ]
+    await context.visible_providers()  # once, before they are looked up for each id
+    return await asyncio.gather(*(_node(context, found, name) for found, name in wanted))
+
+
+async def _node(context: RequestContext, found: GlobalId, argument: str) -> Node | None:
+    key = (found.provider_id, found.local_id)
+    if found.type_name == global_ids.USER:
+        user = await roster.user(context, key)
+        return None if user is None else User.from_record(user)
+    if found.type_name == global_ids.COURSE:
+        course = await roster.course(context, key)
+        return None if course is None else Course.from_record(course)
+    if found.type_name == global_ids.ENROLLMENT:
+        user_id, enrollment_id = global_ids.enrollment_parts(found, argument=argument)
+        user_key = (found.provider_id, user_id)
+        enrollment = await roster.enrollment(context, user_key, enrollment_id)
+        return None if enrollment is None else Enrollment.from_record(enrollment)
+    provider = (await context.visible_providers()).get(found.provider_id)
+    return None if provider is None else Provider.from_record(provider)

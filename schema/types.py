@@ -1,0 +1,881 @@
+"""Object types of the API, each built from one record."""
+
+# Strawberry types its decorators as Any when they take only keywords.
+# mypy: disable-error-code="untyped-decorator"
+
+from __future__ import annotations
+
+from asyncio import Future
+from collections.abc import Callable
+from datetime import datetime
+from typing import Annotated, Any, TypeAlias, TypeVar, cast
+
+import strawberry
+from graphql import FieldNode, FragmentSpreadNode, InlineFragmentNode, SelectionSetNode
+from strawberry.types import Info
+
+from resolvers import context as contexts
+from resolvers import paging, roster
+from resolvers.context import RequestContext, Scope
+from resolvers.roster import DEFAULT_FIRST
+from schema import global_ids
+from schema.enums import ErrorCode, error_code
+from schema.global_ids import GlobalId
+from schema.inputs import EnrollmentFilter
+from sessions.base import Capability
+from storage import records
+from storage.leases import SessionStatus as SessionStatusRecord
+from storage.records import (
+    CourseKind,
+    CourseState,
+    DataSource,
+    EnrollmentSource,
+    EnrollmentState,
+    IdentifierType,
+    ProgressMethod,
+    ProviderState,
+    RoleValue,
+    SessionState,
+)
+
+GatewayInfo: TypeAlias = Info[RequestContext, None]
+
+S = TypeVar("S")
+R = TypeVar("R")
+
+_FIRST = (
+    "How many at most: 1 up to the gateway's largest page, 1000 unless set otherwise; null for 50."
+)
+_AFTER = "A cursor of the same list with the same filter: what comes behind it is given."
+
+
+def later(future: Future[S | None], convert: Callable[[S], R]) -> R | None:
+    """Return what a loader promises, converted; GraphQL waits for it where it must.
+
+    No coroutine per object: a future that is done gives its value at once, another one gets a
+    callback.
+    """
+    if future.done() and not future.cancelled() and future.exception() is None:
+        value = future.result()
+        return None if value is None else convert(value)
+    converted: Future[R | None] = future.get_loop().create_future()
+
+    def settle(done: Future[S | None]) -> None:
+        if converted.done():
+            return
+        if done.cancelled():
+            converted.cancel()
+        elif (error := done.exception()) is not None:
+            converted.set_exception(error)
+            converted.exception()  # read once: a branch that was given up is no warning
+        else:
+            result = done.result()
+            converted.set_result(None if result is None else convert(result))
+
+    future.add_done_callback(settle)
+    return cast("R | None", converted)  # GraphQL awaits what a resolver returns
+
+
+def path_of(info: GatewayInfo) -> tuple[str | int, ...]:
+    """Return where in the answer the field is."""
+    return tuple(info.path.as_list())
+
+
+def asks_for(info: GatewayInfo, name: str) -> bool:
+    """Whether the field's own selection may include another field; directives are not weighed."""
+    raw = info._raw_info  # noqa: SLF001 - the only way to the selection that costs nothing unless asked
+    waiting: list[SelectionSetNode] = [
+        node.selection_set for node in raw.field_nodes if node.selection_set is not None
+    ]
+    seen: set[str] = set()
+    while waiting:
+        for selection in waiting.pop().selections:
+            if isinstance(selection, FieldNode):
+                if selection.name.value == name:
+                    return True
+            elif isinstance(selection, InlineFragmentNode):
+                waiting.append(selection.selection_set)
+            elif isinstance(selection, FragmentSpreadNode) and selection.name.value not in seen:
+                seen.add(selection.name.value)
+                waiting.append(raw.fragments[selection.name.value].selection_set)
+    return False
+
+
+@strawberry.interface(description="Anything with a global id.")
+class Node:
+    """Anything with a global id."""
+
+    id: strawberry.ID = strawberry.field(
+        description="Opaque, unique over all providers, the same for as long as the object exists."
+    )
+
+
+@strawberry.type(description="One session the gateway holds with a provider; never a secret.")
+class ProviderSession:
+    """One session the gateway holds with a provider."""
+
+    subject: str = strawberry.field(
+        description="On whose behalf: service for the organisation, else a user's external id."
+    )
+    state: SessionState = strawberry.field(description="Where the session is in its life.")
+    version: int = strawberry.field(description="Rises by one with every login and renewal.")
+    expires_at: datetime | None = strawberry.field(
+        description="When it ends unless prolonged; null when the provider does not say."
+    )
+    next_transition_at: datetime | None = strawberry.field(
+        description="When it is prolonged, renewed or tried again next; null when nothing is due."
+    )
+    login_count: int = strawberry.field(
+        description="Logins in the current ten minutes, over all gateways."
+    )
+    failures: int = strawberry.field(description="Failed attempts since it last went well.")
+    problem_code: ErrorCode | None = strawberry.field(
+        description="Why it is in this state; null when all is well."
+    )
+    problem: str | None = strawberry.field(
+        description="The same for a person; null when all is well."
+    )
+
+    @classmethod
+    def from_record(cls, record: SessionStatusRecord) -> ProviderSession:
+        """Build the type from its record."""
+        return cls(
+            subject=record.subject,
+            state=record.state,
+            version=record.version,
+            expires_at=record.expires_at,
+            next_transition_at=record.next_transition_at,
+            login_count=record.login_count,
+            failures=record.failures,
+            problem_code=error_code(record.problem_code),
+            problem=record.problem,
+        )
+
+
+@strawberry.type(description="One registered installation of a platform, such as a Kolibri server.")
+class Provider(Node):
+    """One registered installation of a platform."""
+
+    provider_id: strawberry.ID = strawberry.field(
+        description="The product's own id for it, as given when it was registered."
+    )
+    platform: str = strawberry.field(description="Kind of software, in lower case: kolibri.")
+    name: str = strawberry.field(description="For a person.")
+    base_url: str = strawberry.field(description="Where the gateway reaches it.")
+    account_id: str | None = strawberry.field(
+        description="Which part of the installation is meant (Kolibri: the facility id);"
+        " null for the one the account belongs to."
+    )
+    state: ProviderState = strawberry.field(description="Where it is in its life.")
+    version: str | None = strawberry.field(
+        description="Software version last read from it; null before the first check."
+    )
+    revision: int = strawberry.field(description="Rises by one with every change.")
+    problem: str | None = strawberry.field(
+        description="Why its last check failed, for a person; null when it did not."
+    )
+    created_at: datetime = strawberry.field(description="When it was registered.")
+    updated_at: datetime = strawberry.field(description="When it was last changed.")
+    checked_at: datetime | None = strawberry.field(
+        description="When it was last checked; null before the first check."
+    )
+    record: strawberry.Private[records.Provider]
+
+    @strawberry.field(description="What it can be asked for, in alphabetical order.")
+    def capabilities(self, info: GatewayInfo) -> list[Capability]:
+        """Return what its platform declares."""
+        platform = info.context.platforms.get(self.record.platform)
+        return [] if platform is None else sorted(platform.capabilities)
+
+    @strawberry.field(
+        description="Sessions the gateway holds with it, by subject. Needs the scope"
+        " read:providers; null without."
+    )
+    def sessions(self, info: GatewayInfo) -> list[ProviderSession] | None:
+        """Return how its sessions stand."""
+        info.context.require(Scope.READ_PROVIDERS)
+        return later(
+            info.context.loaders.statuses_by_provider.load(self.record.id),
+            lambda statuses: [ProviderSession.from_record(status) for status in statuses],
+        )
+
+    @classmethod
+    def from_record(cls, record: records.Provider) -> Provider:
+        """Build the type from its record."""
+        return cls(
+            id=strawberry.ID(GlobalId(global_ids.PROVIDER, record.id).encode()),
+            provider_id=strawberry.ID(record.id),
+            platform=record.platform,
+            name=record.name,
+            base_url=record.base_url,
+            account_id=record.account_id,
+            state=record.state,
+            version=record.version,
+            revision=record.revision,
+            problem=record.problem,
+            created_at=record.created_at,
+            updated_at=record.updated_at,
+            checked_at=record.checked_at,
+            record=record,
+        )
+
+
+@strawberry.type(description="A role as all providers' own words are mapped to it.")
+class Role:
+    """A role as all providers' own words are mapped to it."""
+
+    value: RoleValue = strawberry.field(description="For logic.")
+    source_value: str = strawberry.field(description="The provider's own word.")
+
+    @classmethod
+    def from_record(cls, record: records.Role) -> Role:
+        """Build the type from its record."""
+        return cls(value=record.value, source_value=record.source_value)
+
+
+@strawberry.type(description="An identifier beside the external id.")
+class Identifier:
+    """An identifier beside the external id."""
+
+    type: IdentifierType = strawberry.field(description="What it identifies.")
+    value: str = strawberry.field(description="As the provider has it.")
+    namespace: str | None = strawberry.field(
+        description="Within what it is unique; null when the provider does not say."
+    )
+
+    @classmethod
+    def from_record(cls, record: records.Identifier) -> Identifier:
+        """Build the type from its record."""
+        return cls(type=record.type, value=record.value, namespace=record.namespace)
+
+
+@strawberry.type(description="Where a record comes from and how fresh it is.")
+class Provenance:
+    """Where a record comes from and how fresh it is."""
+
+    external_id: str = strawberry.field(
+        description="The id the provider gave, or a derived one where it gives none."
+    )
+    source_type: str = strawberry.field(
+        description="The provider's own word for the thing, such as facilityuser or channel."
+    )
+    fetched_at: datetime = strawberry.field(description="When the gateway read it.")
+    modified_at: datetime | None = strawberry.field(
+        description="When the provider says it last changed; null when it does not say."
+    )
+    via: DataSource = strawberry.field(description="Whether it was read for this request.")
+    stale: bool = strawberry.field(
+        description="Whether something newer was wanted and could not be had."
+    )
+
+    @classmethod
+    def from_record(cls, record: records.Provenance) -> Provenance:
+        """Build the type from its record."""
+        return cls(
+            external_id=record.external_id,
+            source_type=record.source_type,
+            fetched_at=record.fetched_at,
+            modified_at=record.modified_at,
+            via=record.via,
+            stale=record.stale,
+        )
+
+
+@strawberry.type(description="A result, in the terms of xAPI.")
+class Score:
+    """A result, in the terms of xAPI."""
+
+    raw: float | None = strawberry.field(description="Points; null when not reported.")
+    min: float | None = strawberry.field(
+        description="Fewest points possible; null when not reported."
+    )
+    max: float | None = strawberry.field(
+        description="Most points possible; null when not reported."
+    )
+    scaled: float | None = strawberry.field(description="Between -1 and 1; null when not reported.")
+    grade: str | None = strawberry.field(
+        description="As the provider writes it, such as A-; null when not reported."
+    )
+
+    @classmethod
+    def from_record(cls, record: records.Score) -> Score:
+        """Build the type from its record."""
+        return cls(
+            raw=record.raw,
+            min=record.min,
+            max=record.max,
+            scaled=record.scaled,
+            grade=record.grade,
+        )
+
+
+@strawberry.type(description="How far a user is in a course. Null always means not reported.")
+class Progress:
+    """How far a user is in a course."""
+
+    ratio: float | None = strawberry.field(description="Between 0 and 1; null when not reported.")
+    completed_count: int | None = strawberry.field(
+        description="How many items are done; null when not reported."
+    )
+    total_count: int | None = strawberry.field(
+        description="How many items there are; null when not reported."
+    )
+    completed: bool | None = strawberry.field(
+        description="Whether the course counts as done; null when not reported."
+    )
+    completed_at: datetime | None = strawberry.field(
+        description="When it was done; null when it is not, or not reported."
+    )
+    time_spent_seconds: int | None = strawberry.field(
+        description="Seconds spent in it; null when not reported."
+    )
+    score: Score | None = strawberry.field(description="The result; null when not reported.")
+    method: ProgressMethod = strawberry.field(description="Who worked it out.")
+
+    @classmethod
+    def from_record(cls, record: records.Progress) -> Progress:
+        """Build the type from its record."""
+        return cls(
+            ratio=record.ratio,
+            completed_count=record.completed_count,
+            total_count=record.total_count,
+            completed=record.completed,
+            completed_at=record.completed_at,
+            time_spent_seconds=record.time_spent_seconds,
+            score=None if record.score is None else Score.from_record(record.score),
+            method=record.method,
+        )
+
+
+@strawberry.type(description="An image the gateway verified, keeps and serves.")
+class Asset:
+    """An image the gateway verified, keeps and serves."""
+
+    sha256: str = strawberry.field(description="Hash of the served bytes, in hex.")
+    media_type: str = strawberry.field(description="Of the served bytes, such as image/webp.")
+    byte_size: int = strawberry.field(description="Length of the served bytes.")
+    width: int = strawberry.field(description="In pixels.")
+    height: int = strawberry.field(description="In pixels.")
+    url: str = strawberry.field(description="Where the gateway serves it; never changes its bytes.")
+
+    @classmethod
+    def from_record(cls, record: contexts.Asset) -> Asset:
+        """Build the type from its record."""
+        return cls(
+            sha256=record.sha256,
+            media_type=record.media_type,
+            byte_size=record.byte_size,
+            width=record.width,
+            height=record.height,
+            url=record.url,
+        )
+
+
+@strawberry.type(description="How one provider took part in a list.")
+class SourceStatus:
+    """How one provider took part in a list."""
+
+    provider_id: strawberry.ID = strawberry.field(
+        description="The product's own id for the provider, as it was asked for."
+    )
+    provider: Provider | None = strawberry.field(
+        description="The provider; null when none of that id is registered."
+    )
+    status: paging.SourceState = strawberry.field(description="Whether it answered.")
+    code: ErrorCode | None = strawberry.field(
+        description="Why it did not; null when it did or was not asked."
+    )
+    message: str | None = strawberry.field(
+        description="The same for a person; null when it did or was not asked."
+    )
+    retryable: bool = strawberry.field(
+        description="Whether asking again later may help; false where nothing failed."
+    )
+    retry_after_seconds: int | None = strawberry.field(
+        description="How many seconds the provider asked to be left alone; null when it did not."
+    )
+
+    @classmethod
+    def from_record(cls, record: paging.SourceStatus) -> SourceStatus:
+        """Build the type from its record."""
+        error = record.error
+        return cls(
+            provider_id=strawberry.ID(record.provider_id),
+            provider=None if record.provider is None else Provider.from_record(record.provider),
+            status=record.state,
+            code=None if error is None else error_code(error.code),
+            message=None if error is None else error.message,
+            retryable=error is not None and error.retryable,
+            retry_after_seconds=None if error is None else error.retry_after_seconds,
+        )
+
+
+@strawberry.type(description="Where a page lies in its list (Relay cursor connections).")
+class PageInfo:
+    """Where a page lies in its list."""
+
+    has_next_page: bool = strawberry.field(
+        description="Whether the providers that answered have more. While a source has FAILED,"
+        " asking again after the same endCursor gives its rows once it is back."
+    )
+    has_previous_page: bool = strawberry.field(description="Whether this is not the first page.")
+    start_cursor: str | None = strawberry.field(
+        description="Cursor of the first row; null without rows."
+    )
+    end_cursor: str | None = strawberry.field(
+        description="Cursor to go on after; without rows, the one this page was asked with."
+    )
+
+    @classmethod
+    def from_record(cls, record: paging.Connection[Any]) -> PageInfo:
+        """Build the type from its record."""
+        return cls(
+            has_next_page=record.has_next_page,
+            has_previous_page=record.has_previous_page,
+            start_cursor=record.start_cursor,
+            end_cursor=record.end_cursor,
+        )
+
+
+_PAGE_INFO = "Where this page lies in the list."
+_TOTAL_COUNT = (
+    "Length of the whole list; null when a provider does not say or has failed. May cost one"
+    " call for each provider."
+)
+_SOURCES = "Every provider the list is made of, in order of registration."
+_NODES = "The rows of this page."
+_EDGES = "The rows of this page, each with its cursor."
+_CURSOR = "What to give as after for what comes behind this row."
+_NODE = "The row."
+
+
+@strawberry.type(description="An account at one provider. Null always means not reported.")
+class User(Node):
+    """An account at one provider."""
+
+    external_id: str = strawberry.field(description="The provider's own id, exactly.")
+    username: str | None = strawberry.field(
+        description="What the user logs in with; null when not reported."
+    )
+    display_name: str = strawberry.field(
+        description="The provider's text untouched; empty where the provider has none."
+    )
+    given_name: str | None = strawberry.field(
+        description="Null unless reported, or told from the display name with confidence."
+    )
+    middle_name: str | None = strawberry.field(
+        description="Null unless reported, or told from the display name with confidence."
+    )
+    family_name: str | None = strawberry.field(
+        description="Null unless reported, or told from the display name with confidence."
+    )
+    email: str | None = strawberry.field(description="Null when not reported.")
+    active: bool | None = strawberry.field(
+        description="Whether the account can be used; null when not reported."
+    )
+    locale: str | None = strawberry.field(
+        description="BCP 47 language tag; null when not reported."
+    )
+    time_zone: str | None = strawberry.field(
+        description="IANA time zone name; null when not reported."
+    )
+    last_activity_at: datetime | None = strawberry.field(
+        description="When the user last did something; null when not reported."
+    )
+    record: strawberry.Private[records.User]
+
+    @strawberry.field(description="Where the account is.")
+    def provider(self, info: GatewayInfo) -> Provider:
+        """Return the account's provider."""
+        return _provider_of(info, self.record.provider_id)
+
+    @strawberry.field(description="Identifiers beside the external id, in the provider's order.")
+    def identifiers(self) -> list[Identifier]:
+        """Return the account's other identifiers."""
+        return [Identifier.from_record(record) for record in self.record.identifiers]
+
+    @strawberry.field(description="Roles in the installation as a whole, in the provider's order.")
+    def roles(self) -> list[Role]:
+        """Return the account's roles."""
+        return [Role.from_record(record) for record in self.record.roles]
+
+    @strawberry.field(description="Where the account comes from and how fresh it is.")
+    def provenance(self) -> Provenance:
+        """Return where the account comes from."""
+        return Provenance.from_record(self.record.provenance)
+
+    @strawberry.field(
+        description="The user's enrollments, in an order that stays the same; null while the"
+        " provider is down or when it no longer knows the user."
+    )
+    def enrollments(
+        self,
+        info: GatewayInfo,
+        filter: Annotated[  # noqa: A002 - the argument's name in the API
+            EnrollmentFilter | None, strawberry.argument(description="Which ones.")
+        ] = None,
+        first: Annotated[int | None, strawberry.argument(description=_FIRST)] = 50,
+        after: Annotated[str | None, strawberry.argument(description=_AFTER)] = None,
+    ) -> EnrollmentConnection | None:
+        """Return the future page of the user's enrollments."""
+        found = roster.enrollments_of_user(
+            info.context,
+            self.record,
+            filter=EnrollmentFilter.record_of(filter),
+            page=roster.PageArguments(first=DEFAULT_FIRST if first is None else first, after=after),
+        )
+        return later(found, EnrollmentConnection.from_record)
+
+    @classmethod
+    def from_record(cls, record: records.User) -> User:
+        """Build the type from its record."""
+        return cls(
+            id=strawberry.ID(
+                GlobalId(global_ids.USER, record.provider_id, record.external_id).encode()
+            ),
+            external_id=record.external_id,
+            username=record.username,
+            display_name=record.display_name,
+            given_name=record.given_name,
+            middle_name=record.middle_name,
+            family_name=record.family_name,
+            email=record.email,
+            active=record.active,
+            locale=record.locale,
+            time_zone=record.time_zone,
+            last_activity_at=record.last_activity_at,
+            record=record,
+        )
+
+
+@strawberry.type(
+    description="What users of one provider enroll in: a Kolibri channel or classroom, a Canvas"
+    " course. Null always means not reported."
+)
+class Course(Node):
+    """What users of one provider enroll in."""
+
+    external_id: str = strawberry.field(description="The provider's own id, exactly.")
+    kind: CourseKind = strawberry.field(description="What kind of thing it is.")
+    title: str = strawberry.field(description="The provider's text untouched.")
+    course_code: str | None = strawberry.field(description="Short code; null when not reported.")
+    description: str | None = strawberry.field(
+        description="As the provider has it, which may be HTML; null when not reported."
+    )
+    language: str | None = strawberry.field(
+        description="BCP 47 language tag; null when not reported."
+    )
+    state: CourseState = strawberry.field(description="Where it is in its life.")
+    starts_at: datetime | None = strawberry.field(description="Null when not reported.")
+    ends_at: datetime | None = strawberry.field(description="Null when not reported.")
+    url: str | None = strawberry.field(
+        description="Where a person opens it at the provider; null when not reported."
+    )
+    resource_count: int | None = strawberry.field(
+        description="How many items it holds; null when not reported."
+    )
+    record: strawberry.Private[records.Course]
+
+    @strawberry.field(description="Where the course is.")
+    def provider(self, info: GatewayInfo) -> Provider:
+        """Return the course's provider."""
+        return _provider_of(info, self.record.provider_id)
+
+    @strawberry.field(description="Identifiers beside the external id, in the provider's order.")
+    def identifiers(self) -> list[Identifier]:
+        """Return the course's other identifiers."""
+        return [Identifier.from_record(record) for record in self.record.identifiers]
+
+    @strawberry.field(description="Where the course comes from and how fresh it is.")
+    def provenance(self) -> Provenance:
+        """Return where the course comes from."""
+        return Provenance.from_record(self.record.provenance)
+
+    @strawberry.field(
+        description="Address of the icon at the gateway; null when there is none, it is not a"
+        " usable image, or it cannot be had now. Never fails a query."
+    )
+    def icon_url(
+        self,
+        info: GatewayInfo,
+        width: Annotated[
+            int | None,
+            strawberry.argument(
+                description="Wanted width in pixels, 1 to 4096: the smallest size kept that is"
+                " as wide is given, else the widest."
+            ),
+        ] = 256,
+    ) -> str | None:
+        """Return the future address of the course's icon."""
+        return later(roster.icon_url_of(info.context, self.record, width), str)
+
+    @strawberry.field(description="The icon in the largest size kept; null as for iconUrl.")
+    def icon(self, info: GatewayInfo) -> Asset | None:
+        """Return the future description of the course's icon."""
+        return later(info.context.loaders.icon_asset(self.record), Asset.from_record)
+
+    @strawberry.field(
+        description="Enrollments in the course, in an order that stays the same; null while the"
+        " provider is down or when it no longer knows the course."
+    )
+    def enrollments(
+        self,
+        info: GatewayInfo,
+        filter: Annotated[  # noqa: A002 - the argument's name in the API
+            EnrollmentFilter | None, strawberry.argument(description="Which ones.")
+        ] = None,
+        first: Annotated[int | None, strawberry.argument(description=_FIRST)] = 50,
+        after: Annotated[str | None, strawberry.argument(description=_AFTER)] = None,
+    ) -> EnrollmentConnection | None:
+        """Return the future page of the course's enrollments."""
+        found = roster.enrollments_of_course(
+            info.context,
+            self.record,
+            filter=EnrollmentFilter.record_of(filter),
+            page=roster.PageArguments(first=DEFAULT_FIRST if first is None else first, after=after),
+        )
+        return later(found, EnrollmentConnection.from_record)
+
+    @classmethod
+    def from_record(cls, record: records.Course) -> Course:
+        """Build the type from its record."""
+        return cls(
+            id=strawberry.ID(
+                GlobalId(global_ids.COURSE, record.provider_id, record.external_id).encode()
+            ),
+            external_id=record.external_id,
+            kind=record.kind,
+            title=record.title,
+            course_code=record.course_code,
+            description=record.description,
+            language=record.language,
+            state=record.state,
+            starts_at=record.starts_at,
+            ends_at=record.ends_at,
+            url=record.url,
+            resource_count=record.resource_count,
+            record=record,
+        )
+
+
+@strawberry.type(description="One user's place in one course. Null always means not reported.")
+class Enrollment(Node):
+    """One user's place in one course."""
+
+    external_id: str | None = strawberry.field(
+        description="The provider's own id; null where the gateway derived the enrollment."
+    )
+    state: EnrollmentState = strawberry.field(description="Where it is in its life.")
+    source: EnrollmentSource = strawberry.field(description="How the gateway knows of it.")
+    enrolled_at: datetime | None = strawberry.field(
+        description="When the user was enrolled, or for ACTIVITY first did something; null when"
+        " not reported."
+    )
+    starts_at: datetime | None = strawberry.field(description="Null when not reported.")
+    ends_at: datetime | None = strawberry.field(description="Null when not reported.")
+    last_activity_at: datetime | None = strawberry.field(
+        description="When the user last did something in the course; null when not reported."
+    )
+    record: strawberry.Private[records.Enrollment]
+
+    @strawberry.field(description="Global id of the user; costs no call.")
+    def user_id(self) -> strawberry.ID:
+        """Return the user's global id."""
+        found = GlobalId(global_ids.USER, self.record.provider_id, self.record.user_id)
+        return strawberry.ID(found.encode())
+
+    @strawberry.field(description="Global id of the course; costs no call.")
+    def course_id(self) -> strawberry.ID:
+        """Return the course's global id."""
+        found = GlobalId(global_ids.COURSE, self.record.provider_id, self.record.course_id)
+        return strawberry.ID(found.encode())
+
+    @strawberry.field(description="Where the enrollment is.")
+    def provider(self, info: GatewayInfo) -> Provider:
+        """Return the enrollment's provider."""
+        return _provider_of(info, self.record.provider_id)
+
+    @strawberry.field(
+        description="Who; null while the provider is down or when it no longer knows the user."
+    )
+    def user(self, info: GatewayInfo) -> User | None:
+        """Return the future user."""
+        return later(roster.user_of(info.context, self.record), User.from_record)
+
+    @strawberry.field(
+        description="In what; null while the provider is down or when it no longer knows it."
+    )
+    def course(self, info: GatewayInfo) -> Course | None:
+        """Return the future course."""
+        return later(roster.course_of(info.context, self.record), Course.from_record)
+
+    @strawberry.field(description="As what.")
+    def role(self) -> Role:
+        """Return the user's role in the course."""
+        return Role.from_record(self.record.role)
+
+    @strawberry.field(description="How far the user is; null when not reported.")
+    def progress(self) -> Progress | None:
+        """Return how far the user is."""
+        record = self.record.progress
+        return None if record is None else Progress.from_record(record)
+
+    @strawberry.field(description="Where the enrollment comes from and how fresh it is.")
+    def provenance(self) -> Provenance:
+        """Return where the enrollment comes from."""
+        return Provenance.from_record(self.record.provenance)
+
+    @classmethod
+    def from_record(cls, record: records.Enrollment) -> Enrollment:
+        """Build the type from its record."""
+        found = global_ids.enrollment_id(record.provider_id, record.user_id, record.id)
+        return cls(
+            id=strawberry.ID(found.encode()),
+            external_id=record.external_id,
+            state=record.state,
+            source=record.source,
+            enrolled_at=record.enrolled_at,
+            starts_at=record.starts_at,
+            ends_at=record.ends_at,
+            last_activity_at=record.last_activity_at,
+            record=record,
+        )
+
+
+@strawberry.type(description="One of the users of a page.")
+class UserEdge:
+    """One of the users of a page."""
+
+    cursor: str = strawberry.field(description=_CURSOR)
+    node: User = strawberry.field(description=_NODE)
+
+
+@strawberry.type(description="A page of users.")
+class UserConnection:
+    """A page of users."""
+
+    total_count: int | None = strawberry.field(description=_TOTAL_COUNT)
+    record: strawberry.Private[paging.Connection[records.User]]
+
+    @strawberry.field(description=_NODES)
+    def nodes(self) -> list[User]:
+        """Return the rows."""
+        return [User.from_record(row) for row in self.record.nodes]
+
+    @strawberry.field(description=_EDGES)
+    def edges(self) -> list[UserEdge]:
+        """Return the rows with their cursors."""
+        return [
+            UserEdge(cursor=self.record.cursor_of(index), node=User.from_record(row))
+            for index, row in enumerate(self.record.nodes)
+        ]
+
+    @strawberry.field(description=_PAGE_INFO)
+    def page_info(self) -> PageInfo:
+        """Return where the page lies."""
+        return PageInfo.from_record(self.record)
+
+    @strawberry.field(description=_SOURCES)
+    def sources(self) -> list[SourceStatus]:
+        """Return how each provider took part."""
+        return [SourceStatus.from_record(source) for source in self.record.sources]
+
+    @classmethod
+    def from_record(cls, record: paging.Connection[records.User]) -> UserConnection:
+        """Build the type from its record."""
+        return cls(total_count=record.total_count, record=record)
+
+
+@strawberry.type(description="One of the courses of a page.")
+class CourseEdge:
+    """One of the courses of a page."""
+
+    cursor: str = strawberry.field(description=_CURSOR)
+    node: Course = strawberry.field(description=_NODE)
+
+
+@strawberry.type(description="A page of courses.")
+class CourseConnection:
+    """A page of courses."""
+
+    total_count: int | None = strawberry.field(description=_TOTAL_COUNT)
+    record: strawberry.Private[paging.Connection[records.Course]]
+
+    @strawberry.field(description=_NODES)
+    def nodes(self) -> list[Course]:
+        """Return the rows."""
+        return [Course.from_record(row) for row in self.record.nodes]
+
+    @strawberry.field(description=_EDGES)
+    def edges(self) -> list[CourseEdge]:
+        """Return the rows with their cursors."""
+        return [
+            CourseEdge(cursor=self.record.cursor_of(index), node=Course.from_record(row))
+            for index, row in enumerate(self.record.nodes)
+        ]
+
+    @strawberry.field(description=_PAGE_INFO)
+    def page_info(self) -> PageInfo:
+        """Return where the page lies."""
+        return PageInfo.from_record(self.record)
+
+    @strawberry.field(description=_SOURCES)
+    def sources(self) -> list[SourceStatus]:
+        """Return how each provider took part."""
+        return [SourceStatus.from_record(source) for source in self.record.sources]
+
+    @classmethod
+    def from_record(cls, record: paging.Connection[records.Course]) -> CourseConnection:
+        """Build the type from its record."""
+        return cls(total_count=record.total_count, record=record)
+
+
+@strawberry.type(description="One of the enrollments of a page.")
+class EnrollmentEdge:
+    """One of the enrollments of a page."""
+
+    cursor: str = strawberry.field(description=_CURSOR)
+    node: Enrollment = strawberry.field(description=_NODE)
+
+
+@strawberry.type(description="A page of enrollments.")
+class EnrollmentConnection:
+    """A page of enrollments."""
+
+    total_count: int | None = strawberry.field(description=_TOTAL_COUNT)
+    record: strawberry.Private[paging.Connection[records.Enrollment]]
+
+    @strawberry.field(description=_NODES)
+    def nodes(self) -> list[Enrollment]:
+        """Return the rows."""
+        return [Enrollment.from_record(row) for row in self.record.nodes]
+
+    @strawberry.field(description=_EDGES)
+    def edges(self) -> list[EnrollmentEdge]:
+        """Return the rows with their cursors."""
+        return [
+            EnrollmentEdge(cursor=self.record.cursor_of(index), node=Enrollment.from_record(row))
+            for index, row in enumerate(self.record.nodes)
+        ]
+
+    @strawberry.field(description=_PAGE_INFO)
+    def page_info(self) -> PageInfo:
+        """Return where the page lies."""
+        return PageInfo.from_record(self.record)
+
+    @strawberry.field(description=_SOURCES)
+    def sources(self) -> list[SourceStatus]:
+        """Return how each provider took part."""
+        return [SourceStatus.from_record(source) for source in self.record.sources]
+
+    @classmethod
+    def from_record(cls, record: paging.Connection[records.Enrollment]) -> EnrollmentConnection:
+        """Build the type from its record."""
+        return cls(total_count=record.total_count, record=record)
+
+
+def _provider_of(info: GatewayInfo, provider_id: str) -> Provider:
+    record = info.context.get_provider(provider_id)
+    if record is None:
+        raise LookupError(f"Rows of provider {provider_id} came before the provider itself")
+    return Provider.from_record(record)

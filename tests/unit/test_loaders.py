@@ -1,0 +1,180 @@
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from resolvers.loaders import BatchLoader, ExternalKey
+from schema.types import later
+from sessions.errors import ProviderError, ProviderUnavailable
+
+
+class Shelf:
+    """Fetches what is asked, and remembers each call."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, list[ExternalKey]]] = []
+        self.failures: dict[str, Exception] = {}
+        self.gates: dict[str, asyncio.Event] = {}
+
+    async def fetch(self, group: str, keys: Sequence[ExternalKey]) -> Mapping[ExternalKey, str]:
+        self.calls.append((group, list(keys)))
+        if group in self.gates:
+            await self.gates[group].wait()
+        if group in self.failures:
+            raise self.failures[group]
+        return {key: f"{key[0]}/{key[1]}" for key in keys if key[1] != "unknown"}
+
+    def loader(self) -> BatchLoader[ExternalKey, str]:
+        return BatchLoader(group_of=lambda key: key[0], fetch=self.fetch)
+
+
+async def test_keys_asked_together_are_one_call_per_provider_with_these_ids_only() -> None:
+    shelf = Shelf()
+    loader = shelf.loader()
+
+    values = await loader.load_many([("a", "1"), ("b", "1"), ("a", "2"), ("a", "1")])
+
+    assert values == ["a/1", "b/1", "a/2", "a/1"]
+    assert shelf.calls == [("a", [("a", "1"), ("a", "2")]), ("b", [("b", "1")])]
+
+
+async def test_keys_that_come_a_few_turns_of_the_loop_apart_share_a_call() -> None:
+    shelf = Shelf()
+    loader = shelf.loader()
+
+    async def load_after(turns: int) -> str | None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        return await loader.load(("a", str(turns)))
+
+    values = await asyncio.gather(*map(load_after, range(5)))
+
+    assert values == [f"a/{turn}" for turn in range(5)]
+    assert len(shelf.calls) == 1
+
+
+async def test_a_key_the_provider_does_not_know_loads_as_none() -> None:
+    assert await Shelf().loader().load(("a", "unknown")) is None
+
+
+async def test_a_failing_provider_fails_its_own_keys_only() -> None:
+    shelf = Shelf()
+    shelf.failures["a"] = ProviderUnavailable("Down", provider_id="a")
+    loader = shelf.loader()
+
+    answers = await asyncio.gather(
+        loader.load(("a", "1")), loader.load(("b", "1")), return_exceptions=True
+    )
+
+    assert isinstance(answers[0], ProviderError)
+    assert answers[1] == "b/1"
+
+
+async def test_a_slow_provider_does_not_hold_up_anothers_keys() -> None:
+    shelf = Shelf()
+    shelf.gates["a"] = asyncio.Event()
+    loader = shelf.loader()
+    slow = loader.load(("a", "1"))
+
+    quick = await loader.load(("b", "1"))
+
+    assert quick == "b/1"
+    assert not slow.done()
+    shelf.gates["a"].set()
+    assert await slow == "a/1"
+
+
+async def test_a_key_is_fetched_once_per_request_and_failures_are_remembered() -> None:
+    shelf = Shelf()
+    shelf.failures["b"] = ProviderUnavailable("Down")
+    loader = shelf.loader()
+    for key in (("a", "1"), ("b", "1")) * 2:
+        await asyncio.gather(loader.load(key), return_exceptions=True)
+
+    assert [group for group, _keys in shelf.calls] == ["a", "b"]
+
+
+async def test_a_primed_key_costs_no_call_and_does_not_replace_one_asked_for() -> None:
+    shelf = Shelf()
+    loader = shelf.loader()
+    asked = loader.load(("a", "1"))
+    loader.prime(("a", "1"), "primed")
+    loader.prime(("a", "2"), "primed")
+
+    assert await asked == "a/1"
+    assert await loader.load(("a", "2")) == "primed"
+    assert shelf.calls == [("a", [("a", "1")])]
+
+
+async def test_cancelling_ends_the_calls_under_way() -> None:
+    shelf = Shelf()
+    shelf.gates["a"] = asyncio.Event()
+    loader = shelf.loader()
+    waiting = loader.load(("a", "1"))
+    await asyncio.sleep(0.01)
+
+    loader.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+async def test_an_unexpected_error_reaches_every_key_of_its_call() -> None:
+    shelf = Shelf()
+    shelf.failures["a"] = LookupError("bug")
+    loader = shelf.loader()
+
+    answers = await asyncio.gather(
+        loader.load(("a", "1")), loader.load(("a", "2")), return_exceptions=True
+    )
+
+    assert [type(answer) for answer in answers] == [LookupError, LookupError]
+
+
+async def test_cancelling_a_loader_leaves_what_was_given_up_alone() -> None:
+    shelf = Shelf()
+    shelf.gates["a"] = asyncio.Event()
+    loader = shelf.loader()
+    given_up = loader.load(("a", "1"))
+    waiting = loader.load(("a", "2"))
+    await asyncio.sleep(0.01)
+
+    given_up.cancel()
+    shelf.gates["a"].set()
+
+    assert await waiting == "a/2"
+    assert given_up.cancelled()
+
+
+async def test_what_a_loader_promises_is_converted_at_once_or_later() -> None:
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[int | None] = loop.create_future()
+    nothing: asyncio.Future[int | None] = loop.create_future()
+    pending: asyncio.Future[int | None] = loop.create_future()
+    done.set_result(1)
+    nothing.set_result(None)
+
+    promised: Any = later(pending, str)
+    pending.set_result(2)
+
+    assert (later(done, str), later(nothing, str), await promised) == ("1", None, "2")
+
+
+async def test_a_promise_that_fails_or_is_given_up_does_so_for_who_waits() -> None:
+    loop = asyncio.get_running_loop()
+    failing: asyncio.Future[int | None] = loop.create_future()
+    given_up: asyncio.Future[int | None] = loop.create_future()
+    unwanted: asyncio.Future[int | None] = loop.create_future()
+    promises: list[Any] = [later(future, str) for future in (failing, given_up, unwanted)]
+
+    failing.set_exception(ProviderUnavailable("Down"))
+    given_up.cancel()
+    promises[2].cancel()
+    unwanted.set_result(3)
+
+    with pytest.raises(ProviderUnavailable):
+        await promises[0]
+    with pytest.raises(asyncio.CancelledError):
+        await promises[1]
+    assert promises[2].cancelled()
