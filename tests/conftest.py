@@ -1,4 +1,4 @@
-"""Databases and keys for every test that keeps something.
+"""Databases and keys for every test that keeps something, and the one real Kolibri.
 
 ``sqlite_database`` is a fresh SQLite file; ``any_database`` runs a test twice, the second time on
 a PostgreSQL server of our own making, which is skipped where PostgreSQL is not installed, unless
@@ -11,7 +11,6 @@ import getpass
 import importlib.util
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -20,6 +19,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from real_servers import Kolibri, free_port, kolibri_server
 from sqlalchemy import Connection, create_engine, delete, make_url, text
 
 from storage.credentials import KeyRing
@@ -27,6 +27,13 @@ from storage.database import Database, open_database
 from storage.tables import metadata
 
 _numbers = count(1)
+
+
+@pytest.fixture(scope="session")
+def real_kolibri() -> Iterator[Kolibri]:
+    """A real server, installed, seeded and started for the run."""
+    with kolibri_server("e2e") as server:
+        yield server
 
 
 @pytest.fixture
@@ -157,7 +164,7 @@ def _find_postgres_programs() -> Path | None:
 
 @contextmanager
 def _running_postgres(programs: Path, folder: Path) -> Iterator[PostgresServer]:
-    server = PostgresServer(port=_free_port(), password="p0stgres-pass")
+    server = PostgresServer(port=free_port(), password="p0stgres-pass")
     (folder / "password").write_text(server.password, encoding="ascii")
     user = None
     if getpass.getuser() == "root":  # initdb refuses to run as root
@@ -197,9 +204,3 @@ def _running_postgres(programs: Path, folder: Path) -> Iterator[PostgresServer]:
         yield server
     finally:
         run("pg_ctl", "stop", "--wait", "--mode", "immediate")
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

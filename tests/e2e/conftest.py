@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from real_servers import Gateway, Kolibri, free_port, kolibri_server
+from real_servers import Gateway, Kolibri, free_port
 
 
 @pytest.fixture(scope="session")
-def kolibri() -> Iterator[Kolibri]:
-    with kolibri_server("e2e") as server:
-        yield server
+def kolibri(real_kolibri: Kolibri) -> Kolibri:
+    """In this folder, there is no other."""
+    return real_kolibri
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -24,9 +25,24 @@ HOMES = Path(os.environ.get("KOLIBRI_HOME_ROOT", ROOT / ".kolibri"))
 
 
 def free_port() -> int:
+    """Return a port that is free, and the one after it too, as Kolibri wants.
+
+    Taken below the range from which outgoing connections get theirs, or one of those might take
+    it before the server does.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000, 2)
+        if all(_is_free(number) for number in (port, port + 1)):
+            return port
+
+
+def _is_free(port: int) -> bool:
     with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 @dataclass(frozen=True, kw_only=True)

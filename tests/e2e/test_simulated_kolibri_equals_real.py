@@ -12,12 +12,8 @@ import contextlib
 import csv
 import io
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from http.cookies import SimpleCookie
 from pathlib import Path
@@ -25,6 +21,7 @@ from typing import Any
 
 import httpx
 import pytest
+from real_servers import Kolibri as RealKolibri
 
 from simulators.kolibri.app import running
 from simulators.kolibri.lab import describe_lab
@@ -44,43 +41,9 @@ DATES = {"start_date": "2020-01-01T00:00:00", "end_date": "2030-12-31T00:00:00",
 
 
 @pytest.fixture(scope="module")
-def real_lab() -> Iterator[tuple[str, dict[str, Any]]]:
+def real_lab(kolibri: RealKolibri) -> tuple[str, dict[str, Any]]:
     """Give the real server's URL and its `lab.json`."""
-    home, url = os.environ.get("KOLIBRI_LAB_HOME"), os.environ.get("KOLIBRI_LAB_URL")
-    if home and url:
-        yield url, _read_lab(Path(home))
-        return
-    folder = Path(os.environ.get("KOLIBRI_HOME_ROOT", ".kolibri")).absolute() / "e2e"
-    port = _free_port_pair()
-    _lab_command("up", folder, port)
-    try:
-        yield f"http://127.0.0.1:{port}", _read_lab(folder)
-    finally:
-        _lab_command("stop", folder, port)
-
-
-def _read_lab(home: Path) -> dict[str, Any]:
-    lab: dict[str, Any] = json.loads((home / "lab.json").read_text(encoding="utf-8"))
-    return lab
-
-
-def _lab_command(command: str, home: Path, port: int) -> None:
-    arguments = [command, "--home", str(home), "--port", str(port), "--version", VERSION]
-    environment = os.environ.get("KOLIBRI_LAB_VENV")
-    if environment:
-        arguments += ["--venv", environment]
-    subprocess.run(
-        [sys.executable, "-m", "simulators.kolibri.real", *arguments], cwd=ROOT, check=True
-    )
-
-
-def _free_port_pair() -> int:
-    """Find a free port whose successor is free too."""
-    while True:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port: int = probe.getsockname()[1]
-            with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port + 1)):
-                return port
+    return kolibri.url, dict(kolibri.lab)
 
 
 @dataclass
