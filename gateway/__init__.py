@@ -1,0 +1,1 @@
+"""The deployed application: settings, assembly, HTTP routes and the command line."""

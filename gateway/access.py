@@ -1,0 +1,128 @@
+"""Who calls, and what they may do.
+
+A caller shows a key as ``Authorization: Bearer <token>``, or bare, as existing products do: the
+bootstrap key of the environment, which has every scope, or a stored one with scopes of its own.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from resolvers.context import Scope
+from storage.api_keys import ApiKeyStore
+from storage.credentials import Secret
+
+_PROVIDER: Final = "provider:"
+_MAX_TOKEN_LENGTH: Final = 512
+_TOKEN_BYTES: Final = 32
+
+
+class TokenFileUnusable(Exception):
+    """The file of the generated token cannot be used; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyAccess:
+    """What one key allows.
+
+    Attributes:
+        key_id: For logs: the id of a stored key, ``bootstrap``, or ``dev``.
+        scopes: ``admin`` includes all; ``provider:<id>`` narrows to the named providers.
+    """
+
+    key_id: str
+    scopes: frozenset[str]
+
+    def allows(self, scope: str, /) -> bool:
+        """Whether the key has the scope, by itself or through ``admin``."""
+        return scope in self.scopes or Scope.ADMIN in self.scopes
+
+    def sees(self, provider_id: str, /) -> bool:
+        """Whether the provider exists as far as this key is concerned."""
+        named = {scope for scope in self.scopes if scope.startswith(_PROVIDER)}
+        return not named or f"{_PROVIDER}{provider_id}" in named
+
+
+class KeyRegister:
+    """Tells which key a request shows.
+
+    Args:
+        keys: Stored keys.
+        bootstrap: The token of the environment.
+        open_to_all: Whether a request without a key has every scope (``GATEWAY_DEV``).
+    """
+
+    def __init__(self, keys: ApiKeyStore, bootstrap: Secret[str], *, open_to_all: bool) -> None:
+        self._keys = keys
+        self._bootstrap = bootstrap
+        self._open_to_all = open_to_all
+
+    async def find(self, authorization: str | None) -> KeyAccess | None:
+        """Return what the ``Authorization`` header allows; ``None`` when it shows no good key.
+
+        Raises:
+            StorageError: The database could not answer.
+        """
+        token = _token_of(authorization or "")
+        if not token:
+            return _DEV if self._open_to_all else None
+        if len(token) > _MAX_TOKEN_LENGTH:
+            return None
+        if hmac.compare_digest(token.encode(errors="replace"), self._bootstrap.reveal().encode()):
+            return _BOOTSTRAP
+        key = await self._keys.verify(token)
+        return None if key is None else KeyAccess(key_id=key.id, scopes=key.scopes)
+
+
+_BOOTSTRAP: Final = KeyAccess(key_id="bootstrap", scopes=frozenset({Scope.ADMIN}))
+_DEV: Final = KeyAccess(key_id="dev", scopes=frozenset({Scope.ADMIN}))
+
+
+def open_token(given: Secret[str] | None, folder: Path) -> tuple[Secret[str], bool]:
+    """Return the bootstrap token and whether it was made just now.
+
+    Without a given one it is read from the file ``token`` of the data folder, which is made with
+    a fresh token, readable by its owner only, on the first start.
+
+    Raises:
+        TokenFileUnusable: The file cannot be read or made, or others can read it.
+    """
+    if given is not None:
+        return given, False
+    path = folder / "token"
+    try:
+        try:
+            _write_new(path, secrets.token_urlsafe(_TOKEN_BYTES))
+            made = True
+        except FileExistsError:
+            made = False
+        if path.stat().st_mode & 0o077:
+            raise TokenFileUnusable(f"{path} can be read by others; run chmod 600 on it")
+        token = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenFileUnusable(f"{path} cannot be used; set GATEWAY_TOKEN instead") from error
+    if not token:
+        raise TokenFileUnusable(f"{path} is empty; remove it, and a token is made anew")
+    return Secret(token), made
+
+
+def _write_new(path: Path, text: str) -> None:
+    """Make the file with its content in one step, so that another process never reads half."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(f"{text}\n")
+        os.link(temporary, path)
+    finally:
+        temporary.unlink()
+
+
+def _token_of(authorization: str) -> str:
+    word, _, rest = authorization.strip().partition(" ")
+    return rest.strip() if word.lower() == "bearer" else authorization.strip()

@@ -1,0 +1,298 @@
+"""The application: routes, keys, and what is true of every request."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Final, TypeAlias
+
+import strawberry
+import structlog
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Message, Receive, Send
+from starlette.types import Scope as AsgiScope
+
+from gateway import explorer, graphql_http, media, rest
+from gateway.access import KeyAccess
+from gateway.assembly import Gateway, open_gateway
+from gateway.logs import configure_logs
+from gateway.problems import AnswerCutShort, of_error, problem, unauthenticated
+from gateway.settings import Settings, read_settings
+from resolvers.context import Scope
+from resolvers.errors import Forbidden, RequestRefused
+from schema import build_schema
+from sessions.errors import ProviderError
+from storage.errors import StorageUnavailable
+
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{8,128}")
+_METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+_READY_SECONDS: Final = 5.0
+_SAFE_HEADERS: Final = {  # unless a route says something more exact
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+_RETRY_AFTER_SECONDS: Final = 5
+
+_log = structlog.get_logger(__name__)
+
+_Handler: TypeAlias = Callable[[Gateway, Request, KeyAccess], Awaitable[Response]]
+_OpenHandler: TypeAlias = Callable[[Gateway, Request, KeyAccess | None], Awaitable[Response]]
+
+
+def create_app() -> Starlette:
+    """Return the application of this environment, its logs configured; what uvicorn calls.
+
+    Raises:
+        SettingsError: A setting is wrong.
+    """
+    settings = read_settings(os.environ)
+    configure_logs(level=settings.log_level, form=settings.log_format)
+    return build_app(settings)
+
+
+def build_app(settings: Settings) -> Starlette:
+    """Return the application; its lifespan opens and closes everything it holds."""
+    schema = build_schema()
+    return Starlette(
+        routes=_routes(schema, settings),
+        lifespan=lambda app: _lifespan(app, settings),
+        middleware=[Middleware(_Requests)],
+        exception_handlers={
+            HTTPException: _on_http_error,
+            RequestRefused: _on_error,
+            ProviderError: _on_error,
+            StorageUnavailable: _on_storage_outage,
+        },
+    )
+
+
+@asynccontextmanager
+async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
+    async with open_gateway(settings) as gateway:
+        app.state.gateway = gateway
+        scheduler = asyncio.create_task(gateway.sessions.run())
+        _log.info("gateway_started", platforms=gateway.platforms.names())
+        try:
+            yield
+        finally:
+            app.state.draining = True
+            await gateway.sessions.aclose()
+            scheduler.cancel()
+            with suppress(asyncio.CancelledError):
+                await scheduler
+            _log.info("gateway_stopped")
+
+
+def _routes(schema: strawberry.Schema, settings: Settings) -> list[Route]:
+    async def graphql(request: Request) -> Response:
+        gateway = _gateway(request)
+        if settings.graphiql and graphql_http.wants_page(request):
+            return explorer.page(request)
+        access = await gateway.keys.find(request.headers.get("authorization"))
+        return await graphql_http.answer(gateway, schema, request, access)
+
+    return [
+        Route("/", _home, methods=["GET"], name="home"),
+        Route("/graphql", graphql, methods=["GET", "POST"], name="graphql"),
+        Route("/api/users", _keyed(rest.list_users), methods=["GET"], name="users"),
+        Route("/api/courses", _keyed(rest.list_courses), methods=["GET"], name="courses"),
+        Route("/api/content", _keyed(rest.list_courses), methods=["GET"], name="content"),
+        Route(
+            "/api/enrollments", _keyed(rest.list_enrollments), methods=["GET"], name="enrollments"
+        ),
+        Route("/api/add-provider", _open(rest.add_provider), methods=["POST"], name="add-provider"),
+        Route("/health", _health, methods=["GET"], name="health"),
+        Route("/ready", _ready, methods=["GET"], name="ready"),
+        Route("/metrics", _open(_metrics), methods=["GET"], name="metrics"),
+        *media.routes(lambda request: _gateway(request).media),
+        *(explorer.routes() if settings.graphiql else []),
+    ]
+
+
+def _keyed(handler: _Handler) -> Callable[[Request], Awaitable[Response]]:
+    """Return an endpoint that needs a good key."""
+
+    async def endpoint(request: Request) -> Response:
+        gateway = _gateway(request)
+        access = await gateway.keys.find(request.headers.get("authorization"))
+        if access is None:
+            return unauthenticated(request.state.request_id)
+        return await handler(gateway, request, access)
+
+    return endpoint
+
+
+def _open(handler: _OpenHandler) -> Callable[[Request], Awaitable[Response]]:
+    """Return an endpoint that decides itself whether it needs a key."""
+
+    async def endpoint(request: Request) -> Response:
+        gateway = _gateway(request)
+        access = await gateway.keys.find(request.headers.get("authorization"))
+        return await handler(gateway, request, access)
+
+    return endpoint
+
+
+async def _home(request: Request) -> Response:
+    if _gateway(request).settings.graphiql:
+        return RedirectResponse("graphql", status_code=307)
+    return JSONResponse({"name": "learning-gateway"})
+
+
+async def _health(_request: Request) -> Response:
+    """Answer while the process serves at all."""
+    return JSONResponse({"status": "ok"})
+
+
+async def _ready(request: Request) -> Response:
+    """Answer 200 while requests can be served: the database answers, nobody is stopping us.
+
+    A provider that is down does not make the gateway unready.
+    """
+    if getattr(request.app.state, "draining", False):
+        return JSONResponse({"status": "stopping"}, 503)
+    try:
+        async with asyncio.timeout(_READY_SECONDS):
+            await _gateway(request).providers.list_all()
+    except (StorageUnavailable, TimeoutError):
+        return JSONResponse({"status": "database unavailable"}, 503)
+    return JSONResponse({"status": "ready"})
+
+
+async def _metrics(gateway: Gateway, request: Request, access: KeyAccess | None) -> Response:
+    if not gateway.settings.public_metrics:
+        if access is None:
+            return unauthenticated(request.state.request_id)
+        if not access.allows(Scope.READ_METRICS):
+            raise Forbidden(f"This needs a key with the scope {Scope.READ_METRICS}")
+    statuses = list(await gateway.sessions.list_statuses())
+    return Response(gateway.metrics.write(statuses, gateway.icons.counts), media_type=_METRICS_TYPE)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestRefused | ProviderError)  # noqa: S101 - what it is registered for
+    return of_error(error, request_id=request.state.request_id)
+
+
+async def _on_storage_outage(request: Request, error: Exception) -> Response:
+    _log.error("storage_unavailable", problem=str(error))
+    return problem(
+        "INTERNAL",
+        "The gateway's database does not answer",
+        request_id=request.state.request_id,
+        status=503,
+        headers={"Retry-After": str(_RETRY_AFTER_SECONDS)},
+    )
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - what it is registered for
+    allowed = ", ".join(sorted(_allowed_methods(request)))
+    detail = {
+        404: "There is nothing here; see /graphql, /api/users, /health",
+        405: f"{request.method} is not for this path; {allowed} is",
+    }.get(error.status_code, error.detail)
+    return problem(
+        "BAD_INPUT",
+        detail,
+        request_id=request.state.request_id,
+        status=error.status_code,
+        headers={"Allow": allowed} if error.status_code == 405 else error.headers,  # noqa: PLR2004 - HTTP's own number
+    )
+
+
+def _allowed_methods(request: Request) -> set[str]:
+    return {
+        method
+        for route in request.app.routes
+        if route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    }
+
+
+def _gateway(request: Request) -> Gateway:
+    gateway = request.app.state.gateway
+    assert isinstance(gateway, Gateway)  # noqa: S101 - set by the lifespan
+    return gateway
+
+
+class _Requests:
+    """Gives every request an id, a log line and a metric, and masks what nobody expected."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(Headers(scope=scope).get("x-request-id", ""))
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = time.perf_counter()
+        status = 0
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = int(message["status"])
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = request_id
+                for name, value in _SAFE_HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, send_marked)
+            except AnswerCutShort as error:
+                # Ending without the last piece makes the server break the connection off.
+                _log.warning("answer_cut_short", problem=str(error))
+            except Exception as error:  # noqa: BLE001 - the mask of everything beside GraphQL
+                _log.error("internal_error", error_id=request_id, exc_info=error)
+                if status:
+                    raise _CutShort from None  # the server breaks the connection off
+                await _masked(request_id)(scope, receive, send_marked)
+            finally:
+                self._note(scope, status, seconds=time.perf_counter() - started)
+
+    def _note(self, scope: AsgiScope, status: int, *, seconds: float) -> None:
+        route = getattr(scope.get("route"), "name", None) or "none"
+        gateway = getattr(scope["app"].state, "gateway", None)
+        if gateway is not None:
+            gateway.metrics.on_request(route, status, seconds=seconds)
+        _log.info(
+            "request",
+            method=scope["method"],
+            path=scope["path"],
+            status=status,
+            milliseconds=round(seconds * 1000, 1),
+        )
+
+
+class _CutShort(Exception):
+    """An answer could not be finished; its cause is in the log already."""
+
+
+def _masked(request_id: str) -> Response:
+    return problem(
+        "INTERNAL",
+        f"Something unexpected happened; the log has it under {request_id}",
+        request_id=request_id,
+    )
+
+
+def _request_id(given: str) -> str:
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex

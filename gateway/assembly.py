@@ -1,0 +1,166 @@
+"""Putting the parts together: what one process holds for as long as it runs."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from gateway.access import KeyRegister, open_token
+from gateway.metrics import Metrics
+from gateway.settings import Settings
+from resolvers.callback import CallbackTerms, ProductCallback, open_callback
+from resolvers.context import Access, ReadingLimits, RequestContext
+from resolvers.icons import IconService, open_icons
+from resolvers.registration import ProviderRegistration
+from sessions.addresses import AddressPolicy
+from sessions.manager import SessionManager, SessionSettings, new_owner
+from sessions.registry import Registry
+from storage.api_keys import ApiKeyStore
+from storage.cache import CacheStore
+from storage.callbacks import CallbackStore
+from storage.credentials import KeyRing, Secret
+from storage.database import Database, open_database
+from storage.leases import LeaseStore
+from storage.media import MediaStore
+from storage.providers import ProviderStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gateway:
+    """Everything a request may need; made by ``open_gateway``."""
+
+    settings: Settings
+    database: Database
+    key_ring: KeyRing
+    providers: ProviderStore
+    api_keys: ApiKeyStore
+    keys: KeyRegister
+    sessions: SessionManager
+    platforms: Registry
+    media: MediaStore
+    icons: IconService
+    callback: ProductCallback | None
+    registration: ProviderRegistration
+    limits: ReadingLimits
+    metrics: Metrics
+    token_made: Secret[str] | None
+
+    def request_context(self, access: Access, request_id: str | None = None) -> RequestContext:
+        """Return what one request may use, with batches of its own."""
+        return RequestContext(
+            access=access,
+            sessions=self.sessions,
+            providers=self.providers,
+            platforms=self.platforms,
+            registration=self.registration,
+            icons=self.icons,
+            limits=self.limits,
+            request_id=request_id or uuid.uuid4().hex,
+        )
+
+
+@asynccontextmanager
+async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
+    """Open database, sessions and icons, and close them in order at the end.
+
+    Raises:
+        StorageError: The database or the key file cannot be used.
+        TokenFileUnusable: The generated token cannot be kept.
+    """
+    settings.data_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    token, made = open_token(settings.token, settings.data_folder)
+    key_ring = open_key_ring(settings)
+    metrics = Metrics()
+    policy = address_policy(settings)
+    platforms = Registry.discover()
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(open_database(settings.database_url))
+        providers = ProviderStore(database, key_ring)
+        sessions = SessionManager(
+            providers=providers,
+            leases=LeaseStore(database, key_ring, owner=new_owner()),
+            cache=CacheStore(database),
+            registry=platforms,
+            policy=policy,
+            settings=SessionSettings(
+                heartbeat_seconds=settings.heartbeat_seconds,
+                shutdown_seconds=settings.shutdown_seconds,
+            ),
+            observer=metrics,
+            http_observer=metrics.on_call,
+        )
+        stack.push_async_callback(sessions.aclose)
+        media = MediaStore(database, settings.media_folder)
+        icons = await stack.enter_async_context(
+            open_icons(sessions=sessions, store=media, public_url=settings.public_url)
+        )
+        callback = None
+        if settings.product_callback_url is not None:
+            callback = await stack.enter_async_context(
+                open_callback(
+                    settings.product_callback_url,
+                    callbacks=CallbackStore(database),
+                    providers=providers,
+                    terms=CallbackTerms(
+                        patience_seconds=settings.callback_seconds,
+                        pause_seconds=settings.callback_pause_seconds,
+                        nonce_seconds=settings.nonce_seconds,
+                        secret=settings.registration_secret,
+                    ),
+                    observer=metrics.on_call,
+                )
+            )
+        api_keys = ApiKeyStore(database)
+        yield Gateway(
+            settings=settings,
+            database=database,
+            key_ring=key_ring,
+            providers=providers,
+            api_keys=api_keys,
+            keys=KeyRegister(api_keys, token, open_to_all=settings.dev),
+            sessions=sessions,
+            platforms=platforms,
+            media=media,
+            icons=icons,
+            callback=callback,
+            registration=ProviderRegistration(
+                providers=providers,
+                sessions=sessions,
+                platforms=platforms,
+                policy=policy,
+                allowed_urls=settings.allowed_provider_urls,
+                callback=callback,
+            ),
+            limits=ReadingLimits(
+                max_page_size=settings.max_page_size,
+                max_collected_rows=settings.max_collected_rows,
+                cursor_key=_cursor_key(token),
+            ),
+            metrics=metrics,
+            token_made=token if made else None,
+        )
+
+
+def open_key_ring(settings: Settings) -> KeyRing:
+    """Return the keys of the environment, or those of the data folder's file.
+
+    Raises:
+        StorageError: The file cannot be used.
+    """
+    return settings.keys or KeyRing.open_file(settings.data_folder / "keys")
+
+
+def address_policy(settings: Settings) -> AddressPolicy:
+    """Return the operator's rules about where providers may be."""
+    return AddressPolicy(
+        allowed_networks=settings.allowed_networks, allowed_ports=settings.allowed_ports
+    )
+
+
+def _cursor_key(token: Secret[str]) -> Secret[bytes]:
+    """Return a key that every process of the same bootstrap token has."""
+    return Secret(hmac.digest(token.reveal().encode(), b"cursors", hashlib.sha256))

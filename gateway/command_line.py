@@ -1,0 +1,401 @@
+"""The program ``learning-gateway``.
+
+Exit codes: 0 done; 1 it could not be done, and why is on standard error; 2 wrong usage or setting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import getpass
+import os
+import re
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from gateway.access import KeyAccess, TokenFileUnusable, open_token
+from gateway.assembly import Gateway, open_gateway, open_key_ring
+from gateway.exporting import ExportForm, ExportKind, ExportOrder, atomic_file, export
+from gateway.logs import configure_logs
+from gateway.serving import serve
+from gateway.settings import Settings, SettingsError, describe, read_settings
+from resolvers.context import ProviderDraft, Refusal, Scope
+from schema import sdl
+from sessions.errors import ProviderError
+from storage.credentials import KeyRing, Secret
+from storage.errors import ScopeInvalid, StorageError
+
+_ADMIN: Final = KeyAccess(key_id="command-line", scopes=frozenset({Scope.ADMIN}))
+_DURATION: Final = re.compile(r"(\d{1,6})([mhd])")
+_SECONDS_BY_UNIT: Final = {"m": 60, "h": 3600, "d": 86_400}
+
+_Command = Callable[[Gateway, argparse.Namespace], Coroutine[Any, Any, int]]
+
+
+class _Failed(Exception):
+    """A command cannot be carried out; the message is for standard error."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    chosen = _parser().parse_args(arguments)
+    try:
+        return int(chosen.run(chosen))
+    except SettingsError as error:
+        print(f"learning-gateway: {error}", file=sys.stderr)
+        return 2
+    except (_Failed, StorageError, ProviderError, TokenFileUnusable, OSError) as error:
+        print(f"learning-gateway: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="learning-gateway",
+        description="One GraphQL API over every learning platform. Settings come from the"
+        " environment; docs/configuration.md lists them.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, purpose: str, run: Callable[[argparse.Namespace], int]) -> Any:
+        command = commands.add_parser(name, help=purpose, description=purpose)
+        command.set_defaults(run=run)
+        return command
+
+    add("serve", "serve until stopped", _serve)
+    add("schema", "print the GraphQL schema", _schema)
+    add("check", "show the settings, and try the database and every provider", _with(_check))
+    exporter = add("export", "write a whole roster to a file", _with(_export))
+    exporter.add_argument("resource", choices=[kind.value for kind in ExportKind])
+    exporter.add_argument("--provider", required=True, help="the product's own id of the provider")
+    exporter.add_argument("--format", choices=[form.value for form in ExportForm], default="csv")
+    exporter.add_argument(
+        "--for-spreadsheets",
+        action="store_true",
+        help="put an apostrophe before CSV texts that a spreadsheet would take for formulas",
+    )
+    exporter.add_argument(
+        "--output", help="a file, or - for standard output; RESOURCE-PROVIDER.FORMAT when not given"
+    )
+    _add_providers(commands)
+    _add_keys(commands)
+    return parser
+
+
+def _add_providers(commands: Any) -> None:
+    providers = commands.add_parser("providers", help="register, list, check and remove providers")
+    actions = providers.add_subparsers(required=True, metavar="ACTION")
+    add = actions.add_parser(
+        "add",
+        help="register a provider, or replace the one of that id",
+        description="Secrets are asked for on a terminal, or read from standard input as lines of"
+        " name=value; they are never arguments, which other users could see.",
+    )
+    add.add_argument("id", help="the product's own id for it")
+    add.add_argument("--platform", required=True, help="kind of software, such as kolibri")
+    add.add_argument("--url", required=True)
+    add.add_argument("--name")
+    add.add_argument("--username")
+    add.add_argument("--account-id", help="part of the installation (Kolibri: the facility id)")
+    add.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="may be repeated"
+    )
+    add.set_defaults(run=_with(_add_provider))
+    actions.add_parser("list", help="list providers").set_defaults(run=_with(_list_providers))
+    for name, purpose, run in (
+        ("check", "reach a provider, read its version and log in", _check_provider),
+        ("remove", "log out of a provider and forget everything kept of it", _remove_provider),
+    ):
+        action = actions.add_parser(name, help=purpose, description=purpose)
+        action.add_argument("id")
+        action.set_defaults(run=_with(run))
+
+
+def _add_keys(commands: Any) -> None:
+    keys = commands.add_parser("keys", help="API keys, and the keys that seal credentials")
+    actions = keys.add_subparsers(required=True, metavar="ACTION")
+    create = actions.add_parser("create", help="make an API key and print it, once")
+    create.add_argument("name", help="whose key it is")
+    create.add_argument("--scope", action="append", required=True, help="may be repeated")
+    create.add_argument("--expires-in", metavar="TIME", help="such as 90d, 12h or 30m")
+    create.set_defaults(run=_with(_create_key))
+    actions.add_parser("list", help="list API keys").set_defaults(run=_with(_list_keys))
+    revoke = actions.add_parser("revoke", help="withdraw an API key at once")
+    revoke.add_argument("id")
+    revoke.set_defaults(run=_with(_revoke_key))
+    replace = actions.add_parser("replace", help="make a new API key; the old one works for a time")
+    replace.add_argument("id")
+    replace.add_argument("--old-for", metavar="TIME", default="1d", help="default 1d")
+    replace.set_defaults(run=_with(_replace_key))
+    rotate = actions.add_parser(
+        "rotate",
+        help="seal all credentials with the newest key",
+        description="With GATEWAY_KEYS: put a new key in front, restart, then run this. With the"
+        " key file: --new puts a fresh key in front; restart every gateway, then run this again"
+        " without it.",
+    )
+    rotate.add_argument("--new", action="store_true", help="put a fresh key into the key file")
+    rotate.set_defaults(run=_rotate)
+
+
+def _with(command: _Command) -> Callable[[argparse.Namespace], int]:
+    """Return a runner that opens the gateway's parts around a command."""
+
+    async def run(chosen: argparse.Namespace) -> int:
+        async with open_gateway(_settings()) as gateway:
+            return await command(gateway, chosen)
+
+    return lambda chosen: asyncio.run(run(chosen))
+
+
+def _settings() -> Settings:
+    settings = read_settings(os.environ)
+    configure_logs(level="warning", form="console")
+    return settings
+
+
+def _serve(_chosen: argparse.Namespace) -> int:
+    settings = read_settings(os.environ)
+    configure_logs(level=settings.log_level, form=settings.log_format)
+    settings.data_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    open_key_ring(settings)
+    token, made = open_token(settings.token, settings.data_folder)
+    if made:
+        print(f"A key was made and kept in {settings.data_folder / 'token'}: {token.reveal()}")
+    print(f"learning-gateway serves {settings.public_url}/graphql", flush=True)
+    if not serve(settings):
+        raise _Failed("The gateway could not start; its log says why")
+    return 0
+
+
+def _schema(_chosen: argparse.Namespace) -> int:
+    sys.stdout.write(sdl())
+    return 0
+
+
+async def _check(gateway: Gateway, _chosen: argparse.Namespace) -> int:
+    for name, value in describe(gateway.settings).items():
+        print(f"{name}={value}")
+    print(f"database: {gateway.database.dialect}, migrated")
+    print(f"platforms: {', '.join(gateway.platforms.names())}")
+    for broken in gateway.platforms.broken:
+        print(f"left out: {broken.origin}: {broken.problem}")
+    failed = bool(gateway.platforms.broken)
+    for provider in await gateway.providers.list_all():
+        failed |= not await _report_check(gateway, provider.id)
+    return 1 if failed else 0
+
+
+async def _check_provider(gateway: Gateway, chosen: argparse.Namespace) -> int:
+    return 0 if await _report_check(gateway, chosen.id) else 1
+
+
+async def _report_check(gateway: Gateway, provider_id: str) -> bool:
+    found = await gateway.registration.check(provider_id)
+    if isinstance(found, Refusal):
+        print(f"provider {provider_id}: {found.code}: {found.message}")
+        return False
+    print(f"provider {provider_id}: {found.name}, version {found.version}: {found.account}")
+    for missing in found.missing:
+        print(f"provider {provider_id}: missing: {missing}")
+    return True
+
+
+async def _add_provider(gateway: Gateway, chosen: argparse.Namespace) -> int:
+    added = await gateway.registration.register(
+        ProviderDraft(
+            id=chosen.id,
+            platform=chosen.platform,
+            name=chosen.name,
+            base_url=chosen.url,
+            account_id=chosen.account_id,
+            options=dict(_pair(text) for text in chosen.option),
+            credentials=_credentials(gateway, chosen),
+        )
+    )
+    if isinstance(added, Refusal):
+        raise _Failed(f"{added.message} ({added.code}); nothing was changed")
+    print(f"provider {added.id}: {added.name}, version {added.version}, {added.state}")
+    if added.problem:
+        print(f"provider {added.id}: missing: {added.problem}")
+    return 0
+
+
+def _credentials(gateway: Gateway, chosen: argparse.Namespace) -> Secret[dict[str, str]]:
+    given: dict[str, str] = {}
+    if chosen.username:
+        given["username"] = chosen.username
+    if not sys.stdin.isatty():
+        given |= dict(_pair(line.rstrip("\r\n")) for line in sys.stdin if line.strip())
+        return Secret(given)
+    platform = gateway.platforms.get(chosen.platform)
+    for field in () if platform is None else platform.credential_fields:
+        if field.required and field.name not in given:
+            ask = getpass.getpass if field.secret else input
+            given[field.name] = ask(f"{field.label}: ")
+    return Secret(given)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not sign or not name.strip():
+        raise _Failed("A line or option is not of the form name=value")
+    return name.strip(), value
+
+
+async def _list_providers(gateway: Gateway, _chosen: argparse.Namespace) -> int:
+    statuses = {status.provider_id: status for status in await gateway.sessions.list_statuses()}
+    table = Table("id", "platform", "name", "url", "state", "version", "session", "problem")
+    for provider in await gateway.providers.list_all():
+        status = statuses.get(provider.id)
+        table.add_row(
+            provider.id,
+            provider.platform,
+            provider.name,
+            provider.base_url,
+            provider.state,
+            provider.version or "",
+            "EMPTY" if status is None else status.state,
+            (status.problem if status is not None else None) or provider.problem or "",
+        )
+    _print(table)
+    return 0
+
+
+async def _remove_provider(gateway: Gateway, chosen: argparse.Namespace) -> int:
+    if not await gateway.registration.remove(chosen.id):
+        raise _Failed(f"No provider {chosen.id} is registered")
+    print(f"provider {chosen.id}: removed")
+    return 0
+
+
+async def _export(gateway: Gateway, chosen: argparse.Namespace) -> int:
+    order = ExportOrder(
+        kind=ExportKind(chosen.resource),
+        provider_id=chosen.provider,
+        form=ExportForm(chosen.format),
+        for_spreadsheets=chosen.for_spreadsheets,
+    )
+    target = chosen.output or f"{chosen.resource}-{chosen.provider}.{chosen.format}"
+    with ExitStack() as stack:
+        bar = stack.enter_context(_progress())
+        task = bar.add_task(chosen.resource, total=None)
+        file: BinaryIO = (
+            sys.stdout.buffer if target == "-" else stack.enter_context(atomic_file(Path(target)))
+        )
+        written = await export(
+            gateway.request_context(_ADMIN),
+            order,
+            file,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    place = "standard output" if target == "-" else target
+    print(f"{written} {chosen.resource} written to {place}", file=sys.stderr)
+    return 0
+
+
+def _progress() -> Progress:
+    """Return a bar on standard error, drawn only where that is a terminal."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+
+
+async def _create_key(gateway: Gateway, chosen: argparse.Namespace) -> int:
+    expires_at = _from_now(chosen.expires_in) if chosen.expires_in else None
+    try:
+        key, token = await gateway.api_keys.create(chosen.name, chosen.scope, expires_at)
+    except ScopeInvalid as error:
+        raise _Failed(f"--scope: {error}") from error
+    print(f"key {key.id} for {key.name}, shown only now:", file=sys.stderr)
+    print(token.reveal())
+    return 0
+
+
+async def _list_keys(gateway: Gateway, _chosen: argparse.Namespace) -> int:
+    table = Table("id", "name", "scopes", "created", "expires", "last used", "state")
+    now = datetime.now(UTC)
+    for key in await gateway.api_keys.list_all():
+        expired = key.expires_at is not None and key.expires_at <= now
+        state = "revoked" if key.revoked else "expired" if expired else "works"
+        moments = (_minute(at) for at in (key.created_at, key.expires_at, key.last_used_at))
+        table.add_row(key.id, key.name, " ".join(sorted(key.scopes)), *moments, state)
+    _print(table)
+    return 0
+
+
+async def _revoke_key(gateway: Gateway, chosen: argparse.Namespace) -> int:
+    if not await gateway.api_keys.revoke(chosen.id):
+        raise _Failed(f"No key {chosen.id} works")
+    print(f"key {chosen.id}: revoked")
+    return 0
+
+
+async def _replace_key(gateway: Gateway, chosen: argparse.Namespace) -> int:
+    made = await gateway.api_keys.rotate(chosen.id, old_until=_from_now(chosen.old_for))
+    if made is None:
+        raise _Failed(f"No key {chosen.id} works")
+    key, token = made
+    print(f"key {key.id} replaces {chosen.id}, shown only now:", file=sys.stderr)
+    print(token.reveal())
+    return 0
+
+
+def _rotate(chosen: argparse.Namespace) -> int:
+    if chosen.new:
+        settings = _settings()
+        if settings.keys is not None:
+            raise _Failed("--new is for the key file; GATEWAY_KEYS is set, so change that")
+        ring = KeyRing.renew_file(settings.data_folder / "keys")
+        print(f"{settings.data_folder / 'keys'} has the new key {ring.key_ids[0]} in front")
+        print("Restart every gateway, then run: learning-gateway keys rotate")
+        return 0
+    return _with(_reseal)(chosen)
+
+
+async def _reseal(gateway: Gateway, _chosen: argparse.Namespace) -> int:
+    count = await gateway.providers.rotate_keys()
+    print(f"{count} secrets sealed anew with key {gateway.key_ring.key_ids[0]}")
+    return 0
+
+
+def _from_now(text: str) -> datetime:
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise _Failed(f"{text!r} is not a time such as 90d, 12h or 30m")
+    seconds = int(match[1]) * _SECONDS_BY_UNIT[match[2]]
+    return datetime.now(UTC) + timedelta(seconds=seconds)
+
+
+def _minute(at: datetime | None) -> str:
+    return "" if at is None else f"{at:%Y-%m-%d %H:%M}"
+
+
+def _print(table: Table) -> None:
+    """Print a table, on a file or pipe without cutting its cells."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=1000)
+        table.box = None
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

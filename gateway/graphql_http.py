@@ -1,0 +1,165 @@
+"""GraphQL over HTTP: what is asked for, in which form it is answered, and with which status.
+
+Source:
+    https://graphql.github.io/graphql-over-http/draft/
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+import strawberry
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.assembly import Gateway
+from gateway.bodies import decode_object, read_body
+from gateway.problems import unauthenticated
+from resolvers.context import Access
+from resolvers.errors import BadInput, RequestLimitExceeded, RequestRefused
+from schema.execution import execute
+from sessions.http import deadline
+
+GRAPHQL_RESPONSE: Final = "application/graphql-response+json"
+_JSON: Final = "application/json"
+_HTML: Final = "text/html"
+_PARAMETERS: Final = ("query", "operationName", "variables", "extensions")
+
+
+def wants_page(request: Request) -> bool:
+    """Whether a browser came to look: a GET without a query, that prefers HTML."""
+    return (
+        request.method == "GET"
+        and "query" not in request.query_params
+        and _preferred(request.headers.get("accept", ""), (_JSON, GRAPHQL_RESPONSE, _HTML)) == _HTML
+    )
+
+
+async def answer(
+    gateway: Gateway, schema: strawberry.Schema, request: Request, access: Access | None
+) -> Response:
+    """Answer one GraphQL request.
+
+    ``application/json`` is answered with 200 whatever becomes of a well-formed request, as
+    clients of that type expect; ``application/graphql-response+json`` with the draft's statuses.
+    """
+    accepted = _preferred(request.headers.get("accept") or "*/*", (_JSON, GRAPHQL_RESPONSE))
+    if accepted is None:
+        return _respond(
+            406, _refused("BAD_INPUT", f"accept: {_JSON} and {GRAPHQL_RESPONSE} can be had"), _JSON
+        )
+    if access is None:
+        refused = unauthenticated(request.state.request_id)
+        body = _refused("UNAUTHENTICATED", json.loads(bytes(refused.body))["detail"])
+        challenge = {"WWW-Authenticate": refused.headers["www-authenticate"]}
+        return _respond(401, body, accepted, headers=challenge)
+    try:
+        asked = await _asked(request, max_bytes=gateway.settings.max_body_bytes)
+    except _UnsupportedMediaType:
+        return _respond(415, _refused("BAD_INPUT", f"content-type: {_JSON} is needed"), accepted)
+    except RequestLimitExceeded as error:
+        return _respond(413, _refused(error.code, error.message), accepted)
+    except RequestRefused as error:
+        return _respond(400, _refused(error.code, error.message), accepted)
+    context = gateway.request_context(access, request.state.request_id)
+    with deadline(gateway.settings.deadline_seconds):
+        status, body = await execute(schema, asked, context, queries_only=request.method == "GET")
+    headers = {"Allow": "POST"} if status == 405 else {}  # noqa: PLR2004 - HTTP's own number
+    in_document = status == 400 and _is_document_error(body)  # noqa: PLR2004 - the same
+    if accepted == _JSON and in_document:
+        status = 200
+    return _respond(status, body, accepted, headers=headers)
+
+
+class _UnsupportedMediaType(Exception):
+    """The body is not JSON by its own account."""
+
+
+async def _asked(request: Request, *, max_bytes: int) -> dict[str, Any]:
+    if request.method == "GET":
+        return _from_query(request.query_params)
+    media_type, _, parameters = request.headers.get("content-type", "").partition(";")
+    charset = parameters.strip().lower().removeprefix("charset=").strip('"')
+    if media_type.strip().lower() != _JSON or charset not in {"", "utf-8", "utf8"}:
+        raise _UnsupportedMediaType
+    return decode_object(await read_body(request, max_bytes=max_bytes))
+
+
+def _from_query(parameters: Mapping[str, str]) -> dict[str, Any]:
+    asked: dict[str, Any] = {
+        name: parameters[name] for name in ("query", "operationName") if name in parameters
+    }
+    for name in ("variables", "extensions"):
+        if parameters.get(name):
+            try:
+                asked[name] = decode_object(parameters[name].encode("utf-8", "surrogatepass"))
+            except BadInput as error:
+                raise BadInput(name, error.message.removeprefix("body: ")) from None
+    return asked
+
+
+def _is_document_error(body: Mapping[str, Any]) -> bool:
+    """Whether the request was well formed, and its document or variables are what is wrong.
+
+    Such errors point into the document. Answered as ``application/json``, they come with 200.
+    """
+    return all("locations" in error for error in body["errors"])
+
+
+def _refused(code: str, message: str) -> dict[str, Any]:
+    return {"errors": [{"message": message, "extensions": {"code": code}}]}
+
+
+def _respond(
+    status: int,
+    body: Mapping[str, Any],
+    media_type: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    content = msgspec.json.encode(body)
+    return Response(
+        content,
+        status,
+        headers={"Vary": "Accept", "Cache-Control": "no-store", **(headers or {})},
+        media_type=f"{media_type}; charset=utf-8",
+    )
+
+
+def _preferred(accept: str, offered: tuple[str, ...]) -> str | None:
+    """Return the offered type with the highest quality; the earlier one where they are equal."""
+    best: tuple[float, str] | None = None
+    for media_type in offered:
+        quality = _quality(accept, media_type)
+        if quality > 0 and (best is None or quality > best[0]):
+            best = (quality, media_type)
+    return None if best is None else best[1]
+
+
+def _quality(accept: str, media_type: str) -> float:
+    """Return the quality of the most specific range that covers a type; 0 for not acceptable.
+
+    Source:
+        https://www.rfc-editor.org/rfc/rfc9110#section-12.5.1
+    """
+    major = media_type.partition("/")[0]
+    ranks = {"*/*": 0, f"{major}/*": 1, media_type: 2}
+    found = (-1, 0.0)
+    for part in accept.split(","):
+        name, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        if name in ranks:
+            found = max(found, (ranks[name], _q(parameters)))
+    return found[1]
+
+
+def _q(parameters: list[str]) -> float:
+    for parameter in parameters:
+        if parameter.startswith("q="):
+            try:
+                return min(max(float(parameter[2:]), 0.0), 1.0)
+            except ValueError:
+                return 0.0
+    return 1.0

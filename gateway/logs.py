@@ -1,0 +1,102 @@
+"""Structured logs: one line an event, with the request's id, and no secret in any of them."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Final, TextIO
+
+import structlog
+
+_TRACEBACKS: Final = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)  # they may hold secrets
+)
+_HIDDEN: Final = "***"
+_SECRET_NAMES: Final = frozenset(
+    {
+        "api_key",
+        "authorization",
+        "cookie",
+        "credentials",
+        "csrf",
+        "nonce",
+        "password",
+        "secret",
+        "set-cookie",
+        "signature",
+        "token",
+        "x-csrftoken",
+        "x-registration-nonce",
+        "x-registration-signature",
+    }
+)
+_KEY_IN_TEXT: Final = re.compile(r"gw_[a-z0-9]{8}_[A-Za-z0-9_-]{20,}|(?i:bearer) +\S{8,}")
+_URL_CREDENTIALS: Final = re.compile(r"(https?://)[^/\s@?#]+@")
+_URL_QUERY: Final = re.compile(r"(https?://[^\s?]+)\?\S+")
+
+
+def configure_logs(*, level: str, form: str, stream: TextIO | None = None) -> None:
+    """Write every log of this process as asked: ``form`` is ``json`` or ``console``.
+
+    The standard library's loggers, which uvicorn and SQLAlchemy use, go the same way.
+    """
+    stream = stream or sys.stderr
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    last: list[Any] = (
+        [_TRACEBACKS, redact, structlog.processors.JSONRenderer()]
+        if form == "json"
+        else [
+            structlog.processors.format_exc_info,
+            redact,
+            structlog.dev.ConsoleRenderer(colors=stream.isatty()),
+        ]
+    )
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "alembic"):
+        logging.getLogger(name).handlers = []
+        logging.getLogger(name).propagate = True
+    logging.getLogger("uvicorn.access").setLevel(logging.CRITICAL)  # ours says more, and no query
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def redact(
+    _logger: object, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Hide what has a secret's name, and what looks like one inside a text."""
+    return {name: _redacted(name, value) for name, value in event.items()}
+
+
+def _redacted(name: str, value: Any) -> Any:
+    if name.lower() in _SECRET_NAMES:
+        return _HIDDEN
+    if isinstance(value, str):
+        value = _URL_CREDENTIALS.sub(rf"\1{_HIDDEN}@", _KEY_IN_TEXT.sub(_HIDDEN, value))
+        return _URL_QUERY.sub(rf"\1?{_HIDDEN}", value)
+    if isinstance(value, Mapping):
+        return {str(key): _redacted(str(key), part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_redacted("", part) for part in value]
+    return value

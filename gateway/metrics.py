@@ -1,0 +1,114 @@
+"""Prometheus metrics of one process, in a registry of its own."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from resolvers.icons import IconCounts
+from sessions.http import UpstreamCall
+from storage.leases import Outcome, SessionStatus, Transition
+
+_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_LATE: Final = (0.1, 0.5, 1, 2, 5, 10, 30, 60)
+
+
+class Metrics:
+    """Hears of requests, upstream calls and sessions, and writes them down for Prometheus."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "learning_gateway_requests",
+            "Requests answered, by route and status",
+            ["route", "status"],
+            registry=self._registry,
+        )
+        self._request_seconds = Histogram(
+            "learning_gateway_request_seconds",
+            "Time to the end of the answer, by route",
+            ["route"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._calls = Counter(
+            "learning_gateway_upstream_calls",
+            "Requests sent to providers, by outcome: a status or an error code",
+            ["provider", "method", "path", "outcome"],
+            registry=self._registry,
+        )
+        self._call_seconds = Histogram(
+            "learning_gateway_upstream_call_seconds",
+            "Time of one request to a provider",
+            ["provider"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._call_bytes = Counter(
+            "learning_gateway_upstream_body_bytes",
+            "Bytes received from providers, after decompression",
+            ["provider"],
+            registry=self._registry,
+        )
+        self._transitions = Counter(
+            "learning_gateway_session_transitions",
+            "Log-ins, heartbeats and refreshes that ended",
+            ["provider", "transition", "outcome"],
+            registry=self._registry,
+        )
+        self._heartbeat_lateness = Histogram(
+            "learning_gateway_heartbeat_lateness_seconds",
+            "How long after it was due a heartbeat or refresh began",
+            buckets=_LATE,
+            registry=self._registry,
+        )
+        self._sessions = Gauge(
+            "learning_gateway_sessions",
+            "Sessions in each state, over all gateways of this database",
+            ["provider", "state"],
+            registry=self._registry,
+        )
+        self._icons = Gauge(
+            "learning_gateway_icons",
+            "What was done with icons since the start",
+            ["what"],
+            registry=self._registry,
+        )
+
+    def on_request(self, route: str, status: int, *, seconds: float) -> None:
+        """Take note of an answered request."""
+        self._requests.labels(route, status).inc()
+        self._request_seconds.labels(route).observe(seconds)
+
+    def on_call(self, call: UpstreamCall) -> None:
+        """Take note of a request sent to a provider."""
+        provider = call.provider_id or "product"
+        outcome = call.error or str(call.status)
+        self._calls.labels(provider, call.method, call.path, outcome).inc()
+        self._call_seconds.labels(provider).observe(call.seconds)
+        self._call_bytes.labels(provider).inc(call.body_bytes)
+
+    def on_transition(
+        self,
+        provider_id: str,
+        transition: Transition,
+        outcome: Outcome,
+        *,
+        seconds: float,  # noqa: ARG002 - as in SessionObserver
+    ) -> None:
+        """Take note of a session's transition."""
+        self._transitions.labels(provider_id, transition.value, outcome.value).inc()
+
+    def on_heartbeat(self, provider_id: str, *, late_seconds: float) -> None:  # noqa: ARG002 - as in SessionObserver
+        """Take note of a heartbeat."""
+        self._heartbeat_lateness.observe(late_seconds)
+
+    def write(self, sessions: list[SessionStatus], icons: IconCounts) -> bytes:
+        """Return everything in Prometheus' text format."""
+        self._sessions.clear()
+        for status in sessions:
+            self._sessions.labels(status.provider_id, status.state.value).inc()
+        for what in ("fetched", "decoded", "refused", "postponed"):
+            self._icons.labels(what).set(getattr(icons, what))
+        return generate_latest(self._registry)

@@ -1,0 +1,98 @@
+"""Errors of the REST surface, as problem documents.
+
+Source:
+    https://www.rfc-editor.org/rfc/rfc9457
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final
+
+from starlette.responses import JSONResponse, Response
+
+from resolvers.errors import RequestRefused
+from sessions.errors import ProviderError
+
+
+class AnswerCutShort(Exception):
+    """A streamed answer cannot be finished; the connection is broken off, so that it shows."""
+
+
+MEDIA_TYPE: Final = "application/problem+json"
+
+_STATUS_BY_CODE: Final = {
+    "PROVIDER_NOT_FOUND": HTTPStatus.NOT_FOUND,
+    "PROVIDER_UNAVAILABLE": HTTPStatus.BAD_GATEWAY,
+    "PROVIDER_TIMEOUT": HTTPStatus.GATEWAY_TIMEOUT,
+    "PROVIDER_RATE_LIMITED": HTTPStatus.SERVICE_UNAVAILABLE,
+    "PROVIDER_AUTH_FAILED": HTTPStatus.BAD_GATEWAY,
+    "REAUTH_REQUIRED": HTTPStatus.BAD_GATEWAY,
+    "PROVIDER_FORBIDDEN": HTTPStatus.BAD_GATEWAY,
+    "PROVIDER_BAD_RESPONSE": HTTPStatus.BAD_GATEWAY,
+    "NOT_SUPPORTED": HTTPStatus.NOT_IMPLEMENTED,
+    "BAD_INPUT": HTTPStatus.BAD_REQUEST,
+    "REQUEST_LIMIT_EXCEEDED": HTTPStatus.BAD_REQUEST,
+    "UNAUTHENTICATED": HTTPStatus.UNAUTHORIZED,
+    "FORBIDDEN": HTTPStatus.FORBIDDEN,
+    "INTERNAL": HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+
+
+def problem(
+    code: str,
+    detail: str,
+    *,
+    request_id: str,
+    status: int | None = None,
+    headers: Mapping[str, str] | None = None,
+    **members: object,
+) -> Response:
+    """Return a problem document.
+
+    Args:
+        code: One of the stable error codes; decides the status unless one is given.
+        detail: For a person.
+        request_id: The same as in the log.
+        status: Instead of the code's own.
+        headers: Added to the answer.
+        **members: Extension members; those that are ``None`` are left out.
+    """
+    status = status or _STATUS_BY_CODE[code]
+    body = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": int(status),
+        "detail": detail,
+        "code": code,
+        "requestId": request_id,
+        **{name: value for name, value in members.items() if value is not None},
+    }
+    return JSONResponse(body, status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def of_error(error: RequestRefused | ProviderError, *, request_id: str) -> Response:
+    """Return the problem document of one of the gateway's own errors."""
+    if isinstance(error, RequestRefused):
+        return problem(error.code, error.message, request_id=request_id)
+    wait = error.retry_after_seconds
+    return problem(
+        error.code,
+        error.message,
+        request_id=request_id,
+        headers={} if wait is None else {"Retry-After": str(wait)},
+        providerId=error.provider_id,
+        retryable=type(error).retryable,
+        retryAfterSeconds=wait,
+    )
+
+
+def unauthenticated(request_id: str) -> Response:
+    """Return the answer to a request without a good key."""
+    return problem(
+        "UNAUTHENTICATED",
+        "A key is needed, as 'Authorization: Bearer <key>'; the one shown, if any, is not good",
+        request_id=request_id,
+        headers={"WWW-Authenticate": 'Bearer realm="learning-gateway"'},
+    )

@@ -1,0 +1,78 @@
+"""Serving the application: one process by itself, or several that share the port."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from types import FrameType
+from typing import Final
+
+import structlog
+import uvicorn
+from starlette.applications import Starlette
+from uvicorn.supervisors import Multiprocess
+
+from gateway.settings import Settings
+
+_APPLICATION: Final = "gateway.app:create_app"  # each worker reads the environment for itself
+_KEEP_ALIVE_SECONDS: Final = 65  # longer than load balancers keep a connection they may use again
+
+_log = structlog.get_logger(__name__)
+
+
+def serve(settings: Settings) -> bool:
+    """Serve until asked to stop; ``False`` when the start failed, and the log says why.
+
+    The first SIGTERM or SIGINT makes ``/ready`` say no; ``drain_seconds`` later (at once where
+    several workers share the port) no connection is taken any more, and requests in flight may
+    end within ``shutdown_seconds``.
+    """
+    config = uvicorn.Config(
+        _APPLICATION,
+        factory=True,
+        host=settings.host,
+        port=settings.port,
+        workers=settings.workers,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        lifespan="on",
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
+    )
+    server = _DrainingServer(config, drain_seconds=settings.drain_seconds)
+    try:
+        if settings.workers > 1:
+            Multiprocess(config, sockets=[config.bind_socket()]).run()
+            return True
+        server.run()
+    except SystemExit as error:  # uvicorn ends so when the port is taken
+        return not error.code
+    return server.started
+
+
+class _DrainingServer(uvicorn.Server):
+    """Says for a while that it will stop before it does, and then ends without an error."""
+
+    def __init__(self, config: uvicorn.Config, *, drain_seconds: float) -> None:
+        super().__init__(config)
+        self._drain_seconds = drain_seconds
+        self._draining = False
+
+    def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
+        """Begin to drain at the first signal, stop at the second, at once at a later Ctrl-C."""
+        if self.should_exit:
+            self.force_exit = sig == signal.SIGINT
+        elif self._draining or self._drain_seconds == 0:
+            self.should_exit = True
+        else:
+            _log.info("draining", seconds=self._drain_seconds, signal=signal.Signals(sig).name)
+            asyncio.get_running_loop().call_later(self._drain_seconds, self._stop)
+        self._draining = True
+        if isinstance(self.config.loaded_app, Starlette):
+            self.config.loaded_app.state.draining = True
+
+    def _stop(self) -> None:
+        self.should_exit = True

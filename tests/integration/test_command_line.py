@@ -1,0 +1,390 @@
+import asyncio
+import csv
+import io
+import json
+import logging
+import os
+import re
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import structlog
+import uvicorn
+from running_gateway import ADMIN, address_of, listening, logins
+
+from gateway.command_line import main
+from gateway.settings import SETTINGS
+from simulators.kolibri.app import app_for
+from simulators.kolibri.population import PASSWORD, build_population
+from simulators.kolibri.state import Kolibri, Outage
+
+SDL = Path(__file__).parents[2] / "graphql" / "schema.graphql"
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    output: str
+    errors: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def kolibri() -> Kolibri:
+    return Kolibri(build_population(bulk_users=1500))
+
+
+@pytest.fixture
+def kolibri_url(kolibri: Kolibri) -> Iterator[str]:
+    """A simulated Kolibri in a thread of its own: commands run their own event loops."""
+    with listening() as listener:
+        config = uvicorn.Config(app_for(kolibri), log_config=None, access_log=False, lifespan="off")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(
+            target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True
+        )
+        thread.start()
+        yield address_of(listener)
+        server.should_exit = True
+        thread.join(10)
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> Iterator[Run]:
+    """Run commands in one data folder, with standard input that is no terminal."""
+    for name in [name for name in os.environ if name.startswith("GATEWAY_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GATEWAY_DATA_FOLDER", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    root = logging.getLogger()
+    before = (root.handlers, root.level)
+
+    def command(*arguments: str, given: str = "") -> Done:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(given))
+        try:
+            code = main(arguments)
+        except SystemExit as ended:  # argparse ends so
+            code = int(ended.code or 0)
+        output, errors = capsysbinary.readouterr()
+        return Done(code, output.decode(), errors.decode())
+
+    yield command
+    root.handlers, root.level = before
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def added(run: Run, kolibri_url: str) -> str:
+    """Register the simulated Kolibri as provider 1."""
+    done = run(*adding(kolibri_url), given=f"password={PASSWORD}\n")
+    assert done.code == 0, done.errors
+    return kolibri_url
+
+
+def adding(url: str, *more: str) -> list[str]:
+    fixed = ["--platform", "kolibri", "--url", url, "--username", ADMIN]
+    return ["providers", "add", "1", *fixed, *more]
+
+
+def test_the_schema_is_the_committed_one_and_needs_no_settings(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GATEWAY_PORT", "not a port")
+
+    done = run("schema")
+
+    assert (done.code, done.errors) == (0, "")
+    assert done.output == SDL.read_text(encoding="utf-8")
+
+
+def test_the_program_runs_as_a_module_with_help() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway.command_line", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    for command in ("serve", "schema", "check", "export", "providers", "keys"):
+        assert command in done.stdout
+
+
+def test_a_wrong_setting_ends_with_2_and_says_which(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GATEWAY_PORT", "http")
+
+    for command in (("check",), ("serve",), ("keys", "list"), ("keys", "rotate", "--new")):
+        done = run(*command)
+
+        assert done.code == 2
+        assert done.errors == (
+            "learning-gateway: GATEWAY_PORT 'http' is not a whole number: "
+            "expected a whole number from 1 to 65535\n"
+        )
+
+
+def test_a_wrong_argument_ends_with_2(run: Run) -> None:
+    for command in (
+        (),
+        ("export", "grades", "--provider", "1"),
+        ("export", "users"),
+        ("providers", "add"),
+        ("keys", "create", "me"),
+    ):
+        assert run(*command).code == 2
+
+
+# Providers.
+
+
+def test_a_provider_is_added_listed_checked_and_removed(
+    run: Run, kolibri_url: str, kolibri: Kolibri
+) -> None:
+    added = run(*adding(kolibri_url), given=f"password={PASSWORD}\n")
+    listed = run("providers", "list")
+    checked = run("providers", "check", "1")
+    removed = run("providers", "remove", "1")
+    again = run("providers", "remove", "1")
+    empty = run("providers", "list")
+
+    assert added.code == 0, added.errors
+    assert re.match(r"provider 1: .+, version 0\.19\.5, ACTIVE\n", added.output)
+    assert all(word in listed.output for word in ("kolibri", kolibri_url, "ACTIVE", "0.19.5"))
+    assert (checked.code, "version 0.19.5" in checked.output) == (0, True)
+    assert (removed.code, removed.output) == (0, "provider 1: removed\n")
+    assert (again.code, again.errors) == (1, "learning-gateway: No provider 1 is registered\n")
+    assert kolibri_url not in empty.output
+    assert PASSWORD not in added.output + listed.output + checked.output
+
+
+@pytest.mark.parametrize(
+    ("more", "given", "words"),
+    [
+        ([], "password=wrong\n", "password is not that of this user"),
+        ([], "", "credentials.password: Kolibri needs it"),
+        (["--account-id", "0" * 32], f"password={PASSWORD}\n", "has no facility"),
+        (["--option", "speed=9"], f"password={PASSWORD}\n", "'speed' is not one"),
+        (["--option", "speed"], f"password={PASSWORD}\n", "not of the form name=value"),
+        (["--platform", "canvas"], f"password={PASSWORD}\n", "'canvas' is not one of kolibri"),
+        (["--url", "http://169.254.169.254"], f"password={PASSWORD}\n", "link-local"),
+        (["--url", "http://127.0.0.1:1"], f"password={PASSWORD}\n", "127.0.0.1:1"),
+        ([], "a line without a sign\n", "not of the form name=value"),
+    ],
+)
+def test_what_is_wrong_with_a_provider_is_said_and_nothing_is_stored(
+    run: Run, kolibri_url: str, more: list[str], given: str, words: str
+) -> None:
+    done = run(*adding(kolibri_url, *more), given=given)
+
+    assert done.code == 1
+    assert words in done.errors
+    assert PASSWORD not in done.errors
+    assert kolibri_url not in run("providers", "list").output
+
+
+def test_check_shows_the_settings_without_secrets_and_tries_every_provider(
+    run: Run, added: str, kolibri: Kolibri, tmp_path: Path
+) -> None:
+    good = run("check")
+    kolibri.change_password(ADMIN, "another-Password-9")
+    bad = run("check")
+
+    token = (tmp_path / "data" / "token").read_text(encoding="ascii").strip()
+    assert (good.code, bad.code) == (0, 1)
+    assert [line.partition("=")[0] for line in good.output.splitlines()[: len(SETTINGS)]] == [
+        setting.name for setting in SETTINGS
+    ]
+    assert f"GATEWAY_DATA_FOLDER={tmp_path / 'data'}" in good.output
+    assert "GATEWAY_DATABASE_URL=***" in good.output
+    assert re.search(r"^provider 1: .*version 0\.19\.5", good.output, re.MULTILINE)
+    assert "provider 1: REAUTH_REQUIRED: The password is not that" in bad.output
+    for secret in (token, PASSWORD):
+        assert secret not in good.output + bad.output
+
+
+# Exports.
+
+
+def test_users_are_exported_as_csv_whole_and_exact(
+    run: Run, added: str, kolibri: Kolibri, tmp_path: Path
+) -> None:
+    kolibri.add_user("formula", '=1+1 "quoted", and\nbroken')
+
+    done = run("export", "users", "--provider", "1", "--output", "users.csv")
+
+    with (tmp_path / "users.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    facility = kolibri.facility_id(None)
+    expected = {
+        account.id: (account.username, account.full_name)
+        for account in kolibri.accounts()
+        if account.facility_id == facility
+    }
+    assert done == Done(0, "", f"{len(expected)} users written to users.csv\n")
+    assert {row["external_id"]: (row["username"], row["display_name"]) for row in rows} == expected
+    assert len(rows) == len(expected)
+    assert stat.S_IMODE((tmp_path / "users.csv").stat().st_mode) == 0o600
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_for_spreadsheets_texts_that_would_be_computed_are_made_harmless(
+    run: Run, added: str, kolibri: Kolibri, tmp_path: Path
+) -> None:
+    kolibri.add_user("formula", "=HYPERLINK(1)")
+
+    run("export", "users", "--provider", "1", "--for-spreadsheets", "--output", "users.csv")
+
+    content = (tmp_path / "users.csv").read_bytes()
+    assert content.startswith(b"\xef\xbb\xbfprovider_id,")
+    assert b",'=HYPERLINK(1)," in content
+
+
+@pytest.mark.parametrize("kind", ["users", "courses", "enrollments"])
+def test_every_list_is_exported_as_one_json_object_a_line(
+    run: Run, added: str, kind: str, tmp_path: Path
+) -> None:
+    done = run("export", kind, "--provider", "1", "--format", "ndjson")
+
+    file = tmp_path / f"{kind}-1.ndjson"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert done.code == 0, done.errors
+    assert done.errors.endswith(f"{len(rows)} {kind} written to {file.name}\n")
+    assert rows
+    assert {row["provider_id"] for row in rows} == {"1"}
+    assert len({tuple(row) for row in rows}) == 1
+    if kind == "courses":
+        assert any((row["icon_url"] or "").startswith("http") for row in rows)
+
+
+def test_a_list_of_several_pages_is_exported_without_another_login(
+    run: Run, kolibri: Kolibri, kolibri_url: str, tmp_path: Path
+) -> None:
+    facility = kolibri.population.facilities[-1].id
+    run(
+        *adding(kolibri_url, "--username", "bulk_admin", "--account-id", facility),
+        given=f"password={PASSWORD}\n",
+    )
+
+    done = run("export", "users", "--provider", "1", "--format", "ndjson", "--output", "-")
+
+    ids = [json.loads(line)["external_id"] for line in done.output.splitlines()]
+    assert done.code == 0
+    assert set(ids) == {
+        account.id for account in kolibri.accounts() if account.facility_id == facility
+    }
+    assert len(ids) == len(set(ids)) > 1500
+    assert logins(kolibri) == 1
+
+
+def test_a_failed_export_leaves_what_was_there(
+    run: Run, added: str, kolibri: Kolibri, tmp_path: Path
+) -> None:
+    (tmp_path / "users.csv").write_text("yesterday", encoding="utf-8")
+    kolibri.outages.append(Outage(remaining=1000, status=503))
+
+    failed = run("export", "users", "--provider", "1", "--output", "users.csv")
+    unknown = run("export", "users", "--provider", "2", "--output", "users.csv")
+    nowhere = run("export", "users", "--provider", "1", "--output", "no/such/users.csv")
+
+    assert [done.code for done in (failed, unknown, nowhere)] == [1, 1, 1]
+    assert "127.0.0.1" in failed.errors
+    assert unknown.errors == "learning-gateway: No such provider is registered\n"
+    assert (tmp_path / "users.csv").read_text(encoding="utf-8") == "yesterday"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+# Keys.
+
+
+def test_a_key_is_made_listed_replaced_and_revoked(run: Run) -> None:
+    made = run("keys", "create", "the product", "--scope", "read:users", "--expires-in", "90d")
+    key_id = made.output[3:11]
+    replaced = run("keys", "replace", key_id, "--old-for", "30m")
+    revoked = run("keys", "revoke", key_id)
+    again = run("keys", "revoke", key_id)
+    listed = run("keys", "list")
+
+    token = re.compile(r"gw_[a-z0-9]{8}_[A-Za-z0-9_-]{43}\n")
+    assert token.fullmatch(made.output)
+    assert token.fullmatch(replaced.output)
+    assert (revoked.code, again.code) == (0, 1)
+    assert "the product" in listed.output
+    assert "revoked" in listed.output
+    assert "works" in listed.output
+    assert made.output.strip() not in listed.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--scope", "read:grades"), "read:grades"),
+        (("--scope", "admin", "--expires-in", "soon"), "'soon' is not a time"),
+    ],
+)
+def test_a_wrong_scope_or_time_makes_no_key(
+    run: Run, arguments: tuple[str, ...], words: str
+) -> None:
+    done = run("keys", "create", "somebody", *arguments)
+
+    assert done.code == 1
+    assert words in done.errors
+    assert "somebody" not in run("keys", "list").output
+
+
+def test_credentials_are_sealed_anew_with_a_new_key_and_still_work(
+    run: Run, added: str, tmp_path: Path
+) -> None:
+    def sealed() -> bytes:
+        with sqlite3.connect(tmp_path / "data" / "gateway.db") as database:
+            (blob,) = database.execute("select credentials from provider").fetchone()
+        database.close()
+        return bytes(blob)
+
+    before = sealed()
+    new = run("keys", "rotate", "--new")
+    rotated = run("keys", "rotate")
+    after = sealed()
+    again = run("keys", "rotate")
+    checked = run("providers", "check", "1")
+
+    assert (new.code, rotated.code, checked.code) == (0, 0, 0)
+    assert "new key k2 in front" in new.output
+    assert re.match(r"[1-9]\d* secrets sealed anew with key k2\n", rotated.output)
+    assert again.output == "0 secrets sealed anew with key k2\n"
+    assert (b"k1" in before[:8], b"k2" in after[:8]) == (True, True)
+
+
+def test_a_new_key_is_not_put_into_the_file_when_the_environment_has_the_keys(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GATEWAY_KEYS", "k1:" + "A" * 43)
+
+    done = run("keys", "rotate", "--new")
+
+    assert done.code == 1
+    assert "GATEWAY_KEYS is set" in done.errors
+
+
+def test_a_database_sealed_with_other_keys_is_named(
+    run: Run, added: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GATEWAY_KEYS", "other:" + "A" * 43)
+
+    checked = run("providers", "check", "1")
+    rotated = run("keys", "rotate")
+
+    assert (checked.code, rotated.code) == (1, 1)
+    assert "sealed with key k1" in checked.errors
+    assert "provider|1|credentials" in rotated.errors
