@@ -28,6 +28,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,10 +90,13 @@ def _is_name_like(piece: str) -> bool:
     return bool(words) and all(map(_is_word, words))
 
 
+@lru_cache(maxsize=20_000)  # the same words come again and again in a roster
 def _is_word(word: str) -> bool:
     """Return whether there are letters in the word, and nothing else that names do not have."""
     if word.casefold() in _NOT_IN_NAMES:
         return False
+    if word.isascii() and word.isalpha():
+        return True
     letters = [character for character in word if unicodedata.category(character)[0] in "LM"]
     others = set(word) - set(letters) - set("'’‘`´ʻ-‐‑.·・")  # noqa: RUF001 - people type them all
     joiners = {"\u200c", "\u200d"}

@@ -37,6 +37,7 @@ class DemoFailed(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until interrupted; returns the exit code."""
     options = _options(arguments)
+    options.folder /= "real" if options.real else "simulated"
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
     token = _token(folder / "token")
@@ -208,6 +209,7 @@ class _Product:
 
 def _greet(url: str, token: str, kolibri_url: str, *, real: bool, users: int) -> None:
     kind = "real" if real else "simulated"
+    left = "; make stop-kolibri stops the Kolibri" if real else ""
     print(
         f"""
 learning-gateway is up, with a {kind} Kolibri at {kolibri_url}
@@ -218,7 +220,7 @@ learning-gateway is up, with a {kind} Kolibri at {kolibri_url}
 
   curl -H 'Authorization: Bearer {token}' '{url}/api/users?id=1'
 
-Ctrl-C stops it. Logs and data are in .demo
+Ctrl-C stops it{left}. Logs and data are in .demo/{kind}
 """,
         flush=True,
     )

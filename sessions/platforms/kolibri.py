@@ -159,6 +159,7 @@ _ROLES = {
     "classroom assignable coach": RoleValue.TEACHER,
     "learner": RoleValue.STUDENT,
 }
+_WEIGHTS = {kind: index for index, kind in enumerate(_ROLES)}
 
 
 # ---- what Kolibri answers ----------------------------------------------------------------
@@ -1811,8 +1812,9 @@ def _role_kinds(row: _UserRow) -> list[str]:
     kinds = {role.kind for role in row.roles}
     if row.is_superuser:
         kinds.add("superuser")
-    weight = {kind: index for index, kind in enumerate(_ROLES)}
-    return sorted(kinds, key=lambda kind: (weight.get(kind, len(weight)), kind)) or ["learner"]
+    if not kinds:
+        return ["learner"]
+    return sorted(kinds, key=lambda kind: (_WEIGHTS.get(kind, len(_WEIGHTS)), kind))
 
 
 def _reach(row: _UserRow | None, facility_id: str) -> _Reach:
