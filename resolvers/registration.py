@@ -26,7 +26,7 @@ from sessions.registry import Registry
 from storage.credentials import Secret
 from storage.errors import RevisionConflict
 from storage.providers import ProviderStore
-from storage.records import Provider, ProviderState
+from storage.records import Provider, ProviderState, SessionState
 
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _MAX_LENGTH: Final = 500
@@ -127,6 +127,8 @@ class ProviderRegistration:
     async def update(self, provider_id: str, changes: ProviderChanges) -> Provider | Refusal:
         """Check and store changes; what is not given stays as it is, credentials one by one.
 
+        A new name alone is stored without asking the provider.
+
         Raises:
             StorageError: The database could not do it.
         """
@@ -144,7 +146,8 @@ class ProviderRegistration:
             return wanted
         found: ProviderCheck | None = None
         grant: NewGrant | None = None
-        if wanted.state is not ProviderState.DISABLED:
+        renamed = changes.credentials is None and wanted == replace(known, name=wanted.name)
+        if wanted.state is not ProviderState.DISABLED and not renamed:
             checked = await self._checked(wanted, credentials)
             if isinstance(checked, Refusal):
                 return checked
@@ -152,7 +155,9 @@ class ProviderRegistration:
         try:
             stored = await self._providers.update(
                 provider_id,
-                expected_revision=changes.expected_revision or known.revision,
+                expected_revision=known.revision
+                if changes.expected_revision is None
+                else changes.expected_revision,
                 credentials=credentials,
                 name=wanted.name,
                 base_url=wanted.base_url,
@@ -174,7 +179,8 @@ class ProviderRegistration:
         if stored is None:
             await self._drop(wanted, grant)
             return _NOT_FOUND
-        await self._start_over(stored, grant)
+        if not renamed:
+            await self._start_over(stored, grant)
         _log.info("provider_updated", provider_id=stored.id, revision=stored.revision)
         return stored
 
@@ -221,11 +227,14 @@ class ProviderRegistration:
         )
 
     async def revoke(self, provider_id: str, subject: str = SERVICE) -> bool:
-        """End a session and log out; False when there is no such provider.
+        """End a session and log out; False when there is none.
 
         Raises:
             StorageError: The database could not do it.
         """
+        status = await self._sessions.status(provider_id, subject)
+        if status.state is SessionState.EMPTY:
+            return False
         try:
             await self._sessions.revoke(provider_id, subject)
         except ProviderNotFound:

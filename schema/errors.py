@@ -6,9 +6,10 @@ id; the cause is logged once under the same id.
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from graphql import GraphQLError
@@ -17,6 +18,11 @@ from resolvers.context import RequestContext, SourceFailure
 from resolvers.errors import RequestRefused
 from schema.enums import ErrorCode
 from sessions.errors import ProviderError
+
+_ABOUT_A_VARIABLE: Final = re.compile(
+    r"(Variable '\$\w+' has invalid value(?: at [^: ]+)?: )(.*)", re.DOTALL
+)
+_BEFORE_A_VALUE: Final = re.compile(r", found: | Found: |(?<=value): ")
 
 _log = structlog.get_logger("schema")
 
@@ -89,7 +95,19 @@ def _cause_of(error: GraphQLError) -> BaseException | None:
 def _place_of(error: GraphQLError) -> dict[str, Any]:
     formatted = dict(error.formatted)
     formatted.pop("extensions", None)
+    formatted["message"] = _without_values(error.message)
     return formatted
+
+
+def _without_values(message: str) -> str:
+    """Return the message without the value of a variable, which may hold a password."""
+    about = _ABOUT_A_VARIABLE.fullmatch(message)
+    if about is None:
+        return message
+    place, problem = about.groups()
+    if problem.startswith("Value "):
+        return f"{place}It {problem[problem.rfind('does not exist in') :]}"
+    return f"{place}{_BEFORE_A_VALUE.split(problem, maxsplit=1)[0].rstrip('.')}"
 
 
 def _internal(error_id: str) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """Databases and keys for every test that keeps something, and the one real Kolibri.
 
+Every test is also searched for the passwords and keys it uses: none may be in what it printed or
+logged, nor in any database it leaves.
+
 ``sqlite_database`` is a fresh SQLite file; ``any_database`` runs a test twice, the second time on
 a PostgreSQL server of our own making, which is skipped where PostgreSQL is not installed, unless
 ``GATEWAY_TEST_POSTGRES=required``.
@@ -13,20 +16,49 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
 import pytest
 from real_servers import Kolibri, free_port, kolibri_server
+from running_gateway import TOKEN
 from sqlalchemy import Connection, create_engine, delete, make_url, text
 
+from simulators.kolibri.population import PASSWORD, SUPERUSER_PASSWORD
 from storage.credentials import KeyRing
 from storage.database import Database, open_database
 from storage.tables import metadata
 
+_CANARIES = (PASSWORD, SUPERUSER_PASSWORD, TOKEN)
 _numbers = count(1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.passed and call.when in {"call", "teardown"}:
+        places = [*_printed(report), *_databases(item)]
+        found = [name for name, content in places if any(c.encode() in content for c in _CANARIES)]
+        if found:
+            report.outcome = "failed"
+            report.longrepr = f"A secret is legible in {', '.join(found)}"
+    return report
+
+
+def _printed(report: pytest.TestReport) -> Iterator[tuple[str, bytes]]:
+    for name, content in report.sections:
+        yield name, content.encode(errors="replace")
+
+
+def _databases(item: pytest.Item) -> Iterator[tuple[str, bytes]]:
+    folder = getattr(item, "funcargs", {}).get("tmp_path")
+    for path in [] if folder is None else folder.rglob("*.db*"):
+        if path.is_file():
+            yield str(path), path.read_bytes()
 
 
 @pytest.fixture(scope="session")

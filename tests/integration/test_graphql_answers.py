@@ -515,6 +515,32 @@ async def test_wrong_input_is_told_once_with_what_would_be_right(query: str, mes
     assert answer["errors"][0]["message"].startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("credentials", "message"),
+    [
+        ({"password": {"canary": 1}}, " at .credentials.password: String cannot represent a non"),
+        ({"pasword": "canary"}, " at .credentials: Expected value of type 'CredentialsInput' not"),
+        ("canary", " at .credentials: Expected value of type 'CredentialsInput' to be an object"),
+        ({"values": [{"name": "canary"}]}, " at .credentials.values[0]: Expected value of type"),
+    ],
+)
+async def test_a_wrong_variable_is_named_without_its_value(
+    credentials: object, message: str
+) -> None:
+    query = "mutation ($p: RegisterProviderInput!) { registerProvider(input: $p) { __typename } }"
+    details = {"providerId": "1", "platform": "kolibri", "baseUrl": "http://127.0.0.1"}
+    variables = {"p": {**details, "credentials": credentials}}
+
+    body = {"query": query, "variables": variables}
+    status, answer = await execute(SCHEMA, body, a_context(World()))
+
+    assert status == 400
+    (error,) = answer["errors"]
+    assert error["message"].startswith(f"Variable '$p' has invalid value{message}")
+    assert "canary" not in json.dumps(answer)
+    assert error["extensions"] == {"code": "BAD_INPUT"}
+
+
 async def test_wrong_variables_are_refused_before_anything_runs() -> None:
     world = World()
     school = a_school(world, "a")

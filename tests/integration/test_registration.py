@@ -25,11 +25,14 @@ from starlette.responses import (
     StreamingResponse,
 )
 
-from resolvers.callback import sign
+from resolvers.callback import CallbackTerms, open_callback, sign
 from simulators.kolibri.app import running
 from simulators.kolibri.population import PASSWORD, build_population
 from simulators.kolibri.state import Kolibri
-from storage.credentials import Secret
+from storage.callbacks import CallbackStore
+from storage.credentials import KeyRing, Secret
+from storage.database import Database
+from storage.providers import ProviderStore
 
 KEYLESS = {"Authorization": ""}
 STATUS = '{ provider(providerId: "1") { state sessions { state version problem } } }'
@@ -367,6 +370,151 @@ async def test_a_check_reports_and_leaves_the_session_in_use_alone(
     assert (after["state"], after["version"]) == ("ACTIVE", version)
 
 
+CHANGE = """
+mutation ($input: UpdateProviderInput!) {
+  updateProvider(input: $input) {
+    ... on ProviderPayload { provider { name state accountId baseUrl } }
+    ... on ProviderRefused { code message field retryable }
+  }
+}
+"""
+
+
+async def changed(gateway: RunningGateway, **given: Any) -> dict[str, Any]:
+    answer = await gateway.graphql(CHANGE, input={"providerId": "1", **given})
+    result = answer["data"]["updateProvider"]
+    assert isinstance(result, dict)
+    return result
+
+
+async def test_a_new_name_needs_no_provider_and_no_login(
+    gateway: RunningGateway, kolibri: Kolibri, kolibri_url: str
+) -> None:
+    await gateway.add_kolibri(kolibri_url)
+    before = logins(kolibri)
+
+    result = await changed(gateway, name="  Riverside  ")
+    users = await gateway.users()
+
+    assert result["provider"]["name"] == "Riverside"
+    assert users.status_code == 200
+    assert logins(kolibri) == before
+
+
+async def test_another_facility_is_checked_and_its_users_come(
+    gateway: RunningGateway, kolibri: Kolibri, kolibri_url: str
+) -> None:
+    await gateway.add_kolibri(kolibri_url, username="root_user", password="black-Kite-42")
+    second = kolibri.population.facilities[1].id
+
+    result = await changed(gateway, accountId=second)
+    rows = (await gateway.users()).json()
+
+    assert result["provider"]["accountId"] == second
+    assert {row["external_user_id"] for row in rows} == {
+        account.id for account in kolibri.accounts() if account.facility_id == second
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "field"),
+    [
+        ({"expectedRevision": 7, "name": "x"}, "BAD_INPUT", "expectedRevision"),
+        ({"expectedRevision": 0, "name": "x"}, "BAD_INPUT", "expectedRevision"),
+        ({"expectedRevision": 7, "credentials": {"password": PASSWORD}}, "BAD_INPUT", None),
+        ({"name": "x" * 501}, "BAD_INPUT", "name"),
+        ({"baseUrl": "file:///etc/passwd"}, "BAD_INPUT", "credentials.username"),
+        ({"credentials": {"password": "y" * 501}}, "BAD_INPUT", "credentials.password"),
+        ({"credentials": {"apiKey": "unasked"}}, "BAD_INPUT", "credentials.apiKey"),
+        ({"options": [{"name": "speed", "value": "9"}]}, "BAD_INPUT", "options"),
+        ({"accountId": "0" * 32}, "REAUTH_REQUIRED", None),
+    ],
+)
+async def test_a_refused_update_changes_nothing(
+    gateway: RunningGateway,
+    kolibri_url: str,
+    given: dict[str, Any],
+    code: str,
+    field: str | None,
+) -> None:
+    await gateway.add_kolibri(kolibri_url)
+    before = await gateway.parts.providers.get("1")
+
+    result = await changed(gateway, **given)
+
+    assert (result["code"], result["field"]) == (code, field or result["field"])
+    assert await gateway.parts.providers.get("1") == before
+    assert (await gateway.users()).status_code == 200
+
+
+async def test_what_is_not_registered_cannot_be_changed_checked_revoked_or_removed(
+    gateway: RunningGateway,
+) -> None:
+    answer = await gateway.graphql("""mutation {
+      updateProvider(input: {providerId: "9", name: "x"}) { ... on ProviderRefused { code } }
+      checkProvider(providerId: "9") { ... on ProviderRefused { code } }
+      revokeSession(providerId: "9") { ... on ProviderRefused { code } }
+      removeProvider(providerId: "9") { ... on ProviderRefused { code } }
+    }""")
+
+    assert answer["data"] == {
+        name: {"code": "PROVIDER_NOT_FOUND"}
+        for name in ("updateProvider", "checkProvider", "revokeSession", "removeProvider")
+    }
+
+
+async def test_a_revoked_session_ends_at_the_provider_and_the_next_request_logs_in(
+    gateway: RunningGateway, kolibri: Kolibri, kolibri_url: str
+) -> None:
+    await gateway.add_kolibri(kolibri_url)
+    await gateway.users()
+    revoke = """mutation ($of: String!) { revokeSession(providerId: "1", subject: $of) {
+      ... on SessionRevoked { subject } ... on ProviderRefused { code } } }"""
+
+    nobody = await gateway.graphql(revoke, of="somebody-else")
+    revoked = await gateway.graphql(revoke, of="service")
+    sessions = len(kolibri.sessions)
+    users = await gateway.users()
+
+    assert nobody["data"]["revokeSession"] == {"code": "PROVIDER_NOT_FOUND"}
+    assert revoked["data"]["revokeSession"] == {"subject": "service"}
+    assert sessions == 0
+    assert users.status_code == 200
+    assert logins(kolibri) == 2
+
+
+async def test_a_failed_check_is_noted_and_the_provider_stays(
+    gateway: RunningGateway, kolibri: Kolibri, kolibri_url: str
+) -> None:
+    await gateway.add_kolibri(kolibri_url)
+    kolibri.change_password(ADMIN, "another-Password-9")
+
+    answer = await gateway.graphql(
+        """mutation { checkProvider(providerId: "1") { ... on ProviderRefused { code } } }"""
+    )
+    noted = await gateway.parts.providers.get("1")
+
+    assert answer["data"]["checkProvider"] == {"code": "REAUTH_REQUIRED"}
+    assert noted is not None
+    assert "password" in (noted.problem or "")
+    assert noted.state.value == "ACTIVE"
+
+
+async def test_an_account_that_lacks_a_permission_is_registered_with_the_consequence_named(
+    gateway: RunningGateway, kolibri: Kolibri, kolibri_url: str
+) -> None:
+    coach = next(
+        role.person
+        for role in kolibri.population.roles
+        if role.kind == "coach" and role.collection == "a"
+    ).partition(":")[2]
+
+    answer = await gateway.add_provider(**details(kolibri_url, username=coach))
+
+    assert answer.status_code == 200
+    assert "facility admin" in answer.json()["problem"]
+
+
 # Unknown ids, asked of the product.
 
 
@@ -681,3 +829,41 @@ def registering(
         return 202
 
     return answer
+
+
+async def test_closing_ends_the_waiting(
+    sqlite_database: Database, key_ring: KeyRing, product: Product
+) -> None:
+    providers = ProviderStore(sqlite_database, key_ring)
+    async with open_callback(
+        product.url, callbacks=CallbackStore(sqlite_database), providers=providers, terms=TERMS
+    ) as callback:
+        waiting = asyncio.create_task(callback.find("1"))
+        async with asyncio.timeout(5):
+            while not product.asked:  # noqa: ASYNC110 - the product is a pretend one
+                await asyncio.sleep(0.01)
+
+        await callback.aclose()
+
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+
+async def test_ids_asked_for_in_vain_are_remembered_up_to_a_limit(
+    sqlite_database: Database, key_ring: KeyRing
+) -> None:
+    providers = ProviderStore(sqlite_database, key_ring)
+    async with open_callback(
+        "http://127.0.0.1:1/",
+        callbacks=CallbackStore(sqlite_database),
+        providers=providers,
+        terms=TERMS,
+    ) as callback:
+        callback._unknown_until = {f"id{number}": 0.0 for number in range(10_000)}
+
+        assert await callback.find("1") is None
+
+        assert list(callback._unknown_until) == ["1"]
+
+
+TERMS = CallbackTerms(patience_seconds=60, pause_seconds=5, nonce_seconds=60, secret=None)
