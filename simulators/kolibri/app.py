@@ -69,6 +69,9 @@ EXPORT_TASK = "kolibri.core.logger.tasks.exportsummarylogcsv"
 _INVALID_CHOICE = "Select a valid choice. That choice is not one of the available choices."
 _LANGUAGES = {"en": "English", "es": "Español", "ar": "العربية", "fr": "Français"}
 _NEVER_CACHE = "max-age=0, no-cache, no-store, must-revalidate, private"
+_NEVER_CACHE_PUBLIC = (  # public by the view, never by the error: both are in the header
+    "max-age=0, no-cache, no-store, must-revalidate, stale-while-revalidate=100, public"
+)
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
@@ -179,7 +182,9 @@ async def _answer(server: Kolibri, views: list[View], request: Request) -> Respo
     try:
         return wire.respond(call, await _run(call))
     except Refusal as refusal:
-        headers = {"ETag": _etag(call), "Cache-Control": _NEVER_CACHE} if view.cacheable else {}
+        is_public = view.pattern.startswith("/api/public/v2/")
+        never = _NEVER_CACHE_PUBLIC if is_public else _NEVER_CACHE
+        headers = {"ETag": _etag(call), "Cache-Control": never} if view.cacheable else {}
         return wire.respond(call, Answer(body=refusal.body, status=refusal.status, headers=headers))
     except wire.Page as page:
         response = wire.respond_page(call, page)
@@ -938,6 +943,11 @@ def _list_public_channels(call: Call) -> Answer:
     return _content_answer(call, bodies, public=True)
 
 
+def _get_public_channel(call: Call) -> Answer:
+    channel = _require(call, [channel for channel in _filter_channels(call) if channel.public])
+    return _content_answer(call, _channel_body(call, channel, link=False), public=True)
+
+
 _TRUE, _FALSE = ("true", "True", "1"), ("false", "False", "0")
 
 
@@ -1378,14 +1388,27 @@ def _list_tasks(call: Call) -> Answer:
 
 
 def _get_task(call: Call) -> Answer:
+    job = _require_job(call)
+    job.polls += 1
+    _finish_due_jobs(call.server)
+    return Answer(body=_job_body(call, job))
+
+
+def _clear_task(call: Call) -> Answer:
+    job = _require_job(call)
+    if not job.done:
+        raise Refusal(400, ["Cannot clear job with state: QUEUED"])
+    del call.server.jobs[call.params["id"]]
+    return Answer(body={})
+
+
+def _require_job(call: Call) -> Job:
     job = call.server.jobs.get(call.params["id"])
     if job is None:
         raise call.not_found()
     if not call.server.is_admin_of(call.user, job.facility_id):
         raise Refusal(403, problem("PERMISSION_DENIED", view=call.view.name))
-    job.polls += 1
-    _finish_due_jobs(call.server)
-    return Answer(body=_job_body(call, job))
+    return job
 
 
 def _finish_due_jobs(server: Kolibri) -> None:
@@ -1490,6 +1513,9 @@ def _views(kolibri: Kolibri) -> list[View]:
         _content("/api/content/channel/", "Channel Metadata List", _list_channels),
         _content("/api/content/channel/{id}/", "Channel Metadata Instance", _get_channel),
         _content("/api/public/v2/channel/", "Public Channel Metadata List", _list_public_channels),
+        _content(
+            "/api/public/v2/channel/{id}/", "Public Channel Metadata Instance", _get_public_channel
+        ),
         *(
             View(
                 pattern=f"/api/public/{{version}}/channels{slash}",
@@ -1512,6 +1538,13 @@ def _views(kolibri: Kolibri) -> list[View]:
             name="Tasks Instance",
             handlers={"GET": _get_task},
             allow=_ONE,
+            csrf_always=True,
+        ),
+        View(
+            pattern="/api/tasks/tasks/{id}/clear/",
+            name="Clear",
+            handlers={"POST": _clear_task},
+            allow="POST, OPTIONS",
             csrf_always=True,
         ),
         View(

@@ -69,7 +69,11 @@ def kolibri_server(name: str, *options: str) -> Iterator[Kolibri]:
     program = [sys.executable, "-m", "simulators.kolibri.real"]
     place = ["--home", str(home), "--port", str(port), "--venv", str(HOMES / "venv")]
     subprocess.run([*program, "stop", *place], cwd=ROOT, check=False)
-    subprocess.run([*program, "up", *place, *options], cwd=ROOT, check=True)
+    # It prints the password of its superuser, which is searched for in what tests print.
+    up = subprocess.run(
+        [*program, "up", *place, *options], cwd=ROOT, check=False, capture_output=True, text=True
+    )
+    assert up.returncode == 0, up.stderr
     try:
         lab = json.loads((home / "lab.json").read_text(encoding="utf-8"))
         yield Kolibri(url=f"http://127.0.0.1:{port}", home=home, lab=lab)

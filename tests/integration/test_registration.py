@@ -228,6 +228,19 @@ async def test_something_that_is_no_kolibri_is_refused_with_what_it_did(
     assert await stored(gateway) == []
 
 
+async def test_something_that_never_answers_is_refused_in_time(gateway: RunningGateway) -> None:
+    async def never(_request: Request) -> Response:
+        await asyncio.sleep(60)
+        return Response()
+
+    async with running_stranger(never) as url:
+        answer = await gateway.add_provider(**details(url))
+
+    assert problem_of(answer) == (422, "PROVIDER_TIMEOUT")
+    assert answer.json()["retryable"] is True
+    assert await stored(gateway) == []
+
+
 async def test_a_registration_needs_the_scope_for_it(
     gateway: RunningGateway, kolibri_url: str
 ) -> None:
