@@ -80,9 +80,10 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(settings.database_url))
         providers = ProviderStore(database, key_ring)
+        leases = LeaseStore(database, key_ring, owner=new_owner())
         sessions = SessionManager(
             providers=providers,
-            leases=LeaseStore(database, key_ring, owner=new_owner()),
+            leases=leases,
             cache=CacheStore(database),
             registry=platforms,
             policy=policy,
@@ -104,6 +105,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
                 open_callback(
                     settings.product_callback_url,
                     callbacks=CallbackStore(database),
+                    leases=leases,
                     providers=providers,
                     terms=CallbackTerms(
                         patience_seconds=settings.callback_seconds,

@@ -11,9 +11,10 @@ import asyncio
 import hashlib
 import hmac
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import structlog
@@ -23,9 +24,11 @@ from sessions.errors import ProviderError
 from sessions.http import Observer, ProviderHttp, deadline
 from storage.callbacks import CallbackStore
 from storage.credentials import Secret
+from storage.leases import LeaseStore
 from storage.providers import ProviderStore
 from storage.records import Provider
 
+_JOB_KIND: Final = "callback"
 _LOOK_SECONDS: Final = 0.2
 _MAX_REMEMBERED: Final = 10_000
 _MAX_ANSWER_BYTES: Final = 64 * 1024
@@ -68,6 +71,7 @@ class ProductCallback:
         http: To the product's host.
         path: Where the product takes callbacks, exactly as the operator wrote it.
         callbacks: Where nonces are kept.
+        leases: Where it shows which gateway asks about which id.
         providers: Where a registration shows, whichever process received it.
         terms: How long things take, and what registrations are signed with.
     """
@@ -78,10 +82,12 @@ class ProductCallback:
         path: str,
         *,
         callbacks: CallbackStore,
+        leases: LeaseStore,
         providers: ProviderStore,
         terms: CallbackTerms,
     ) -> None:
         self._http = http
+        self._leases = leases
         self._path = path
         self._callbacks = callbacks
         self._providers = providers
@@ -155,29 +161,55 @@ class ProductCallback:
         return found
 
     async def _ask(self, provider_id: str, registered: asyncio.Event) -> Provider | None:
-        """Call the product, and wait until the provider is registered or it is clear it won't be.
+        """Call the product, unless another gateway does, and wait for what comes of it.
 
-        The product may register before it answers the call; whether another process received the
-        registration is seen in the database.
+        The lease of a job row says whose call it is; the row is there for as long as anybody
+        waits. The product may register before it answers the call, and with any gateway.
         """
-        ends_at = time.monotonic() + self._terms.patience_seconds
+        key = f"{provider_id}|"
+        await self._leases.ensure_job(_JOB_KIND, key)
+        claim = await self._leases.claim_job(
+            _JOB_KIND, key, lease_seconds=self._terms.patience_seconds
+        )
+        if claim is None:
+            return await self._wait(provider_id, registered, is_over=partial(self._is_gone, key))
         calling = asyncio.create_task(self._is_worth_waiting(provider_id))
         calling.add_done_callback(lambda _: registered.set())
+
+        async def is_over() -> bool:
+            refused = provider_id in self._refused
+            return refused or (calling.done() and not calling.result())
+
         try:
-            while True:
-                left = ends_at - time.monotonic()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(max(0.0, min(_LOOK_SECONDS, left))):
-                        await registered.wait()
-                registered.clear()
-                found = await self._providers.get(provider_id)
-                hopeless = calling.done() and not calling.result()
-                if found is not None or hopeless or provider_id in self._refused or left <= 0:
-                    return found
+            return await self._wait(provider_id, registered, is_over=is_over)
         finally:
             self._refused.discard(provider_id)
             calling.cancel()
             await asyncio.wait({calling})
+            await self._leases.remove_jobs(_JOB_KIND, key_prefix=key)
+
+    async def _wait(
+        self,
+        provider_id: str,
+        registered: asyncio.Event,
+        *,
+        is_over: Callable[[], Awaitable[bool]],
+    ) -> Provider | None:
+        """Look for the provider, woken or now and then, until it is there or waiting is over."""
+        ends_at = time.monotonic() + self._terms.patience_seconds
+        while True:
+            left = ends_at - time.monotonic()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, min(_LOOK_SECONDS, left))):
+                    await registered.wait()
+            registered.clear()
+            over = left <= 0 or await is_over()  # asked first: what comes after is still seen
+            found = await self._providers.get(provider_id)
+            if found is not None or over:
+                return found
+
+    async def _is_gone(self, key: str) -> bool:
+        return await self._leases.find_job(_JOB_KIND, key) is None
 
     async def _is_worth_waiting(self, provider_id: str) -> bool:
         """Make the call; a product that was not reached, or answers no, will not register it."""
@@ -204,6 +236,7 @@ async def open_callback(
     url: str,
     *,
     callbacks: CallbackStore,
+    leases: LeaseStore,
     providers: ProviderStore,
     terms: CallbackTerms,
     observer: Observer | None = None,
@@ -221,7 +254,12 @@ async def open_callback(
         str(origin), provider_id=None, policy=policy, observer=observer
     ) as http:
         callback = ProductCallback(
-            http, path or "/", callbacks=callbacks, providers=providers, terms=terms
+            http,
+            path or "/",
+            callbacks=callbacks,
+            leases=leases,
+            providers=providers,
+            terms=terms,
         )
         try:
             yield callback

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from running_gateway import (
     ADMIN,
@@ -32,6 +33,7 @@ from simulators.kolibri.state import Kolibri
 from storage.callbacks import CallbackStore
 from storage.credentials import KeyRing, Secret
 from storage.database import Database
+from storage.leases import LeaseStore
 from storage.providers import ProviderStore
 
 KEYLESS = {"Authorization": ""}
@@ -569,17 +571,53 @@ async def test_a_hundred_simultaneous_requests_make_one_callback_and_one_login(
     async with running_gateway(tmp_path, product_callback_url=product.url) as gateway:
         product.answer = registering(gateway, kolibri_url)
 
-        rest = (gateway.users() for _ in range(60))
         query = '{ users(filter: {providerIds: ["1"]}) { totalCount } }'
-        graphql = (gateway.graphql(query) for _ in range(40))
-        answers = await asyncio.gather(*rest)
-        counts = await asyncio.gather(*graphql)
+        answers, counts = await asyncio.gather(
+            asyncio.gather(*(gateway.users() for _ in range(60))),
+            asyncio.gather(*(gateway.graphql(query) for _ in range(40))),
+        )
 
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.text for answer in answers}) == 1
     assert len({str(count) for count in counts}) == 1
     assert len(product.asked) == 1
     assert logins(kolibri) == 1
+
+
+async def test_requests_at_two_gateways_of_one_database_make_one_callback(
+    tmp_path: Path, kolibri: Kolibri, kolibri_url: str, product: Product
+) -> None:
+    async with (
+        running_gateway(tmp_path, product_callback_url=product.url) as first,
+        running_gateway(tmp_path, product_callback_url=product.url) as second,
+    ):
+        product.answer = registering(first, kolibri_url)
+
+        answers = await asyncio.gather(*(one.users() for one in [first, second] * 20))
+
+    assert {answer.status_code for answer in answers} == {200}
+    assert len(product.asked) == 1
+    assert logins(kolibri) == 1
+
+
+async def test_a_product_that_does_not_know_the_id_ends_the_waiting_at_every_gateway(
+    tmp_path: Path, product: Product
+) -> None:
+    async def no(_asked: Mapping[str, str]) -> int:
+        await asyncio.sleep(0.3)
+        return 404
+
+    product.answer = no
+    settings = {"product_callback_url": product.url, "callback_seconds": "30"}
+    async with (
+        running_gateway(tmp_path, **settings) as first,
+        running_gateway(tmp_path, **settings) as second,
+    ):
+        async with asyncio.timeout(10):
+            answers = await asyncio.gather(*(one.users() for one in [first, second] * 5))
+
+    assert {answer.status_code for answer in answers} == {404}
+    assert len(product.asked) == 1
 
 
 async def test_a_caller_that_gives_up_does_not_spoil_it_for_the_others(
@@ -827,13 +865,12 @@ def registering(
 
     async def post(asked: Mapping[str, str]) -> None:
         await asyncio.sleep(after_seconds)
-        await gateway.add_provider(
-            **details(kolibri_url, id=asked["id"], **more),
-            headers={
-                "Authorization": f"Bearer {TOKEN}",
-                "X-Registration-Nonce": asked["nonce"],
-            },
-        )
+        headers = {"Authorization": f"Bearer {TOKEN}", "X-Registration-Nonce": asked["nonce"]}
+        # Not the callers' client, whose connections may all be waiting for this.
+        async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=30) as client:
+            await client.post(
+                "/api/add-provider", json=details(kolibri_url, id=asked["id"], **more)
+            )
 
     async def answer(asked: Mapping[str, str]) -> int:
         task = asyncio.create_task(post(asked))
@@ -849,7 +886,11 @@ async def test_closing_ends_the_waiting(
 ) -> None:
     providers = ProviderStore(sqlite_database, key_ring)
     async with open_callback(
-        product.url, callbacks=CallbackStore(sqlite_database), providers=providers, terms=TERMS
+        product.url,
+        callbacks=CallbackStore(sqlite_database),
+        leases=LeaseStore(sqlite_database, key_ring, owner="one"),
+        providers=providers,
+        terms=TERMS,
     ) as callback:
         waiting = asyncio.create_task(callback.find("1"))
         async with asyncio.timeout(5):
@@ -869,6 +910,7 @@ async def test_ids_asked_for_in_vain_are_remembered_up_to_a_limit(
     async with open_callback(
         "http://127.0.0.1:1/",
         callbacks=CallbackStore(sqlite_database),
+        leases=LeaseStore(sqlite_database, key_ring, owner="one"),
         providers=providers,
         terms=TERMS,
     ) as callback:
