@@ -44,8 +44,12 @@ class KeyAccess:
 
     def sees(self, provider_id: str, /) -> bool:
         """Whether the provider exists as far as this key is concerned."""
-        named = {scope for scope in self.scopes if scope.startswith(_PROVIDER)}
-        return not named or f"{_PROVIDER}{provider_id}" in named
+        return not self.narrowed or f"{_PROVIDER}{provider_id}" in self.scopes
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether the key is for named providers only."""
+        return any(scope.startswith(_PROVIDER) for scope in self.scopes)
 
 
 class KeyRegister:

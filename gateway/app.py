@@ -66,7 +66,7 @@ def create_app() -> Starlette:
 def build_app(settings: Settings) -> Starlette:
     """Return the application; its lifespan opens and closes everything it holds."""
     schema = build_schema()
-    return Starlette(
+    app = Starlette(
         routes=_routes(schema, settings),
         lifespan=lambda app: _lifespan(app, settings),
         middleware=[Middleware(_Requests)],
@@ -77,6 +77,8 @@ def build_app(settings: Settings) -> Starlette:
             StorageUnavailable: _on_storage_outage,
         },
     )
+    app.router.redirect_slashes = False  # it would send callers to whatever Host they name
+    return app
 
 
 @asynccontextmanager
@@ -178,6 +180,8 @@ async def _metrics(gateway: Gateway, request: Request, access: KeyAccess | None)
             return unauthenticated(request.state.request_id)
         if not access.allows(Scope.READ_METRICS):
             raise Forbidden(f"This needs a key with the scope {Scope.READ_METRICS}")
+        if access.narrowed:
+            raise Forbidden("Metrics are of all providers, and this key is for some of them only")
     statuses = list(await gateway.sessions.list_statuses())
     return Response(gateway.metrics.write(statuses, gateway.icons.counts), media_type=_METRICS_TYPE)
 

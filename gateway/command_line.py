@@ -10,6 +10,7 @@ import asyncio
 import getpass
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (_Failed, StorageError, ProviderError, TokenFileUnusable, OSError) as error:
         print(f"learning-gateway: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         return 130
 
 
@@ -152,6 +153,10 @@ def _with(command: _Command) -> Callable[[argparse.Namespace], int]:
     """Return a runner that opens the gateway's parts around a command."""
 
     async def run(chosen: argparse.Namespace) -> int:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - asyncio.run made it
+        for number in (signal.SIGTERM, signal.SIGHUP):  # end in order, nothing half-written
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
         async with open_gateway(_settings()) as gateway:
             return await command(gateway, chosen)
 

@@ -31,6 +31,7 @@ from storage.records import Course, CourseKind, Enrollment, User
 
 _MAX_REGISTRATION_BYTES: Final = 64 * 1024
 _ICON_WIDTH: Final = 256
+_NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,14}")
 _PROVIDER_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _UNPROCESSABLE: Final = 422
 _NONCE_HEADER: Final = "x-registration-nonce"
@@ -281,8 +282,8 @@ async def _enrollments_at(
 
 
 def _as_product_id(provider_id: str) -> int | str:
-    """Return the id as the product's own type: a number where it is one."""
-    return int(provider_id) if provider_id.isascii() and provider_id.isdigit() else provider_id
+    """Return the id as the product's own type: a number where every client reads it as that."""
+    return int(provider_id) if _NUMBER.fullmatch(provider_id) else provider_id
 
 
 def _draft(given: dict[str, Any]) -> tuple[ProviderDraft, str | None]:

@@ -10,11 +10,13 @@ from typing import Final
 import structlog
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
 from gateway.settings import Settings
 
 _APPLICATION: Final = "gateway.app:create_app"  # each worker reads the environment for itself
+_MAX_HEAD_BYTES: Final = 64 * 1024
 _KEEP_ALIVE_SECONDS: Final = 65  # longer than load balancers keep a connection they may use again
 
 _log = structlog.get_logger(__name__)
@@ -38,6 +40,7 @@ def serve(settings: Settings) -> bool:
         server_header=False,
         proxy_headers=False,
         ws="none",
+        http=_BoundedProtocol,
         lifespan="on",
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
@@ -51,6 +54,42 @@ def serve(settings: Settings) -> bool:
     except SystemExit as error:  # uvicorn ends so when the port is taken
         return not error.code
     return server.started
+
+
+class _BoundedProtocol(HttpToolsProtocol):
+    """Breaks off a connection whose request line and headers are longer than any sane ones.
+
+    The parser itself has no limit, and keeps what it is sent.
+    """
+
+    _head_size = 0
+    _in_head = True
+
+    def data_received(self, data: bytes) -> None:
+        """Parse more of the request, and count it as long as its head is not over."""
+        super().data_received(data)
+        if not self._in_head:
+            self._head_size = 0
+            return
+        self._head_size += len(data)
+        if self._head_size > _MAX_HEAD_BYTES and not self.transport.is_closing():
+            _log.warning("request_head_too_large", limit_bytes=_MAX_HEAD_BYTES)
+            self.transport.abort()
+
+    def on_message_begin(self) -> None:
+        """Note that a head begins."""
+        self._in_head = True
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Note that the head is over."""
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Note that another head may follow."""
+        self._in_head = True
+        super().on_message_complete()
 
 
 class _DrainingServer(uvicorn.Server):

@@ -30,6 +30,7 @@ from storage.records import Provider
 
 _JOB_KIND: Final = "callback"
 _LOOK_SECONDS: Final = 0.2
+_MAX_ASKED_AT_ONCE: Final = 50
 _MAX_REMEMBERED: Final = 10_000
 _MAX_ANSWER_BYTES: Final = 64 * 1024
 _SIGNATURE_AGE_SECONDS: Final = 300
@@ -105,6 +106,9 @@ class ProductCallback:
         if self._unknown_until.get(provider_id, 0.0) > time.monotonic():
             return None
         waiting = self._waiting.get(provider_id)
+        if waiting is None and len(self._waiting) >= _MAX_ASKED_AT_ONCE:
+            _log.warning("too_many_unknown_providers", provider_id=provider_id)
+            return None
         if waiting is None:
             event = asyncio.Event()
             task = asyncio.create_task(self._asked(provider_id, event))

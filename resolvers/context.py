@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from resolvers.errors import Forbidden
+from resolvers.errors import Forbidden, RequestLimitExceeded
 from resolvers.loaders import Loaders
 from sessions.base import Platform, ProviderSession
 from sessions.errors import ProviderError
@@ -215,6 +215,7 @@ class ReadingLimits:
     Attributes:
         max_page_size: Largest ``first``.
         max_collected_rows: How many rows a filtered or ordered list may read to find its own.
+        max_nested_rows: How many rows all lists inside other lists of one answer may hold.
         patience_seconds: How long the next provider in line waits for a slow one before it is
             asked as well.
         cursor_key: Secret that authenticates cursors; the same in every process.
@@ -222,6 +223,7 @@ class ReadingLimits:
 
     max_page_size: int = 1000
     max_collected_rows: int = 20_000
+    max_nested_rows: int = 20_000
     patience_seconds: float = 0.3
     cursor_key: Secret[bytes]
 
@@ -269,6 +271,7 @@ class RequestContext:
     failures: list[SourceFailure] = field(default_factory=list)
     loaders: Loaders = field(init=False)
     _providers_by_id: dict[str, Provider] | None = field(default=None, init=False, repr=False)
+    _nested_rows: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.loaders = Loaders(
@@ -277,6 +280,19 @@ class RequestContext:
             page_size_of=self.page_size_of,
             max_collected_rows=self.limits.max_collected_rows,
         )
+
+    def count_nested_rows(self, count: int) -> None:
+        """Take note of rows that go into the answer, wherever and however often they do.
+
+        Raises:
+            RequestLimitExceeded: They are more than one answer may hold.
+        """
+        self._nested_rows += count
+        if self._nested_rows > self.limits.max_nested_rows:
+            raise RequestLimitExceeded(
+                f"The answer would hold more than {self.limits.max_nested_rows} rows in lists"
+                " inside lists; ask for smaller pages, or for less inside each other"
+            )
 
     def require(self, scope: Scope) -> None:
         """Refuse to go on unless the caller's key has the scope.

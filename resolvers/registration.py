@@ -239,6 +239,10 @@ class ProviderRegistration:
             await self._sessions.revoke(provider_id, subject)
         except ProviderNotFound:
             return False
+        except ProviderError as error:
+            # It cannot be logged out of, disabled as it may be: what is kept of it is forgotten.
+            _log.info("session_not_logged_out", provider_id=provider_id, problem=error.message)
+            await self._sessions.forget(provider_id)
         return True
 
     def _judged(self, provider: Provider, credentials: Secret[_Values]) -> Provider | Refusal:

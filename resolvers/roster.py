@@ -22,7 +22,7 @@ from typing import Generic, TypeAlias, TypeVar
 from resolvers.collation import fold, sort_key
 from resolvers.context import RequestContext, Scope, SourceFailure
 from resolvers.cursors import CursorSealer
-from resolvers.errors import BadInput
+from resolvers.errors import BadInput, RequestLimitExceeded
 from resolvers.loaders import (
     BatchLoader,
     ExternalKey,
@@ -70,6 +70,7 @@ DEFAULT_FIRST = 50
 DEFAULT_ICON_WIDTH = 256
 
 _CURSOR_FORMAT = 1
+_MAX_PROVIDERS_NAMED = 100
 _MAX_ICON_WIDTH = 4096
 
 
@@ -553,6 +554,10 @@ async def _providers_meant(
         visible = await context.visible_providers()
         return [row for row in visible.values() if row.state is not ProviderState.DISABLED], []
     wanted = list(dict.fromkeys(provider_ids))
+    if len(wanted) > _MAX_PROVIDERS_NAMED:
+        raise BadInput(
+            "filter.providerIds", f"{len(wanted)} ids are too many, at most {_MAX_PROVIDERS_NAMED}"
+        )
     found = await asyncio.gather(*map(context.find_provider, wanted))
     unknown = [
         SourceStatus(
@@ -756,7 +761,35 @@ def _nested_enrollments(
             group_of=lambda wanted: wanted[0],
             fetch=_enrollment_pager(context, rows_by_key, *arguments),
         )
-    return loader.load(key)
+    return _counted(context, loader.load(key))
+
+
+def _counted(
+    context: RequestContext, page: asyncio.Future[Connection[T] | None]
+) -> asyncio.Future[Connection[T] | None]:
+    """Return the future page once its rows are counted, for each place that it goes to."""
+    counted: asyncio.Future[Connection[T] | None] = asyncio.get_running_loop().create_future()
+
+    def settle(found: asyncio.Future[Connection[T] | None]) -> None:
+        if counted.done():
+            return
+        if found.cancelled():
+            counted.cancel()
+            return
+        error = found.exception()
+        if error is None:
+            connection = found.result()
+            try:
+                context.count_nested_rows(0 if connection is None else len(connection.nodes))
+            except RequestLimitExceeded as refusal:
+                error = refusal
+        if error is None:
+            counted.set_result(connection)
+        else:
+            counted.set_exception(error)
+
+    page.add_done_callback(settle)
+    return counted
 
 
 def _enrollment_pager(

@@ -35,6 +35,7 @@ class DocumentLimits:
         max_root_fields: Fields of the operation itself.
         max_directives: Directives in the text.
         max_repeats: Fields of one response name in the text.
+        max_fragments: Named fragments in the text, which bounds how long a chain of them is.
     """
 
     max_bytes: int = 131_072
@@ -45,6 +46,7 @@ class DocumentLimits:
     max_root_fields: int = 50
     max_directives: int = 100
     max_repeats: int = 300
+    max_fragments: int = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ def check_document(document: DocumentNode, limits: DocumentLimits) -> None:
     Raises:
         RequestLimitExceeded: It is; the message says in what.
     """
+    fragments = sum(isinstance(one, FragmentDefinitionNode) for one in document.definitions)
+    _refuse("fragments", fragments, limits.max_fragments)
     weigher = _Weigher(document, limits)
     for definition in document.definitions:
         if isinstance(definition, OperationDefinitionNode):
@@ -83,7 +87,7 @@ class _Weigher:
     """Weighs selection sets; each fragment once.
 
     Recursion is as deep as the document is nested, which the parser has bounded, plus one step
-    for each fragment inside another, which ``max_depth`` bounds.
+    for each fragment inside another, which ``max_fragments`` bounds.
     """
 
     def __init__(self, document: DocumentNode, limits: DocumentLimits) -> None:

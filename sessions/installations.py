@@ -16,6 +16,8 @@ from contextvars import Context
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+import structlog
+
 from sessions.addresses import AddressPolicy
 from sessions.authorization import (
     Outage,
@@ -25,16 +27,23 @@ from sessions.authorization import (
     terms_of,
 )
 from sessions.base import SERVICE, Platform, ProviderSession
-from sessions.errors import NotSupported, ProviderNotFound, ProviderUnavailable
+from sessions.errors import (
+    NotSupported,
+    ProviderAuthFailed,
+    ProviderNotFound,
+    ProviderUnavailable,
+)
 from sessions.exports import TimedExports
 from sessions.http import HttpLimits, Observer, ProviderHttp
 from sessions.registry import Registry
 from storage.cache import CacheStore
 from storage.credentials import Secret
-from storage.errors import CredentialsMissing
+from storage.errors import CredentialsMissing, CredentialsUnreadable
 from storage.leases import LeaseStore
 from storage.providers import ProviderStore
 from storage.records import Provider, ProviderState
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,6 +282,12 @@ class Installations:
             return await self._providers.credentials(provider_id)
         except CredentialsMissing:
             return Secret[Mapping[str, str]]({})
+        except CredentialsUnreadable as error:
+            _log.error("credentials_unreadable", provider_id=provider_id, problem=str(error))
+            raise ProviderAuthFailed(
+                "The stored credentials cannot be opened with the keys of this gateway",
+                provider_id=provider_id,
+            ) from error
 
     def _machinery(self, owner: Installation, subject: str, *, terms: str) -> Machinery:
         exports = TimedExports(

@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -40,6 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.folder /= "real" if options.real else "simulated"
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
+    for port in (options.port, options.kolibri_port):
+        if _is_taken(port) and not (options.real and port == options.kolibri_port):
+            print(f"Port {port} is taken; choose others: make run PORT=... KOLIBRI_PORT=...")
+            return 1
     token = _token(folder / "token")
     processes: list[subprocess.Popen[bytes]] = []
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -72,6 +77,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=ROOT / ".demo")
     parser.add_argument("--kolibri-home", type=Path, default=ROOT / ".kolibri")
     return parser.parse_args(arguments)
+
+
+def _is_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _token(path: Path) -> str:
