@@ -436,7 +436,11 @@ async def test_another_facility_is_checked_and_its_users_come(
     [
         ({"expectedRevision": 7, "name": "x"}, "BAD_INPUT", "expectedRevision"),
         ({"expectedRevision": 0, "name": "x"}, "BAD_INPUT", "expectedRevision"),
-        ({"expectedRevision": 7, "credentials": {"password": PASSWORD}}, "BAD_INPUT", None),
+        (
+            {"expectedRevision": 7, "credentials": {"password": PASSWORD}},
+            "BAD_INPUT",
+            "expectedRevision",
+        ),
         ({"name": "x" * 501}, "BAD_INPUT", "name"),
         ({"baseUrl": "file:///etc/passwd"}, "BAD_INPUT", "credentials.username"),
         ({"credentials": {"password": "y" * 501}}, "BAD_INPUT", "credentials.password"),
