@@ -1,8 +1,9 @@
-"""A gateway, a Kolibri and a little product around them, for a first look: ``make run``.
+"""A gateway, two platforms and a little product around them, for a first look: ``make run``.
 
-Starts a Kolibri (simulated, or with ``--real`` a real one in its own virtual environment) and a
-gateway, both on 127.0.0.1, and answers the gateway's callback as a product would: the first
-request for provider ``1`` registers it. Prints the URL and the key; Ctrl-C stops what it started.
+Starts a Kolibri (simulated, or with ``--real`` a real one in its own virtual environment), a
+simulated Canvas and a gateway, all on 127.0.0.1, and answers the gateway's callback as a product
+would: the first request for provider ``1`` registers the Kolibri, the first for ``2`` the Canvas.
+Prints where to look, the key, and how to sign in as a user of Canvas; Ctrl-C stops what it started.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from simulators.canvas.state import ADMIN_TOKEN, CLIENT_ID, CLIENT_SECRET
 from simulators.kolibri import population
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,22 +43,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.folder /= "real" if options.real else "simulated"
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
-    for port in (options.port, options.kolibri_port):
-        if _is_taken(port) and not (options.real and port == options.kolibri_port):
-            print(f"Port {port} is taken; choose others: make run PORT=... KOLIBRI_PORT=...")
+    ports = [options.port, options.canvas_port, options.canvas_port + 1]
+    for port in ports if options.real else [*ports, options.kolibri_port]:
+        if _is_taken(port):
+            print(f"Port {port} is taken: make run PORT=... KOLIBRI_PORT=... CANVAS_PORT=...")
             return 1
     token = _token(folder / "token")
     processes: list[subprocess.Popen[bytes]] = []
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        kolibri_url = f"http://127.0.0.1:{options.kolibri_port}"
-        account = _start_kolibri(options, processes)
+        providers = {
+            "1": _start_kolibri(options, processes),
+            "2": _start_canvas(options, processes),
+        }
         url = f"http://127.0.0.1:{options.port}"
-        product = _Product(url, token, details={"url": kolibri_url, **account})
+        product = _Product(url, token, providers)
         processes.append(_start_gateway(options, token, product.callback_url))
         _wait(f"{url}/ready", processes[-1], folder / "gateway.log")
-        users = _call(f"{url}/api/users?id=1", token)
-        _greet(url, token, kolibri_url, real=options.real, users=len(users))
+        _register_anew(url, token, providers)
+        users = {key: len(_call(f"{url}/api/users?id={key}", token)) for key in providers}
+        _greet(url, token, providers, users=users, kind=folder.name)
         return processes[-1].wait()
     except DemoFailed as error:
         print(f"The demo did not start: {error}", file=sys.stderr)
@@ -73,6 +79,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make run", description=__doc__)
     parser.add_argument("--port", type=int, default=8180)
     parser.add_argument("--kolibri-port", type=int, default=8190)
+    parser.add_argument("--canvas-port", type=int, default=8200, help="and the next, for images")
     parser.add_argument("--real", action="store_true", help="a real Kolibri instead of ours")
     parser.add_argument("--folder", type=Path, default=ROOT / ".demo")
     parser.add_argument("--kolibri-home", type=Path, default=ROOT / ".kolibri")
@@ -94,7 +101,7 @@ def _token(path: Path) -> str:
 def _start_kolibri(
     options: argparse.Namespace, processes: list[subprocess.Popen[bytes]]
 ) -> Mapping[str, str]:
-    """Start the server; returns the credentials of its facility administrator."""
+    """Start the server; returns how to register it, as its facility administrator."""
     module = [sys.executable, "-m", "simulators.kolibri"]
     if options.real:
         print("Starting a real Kolibri; the first time this installs it, which takes minutes")
@@ -112,8 +119,33 @@ def _start_kolibri(
         _wait(f"http://127.0.0.1:{options.kolibri_port}/api/public/info/", process, log)
     return {
         "type": "kolibri",
+        "name": "Kolibri" if options.real else "Simulated Kolibri",
+        "url": f"http://127.0.0.1:{options.kolibri_port}",
         "username": "service_admin",
         "password": population.PASSWORD,
+    }
+
+
+def _start_canvas(
+    options: argparse.Namespace, processes: list[subprocess.Popen[bytes]]
+) -> Mapping[str, str]:
+    """Start the server; returns how to register it, with a token and a developer key."""
+    module = [sys.executable, "-m", "simulators.canvas"]
+    # A new Canvas has forgotten its tokens: the next one must not give the same ones to others.
+    seed = str(secrets.randbelow(10**9))
+    log = options.folder / "canvas.log"
+    address = ["--host", "127.0.0.1", "--port", str(options.canvas_port)]
+    process = _spawn([*module, *address, "--seed", seed], log, os.environ)
+    processes.append(process)
+    url = f"http://127.0.0.1:{options.canvas_port}"
+    _wait(f"{url}/login", process, log)
+    return {
+        "type": "canvas",
+        "name": "Simulated Canvas",
+        "url": url,
+        "api_key": ADMIN_TOKEN,
+        "client_id": CLIENT_ID,
+        "client_secret": CLIENT_SECRET,
     }
 
 
@@ -184,20 +216,23 @@ def _call(
 
 
 class _Product:
-    """A product that knows one provider and posts its details when the gateway asks."""
+    """A product that knows some providers and posts their details when the gateway asks."""
 
-    def __init__(self, gateway_url: str, token: str, *, details: Mapping[str, str]) -> None:
+    def __init__(
+        self, gateway_url: str, token: str, providers: Mapping[str, Mapping[str, str]]
+    ) -> None:
         product = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                known = asked["id"] == "1"
+                known = asked["id"] in providers
                 self.send_response(202 if known else 404)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 if known:
-                    threading.Thread(target=product.register, args=[asked["nonce"]]).start()
+                    arguments = [asked["id"], asked["nonce"]]
+                    threading.Thread(target=product.register, args=arguments).start()
 
             def log_message(self, *_arguments: object) -> None:
                 """Stay quiet: the gateway's log tells the story."""
@@ -205,30 +240,77 @@ class _Product:
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         self.callback_url = f"http://127.0.0.1:{server.server_port}/gateway/providers"
-        self._details = {"id": "1", **details}
+        self._providers = providers
         self._gateway_url = gateway_url
         self._token = token
 
-    def register(self, nonce: str) -> None:
-        """Post the provider's details, as the answer to the callback that brought the nonce."""
+    def register(self, provider_id: str, nonce: str) -> None:
+        """Post a provider's details, as the answer to the callback that brought the nonce."""
+        details = {"id": provider_id, **self._providers[provider_id]}
         try:
-            _call(f"{self._gateway_url}/api/add-provider", self._token, self._details, nonce=nonce)
+            _call(f"{self._gateway_url}/api/add-provider", self._token, details, nonce=nonce)
         except DemoFailed as error:
-            print(f"The product could not register provider 1: {error}", file=sys.stderr)
+            print(f"The product could not register {provider_id}: {error}", file=sys.stderr)
 
 
-def _greet(url: str, token: str, kolibri_url: str, *, real: bool, users: int) -> None:
-    kind = "real" if real else "simulated"
-    left = "; make stop-kolibri stops the Kolibri" if real else ""
+def _register_anew(url: str, token: str, providers: Mapping[str, Mapping[str, str]]) -> None:
+    """Register those again that an earlier run left at another address."""
+    query = {"query": "{ providers { providerId baseUrl } }"}
+    for known in _call(f"{url}/graphql", token, query)["data"]["providers"]:
+        wanted = providers.get(known["providerId"])
+        if wanted is not None and wanted["url"] != known["baseUrl"]:
+            _call(f"{url}/api/add-provider", token, {"id": known["providerId"], **wanted})
+
+
+_SIGN_IN = """mutation {
+    beginAuthorization(input: {providerId: "2"}) {
+      ... on AuthorizationBegun { authorizationUrl }
+      ... on ProviderRefused { code message }
+    }
+  }"""
+
+
+def _greet(
+    url: str,
+    token: str,
+    providers: Mapping[str, Mapping[str, str]],
+    *,
+    users: Mapping[str, int],
+    kind: str,
+) -> None:
+    lines = [
+        f"  provider {key}  {details['name']} at {details['url']}, {users[key]} users"
+        for key, details in providers.items()
+    ]
+    calls = [
+        f"  curl -H 'Authorization: Bearer {token}' '{url}/api/users?id={key}'" for key in providers
+    ]
+    query = '{ users(filter: {providerIds: ["2"]}, first: 50) { nodes { id displayName } } }'
+    found = _call(f"{url}/graphql", token, {"query": query})["data"]["users"]["nodes"]
+    cody = next(user for user in found if user["displayName"].startswith("Cody"))
+    left = "; make stop-kolibri stops the Kolibri" if kind == "real" else ""
     print(
         f"""
-learning-gateway is up, with a {kind} Kolibri at {kolibri_url}
-({users} users; provider 1 registered itself when it was first asked for)
+learning-gateway is up, with two providers that registered themselves when first asked for:
+
+{os.linesep.join(lines)}
 
   GraphiQL   {url}/graphql
   key        {token}
 
-  curl -H 'Authorization: Bearer {token}' '{url}/api/users?id=1'
+{os.linesep.join(calls)}
+
+To act for a user of the simulated Canvas, ask in GraphiQL:
+
+  {_SIGN_IN}
+
+Open authorizationUrl in the same browser, choose who you are, and press Authorize. The gateway then
+reads as that user whatever is asked on their behalf, which a header says, also in GraphiQL's tab
+Headers. For {cody["displayName"]}:
+
+  curl -H 'Authorization: Bearer {token}' -H 'On-Behalf-Of: {cody["id"]}' \\
+    -H 'Content-Type: application/json' \\
+    -d '{{"query": "{{ courses {{ nodes {{ title }} }} }}"}}' {url}/graphql
 
 Ctrl-C stops it{left}. Logs and data are in .demo/{kind}
 """,

@@ -10,11 +10,12 @@ import argparse
 import asyncio
 import signal
 import sys
+import time
 
 from simulators.canvas.app import running
 from simulators.canvas.population import build_large_population, build_population
 from simulators.canvas.profiles import PROFILES
-from simulators.canvas.state import ADMIN_TOKEN, CLIENT_ID, CLIENT_SECRET, Canvas
+from simulators.canvas.state import ADMIN_TOKEN, CLIENT_ID, CLIENT_SECRET, Canvas, VirtualClock
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8081, help="port to listen on")
     parser.add_argument("--profile", choices=sorted(PROFILES), default="hosted-now")
     parser.add_argument("--large", action="store_true", help="10 000 users, 1 000 courses")
-    parser.add_argument("--seed", type=int, default=1, help="of the large data set")
+    parser.add_argument("--seed", type=int, default=1, help="of tokens and the large data set")
     parser.add_argument("--shard", type=int, default=0, help="1000 puts all ids above 2^53")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds added to every answer")
     parser.add_argument(
@@ -37,7 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     population = build_population(shard=chosen.shard)
     if chosen.large:
         population = build_large_population(chosen.seed, shard=chosen.shard)
-    canvas = Canvas(population, profile=PROFILES[chosen.profile], seed=chosen.seed)
+    clock = VirtualClock(time.time(), ticking=True)
+    profile = PROFILES[chosen.profile]
+    canvas = Canvas(population, profile=profile, clock=clock, seed=chosen.seed)
     canvas.latency_seconds, canvas.consent = chosen.latency, chosen.consent
     canvas.throttle.enabled = not chosen.no_throttle
     asyncio.run(_serve(canvas, host=chosen.host, port=chosen.port))

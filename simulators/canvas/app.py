@@ -15,10 +15,12 @@ routes there are `/_control/...`, which no real Canvas has:
     GET  /_control/counts     calls by method and route, grants, throttled, most at once
     POST /_control/reset      forget counts, faults and buckets
     POST /_control/clock      {"advance": seconds}
+    GET  /_control/log        the calls in order: method, path, query, identity, status
     POST /_control/profile    {"name"}
+    POST /_control/switch     {switch: value}: changes the profile in place, see `profiles.py`
     POST /_control/consent    {"answer": "approve" | "deny" | "page", "signed_in"?: user id}
     POST /_control/fail       {"kind", "path"?, "count"?, "after"?, "status"?, "seconds"?}
-    POST /_control/latency    {"seconds"?, "per_row"?, "jitter"?}
+    POST /_control/latency    {"seconds"?, "per_row"?, "jitter"?, "tail_share"?, "tail_seconds"?}
     POST /_control/throttle   {"enabled"?, "high_water_mark"?, ...}: see `Throttle`
     POST /_control/revoke     {"user_id"}: all tokens of a user
 """
@@ -33,7 +35,7 @@ import struct
 import threading
 import zlib
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import uvicorn
@@ -45,9 +47,10 @@ from starlette.responses import (
     PlainTextResponse,
     RedirectResponse,
     Response,
+    StreamingResponse,
 )
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from simulators.canvas import graph, oauth, wire
 from simulators.canvas.population import User
@@ -56,7 +59,9 @@ from simulators.canvas.rest import route_of
 from simulators.canvas.state import (
     ADMIN_TOKEN,
     Canvas,
+    DeveloperKey,
     Fault,
+    ImageCall,
     Logged,
     Token,
 )
@@ -64,6 +69,7 @@ from simulators.canvas.wire import Answer, Call, Refusal
 
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 _TOKEN_PATH = "/login/oauth2/token"
+_TRANSPORT = "canvas.transport"
 _BACKLOG = 2048
 _FOREIGN = "https://elsewhere.example.net"
 
@@ -107,14 +113,29 @@ def images_for(canvas: Canvas) -> Starlette:
     """Return the second origin: signed course images, and a note of who brought credentials."""
 
     async def image(request: Request) -> Response:
-        canvas.counts.image_calls += 1
-        if "authorization" in request.headers:
-            canvas.counts.image_calls_with_authorization += 1
-        if request.query_params.get("verifier") != canvas.sign(request.url.path):
-            return PlainTextResponse("Forbidden", status_code=403)
+        status = 200 if _is_signed(canvas, request) else 403
+        canvas.counts.images.append(
+            ImageCall(
+                origin=f"{request.url.scheme}://{request.url.netloc}",
+                path=request.url.path,
+                authorized="authorization" in request.headers,
+                status=status,
+            )
+        )
+        if status != 200:
+            return PlainTextResponse("Forbidden", status_code=status)
         return Response(_png(64, 36), media_type="image/png")
 
     return Starlette(routes=[Route("/files/{course_id}/course.png", image)])
+
+
+def _is_signed(canvas: Canvas, request: Request) -> bool:
+    """Whether a URL was made here, and its time is not over."""
+    ends = request.query_params.get("expires", "")
+    verifier = request.query_params.get("verifier")
+    if verifier != canvas.sign(f"{request.url.path}{ends}"):
+        return False
+    return not ends or int(ends) > canvas.clock()
 
 
 @contextlib.asynccontextmanager
@@ -129,9 +150,12 @@ async def running(
         socket.create_server((host, port), backlog=_BACKLOG) as listener,
         socket.create_server((host, images_port), backlog=_BACKLOG) as images,
     ):
+        # asyncio does this for sockets of its own making only; without it each answer takes 40 ms
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        images.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         canvas.images_url = f"http://{host}:{images.getsockname()[1]}"
         servers = [
-            (_server(app_for(canvas)), listener),
+            (_server(_Abortable(app_for(canvas))), listener),
             (_server(images_for(canvas)), images),
         ]
         tasks = [asyncio.create_task(each.serve(sockets=[at])) for each, at in servers]
@@ -183,6 +207,18 @@ class _Server(uvicorn.Server):
         yield
 
 
+class _Abortable:
+    """Tells the application its connection, so that a fault can cut it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        cycle = getattr(send, "__self__", None)  # uvicorn's state of this request
+        scope[_TRANSPORT] = getattr(cycle, "transport", None)
+        await self._app(scope, receive, send)
+
+
 def _server(app: ASGIApp) -> uvicorn.Server:
     return _Server(
         uvicorn.Config(
@@ -203,8 +239,8 @@ async def _serve(canvas: Canvas, request: Request) -> Response:
     counts = canvas.counts
     counts.running += 1
     counts.most_running = max(counts.most_running, counts.running)
-    visit = _visit(canvas, request)
     try:
+        visit = await _visit(canvas, request)
         response = await _throttled(canvas, visit)
     finally:
         counts.running -= 1
@@ -221,7 +257,10 @@ async def _serve(canvas: Canvas, request: Request) -> Response:
     return response
 
 
-def _visit(canvas: Canvas, request: Request) -> _Visit:
+async def _visit(canvas: Canvas, request: Request) -> _Visit:
+    # As behind a proxy: the whole call is there before it runs, and it runs to its end even when
+    # the client has gone by then.
+    body = await request.body()
     path = request.scope.get("raw_path", request.url.path.encode()).decode("ascii")
     access = _access_of(request)
     if "access_token" in request.query_params:
@@ -231,6 +270,10 @@ def _visit(canvas: Canvas, request: Request) -> _Visit:
     token = canvas.tokens.get(access or "")
     address = request.client.host if request.client is not None else "unknown"
     identity = f"ip:{address}" if token is None else f"token:{token.user_id}:{id(token)}"
+    is_grant = (request.method, path) == ("POST", _TOKEN_PATH)
+    if is_grant and canvas.profile.grants_charged_to == "client":
+        form = dict(wire.read_form("", body))
+        identity = f"client:{oauth.client_of(request, form)[0]}"
     return _Visit(request=request, path=path, identity=identity, token=token, access=access)
 
 
@@ -278,7 +321,7 @@ def _too_many(canvas: Canvas) -> Response:
 
 async def _answer(canvas: Canvas, visit: _Visit) -> Response:
     fault, request = visit.fault, visit.request
-    if fault is not None and (broken := await _broken(fault)) is not None:
+    if fault is not None and (broken := await _broken(fault, request)) is not None:
         return broken
     if visit.path.startswith("/login"):
         return await _log_in(canvas, visit)
@@ -289,9 +332,7 @@ async def _answer(canvas: Canvas, visit: _Visit) -> Response:
     except Refusal as refusal:
         answer = Answer(body=refusal.body, status=refusal.status, headers=refusal.headers)
     visit.rows = answer.rows
-    delay = canvas.latency_seconds + canvas.latency_per_row_seconds * answer.rows
-    delay += canvas.jitter_seconds * canvas.dice.random() if canvas.jitter_seconds else 0.0
-    if delay:
+    if delay := canvas.latency(answer.rows):
         await asyncio.sleep(delay)
     body = answer.body
     if wire.wants_string_ids(request.headers.get("Accept", "")):
@@ -299,9 +340,8 @@ async def _answer(canvas: Canvas, visit: _Visit) -> Response:
     raw = json.dumps(body, ensure_ascii=False).encode()
     if fault is not None and fault.kind == "truncated":
         raw = raw[: len(raw) // 2]
-    media_type = "application/json; charset=utf-8"
-    response = Response(raw, status_code=answer.status, headers=answer.headers)
-    response.headers["Content-Type"] = media_type
+    response = _response(visit, raw, answer)
+    response.headers["Content-Type"] = "application/json; charset=utf-8"
     links = _links(visit, answer.links)
     if links:
         name = canvas.profile.link_header.encode()
@@ -309,10 +349,41 @@ async def _answer(canvas: Canvas, visit: _Visit) -> Response:
     return response
 
 
-async def _broken(fault: Fault) -> Response | None:
+def _response(visit: _Visit, raw: bytes, answer: Answer) -> Response:
+    """Return the answer at once, or as slowly or incompletely as the fault has it."""
+    fault = visit.fault
+    if fault is None or fault.kind not in {"trickle", "cut"}:
+        return Response(raw, status_code=answer.status, headers=answer.headers)
+    step = max(-(-len(raw) // 10), 1)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(raw), step):
+            if fault.kind == "cut" and start >= len(raw) // 2:
+                await _cut(visit.request)
+                return
+            yield raw[start : start + step]
+            await asyncio.sleep(fault.seconds / 10)
+
+    headers = answer.headers | {"Content-Length": str(len(raw))}
+    return StreamingResponse(pieces(), status_code=answer.status, headers=headers)
+
+
+async def _cut(request: Request) -> None:
+    """Cut the connection, and let the server notice."""
+    transport = request.scope.get(_TRANSPORT)
+    if transport is None:
+        raise ConnectionResetError("The simulated connection was cut")
+    transport.abort()
+    await asyncio.sleep(0)
+
+
+async def _broken(fault: Fault, request: Request) -> Response | None:
     """Return what a fault answers instead of Canvas; None if it only spoils the answer."""
-    if fault.kind in {"drop", "slow"}:
+    if fault.kind in {"drop", "slow", "disconnect"}:
         await asyncio.sleep(fault.seconds)
+    if fault.kind == "disconnect":
+        await _cut(request)
+        return Response()  # nobody reads it
     if fault.kind == "drop":
         return HTMLResponse("<h1>504 Gateway Time-out</h1>", status_code=504)
     if fault.kind == "html":
@@ -404,9 +475,15 @@ def _authenticate(canvas: Canvas, visit: _Visit) -> tuple[Token, User]:
         raise wire.bad_token("Expired access token.", expired_at=wire.instant(ends))
     user = canvas.user(token.user_id)
     key = canvas.keys.get(token.key_id or "")
-    if user is None or (key is not None and not key.active):
+    if user is None or user.login_id is None or (key is not None and not _allows(key, token)):
         raise wire.bad_token()
     return token, user
+
+
+def _allows(key: DeveloperKey, token: Token) -> bool:
+    """Whether a key is still active, and has all the scopes that a token was granted."""
+    lost = set() if key.scopes is None else (token.scopes or frozenset()) - key.scopes
+    return key.active and not lost - {oauth.USERINFO}
 
 
 def _in_scope(scopes: frozenset[str], method: str, route: str) -> bool:
@@ -456,12 +533,16 @@ def _run_control(canvas: Canvas, action: str, wanted: dict[str, Any]) -> dict[st
         return _describe_lab(canvas)
     if action == "counts":
         return _describe_counts(canvas)
+    if action == "log":
+        return {"calls": [asdict(logged) for logged in canvas.counts.log]}
     if action == "reset":
         canvas.reset()
     elif action == "clock":
         canvas.clock.advance(wanted["advance"])
     elif action == "profile":
         canvas.profile = PROFILES[wanted["name"]]
+    elif action == "switch":
+        canvas.profile = replace(canvas.profile, **wanted)
     elif action == "consent":
         canvas.consent = wanted["answer"]
         canvas.signed_in = wanted.get("signed_in", canvas.signed_in)
@@ -471,6 +552,8 @@ def _run_control(canvas: Canvas, action: str, wanted: dict[str, Any]) -> dict[st
         canvas.latency_seconds = wanted.get("seconds", canvas.latency_seconds)
         canvas.latency_per_row_seconds = wanted.get("per_row", canvas.latency_per_row_seconds)
         canvas.jitter_seconds = wanted.get("jitter", canvas.jitter_seconds)
+        canvas.tail_share = wanted.get("tail_share", canvas.tail_share)
+        canvas.tail_seconds = wanted.get("tail_seconds", canvas.tail_seconds)
     elif action == "throttle":
         for name, value in wanted.items():
             setattr(canvas.throttle, name, value)

@@ -16,11 +16,18 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
+from simulators.canvas.population import User
 from simulators.canvas.state import CODE_SECONDS, Canvas, Code, DeveloperKey, Token
 from simulators.canvas.wire import errors
 
 OUT_OF_BAND = "urn:ietf:wg:oauth:2.0:oob"
-_USERINFO = "/auth/userinfo"
+USERINFO = "/auth/userinfo"
+_URL_LIMIT = 8000
+_STYLE = (
+    "body{font:1.125rem/1.5 system-ui,sans-serif;max-width:34rem;margin:12vh auto;padding:0 1.5rem}"
+    "select,button{font:inherit;padding:.4rem .8rem}"
+    ".note{background:#fe6;color:#000;padding:.5rem 1rem}"
+)
 _CHALLENGE = {"WWW-Authenticate": "Canvas OAuth 2.0"}
 
 
@@ -44,6 +51,8 @@ class OAuthError(Exception):
 def authorize(server: Canvas, request: Request) -> Response:
     """Answer `GET /login/oauth2/auth`: a page, or a redirect with a code or an error."""
     query = dict(request.query_params)
+    if len(request.url.query) > _URL_LIMIT:
+        return HTMLResponse("<h1>414 Request-URI Too Large</h1>", status_code=414)
     if "code" in query and "client_id" not in query:
         return HTMLResponse(f"<title>Code</title><p>{html.escape(query['code'])}</p>")
     try:
@@ -105,7 +114,7 @@ def _authorize_problem(
         return "unauthorized_client", "The client is not active"
     if query.get("response_type") != "code":
         return "unsupported_response_type", "Only response_type=code is permitted"
-    if key.scopes is not None and (not asked or not asked <= key.scopes | {_USERINFO}):
+    if key.scopes is not None and (not asked or not asked <= key.scopes | {USERINFO}):
         return "invalid_scope", "A requested scope is invalid, unknown, malformed, or missing"
     if prompt not in {None, "none"}:
         return "unsupported_prompt_type", "prompt must be none"
@@ -136,7 +145,7 @@ def _redirect_code(
         user_id=person,
         key_id=key.id,
         scopes=scopes if key.scopes is not None else None,
-        userinfo_only=scopes == {_USERINFO},
+        userinfo_only=scopes == {USERINFO},
         challenge=query.get("code_challenge") if uses_pkce else None,
         expires_at=server.clock() + CODE_SECONDS,
     )
@@ -164,17 +173,35 @@ def _consent_page(server: Canvas, query: dict[str, str]) -> Response:
         if name != "unique_id"
     )
     people = "".join(
-        f"<option>{html.escape(user.login_id)}</option>"
+        f"<option value={_quoted(user.login_id)}{_chosen(server, user)}>"
+        f"{html.escape(f'{user.name} ({user.login_id})'.strip())}</option>"
         for user in list(server.population.living_users())[:50]
         if user.login_id is not None
     )
     return HTMLResponse(
-        "<!doctype html><title>Simulated Canvas</title><h1>Allow access to your account?</h1>"
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>Simulated Canvas</title><style>{_STYLE}</style>"
+        "<p class=note>This is a simulated Canvas: choose who you are, there is no password.</p>"
+        "<h1>Allow access to your account?</h1>"
+        f"<p>{html.escape(_host(query))} asks to act for you.</p>"
         f'<form method="post" action="/login/oauth2/accept">{hidden}'
-        f'<label>Sign in as <select name="unique_id">{people}</select></label> '
-        '<button name="answer" value="approve">Authorize</button> '
-        '<button name="answer" value="deny">Cancel</button></form>'
+        f'<label>Sign in as <select name="unique_id">{people}</select></label>'
+        '<p><button name="answer" value="approve">Authorize</button> '
+        '<button name="answer" value="deny">Cancel</button></p></form></html>'
     )
+
+
+def _quoted(text: str) -> str:
+    return f'"{html.escape(text)}"'
+
+
+def _chosen(server: Canvas, user: User) -> str:
+    return " selected" if user.id == server.signed_in else ""
+
+
+def _host(query: dict[str, str]) -> str:
+    return urlsplit(query.get("redirect_uri", "")).netloc or "A program without an address"
 
 
 # ---- tokens --------------------------------------------------------------------------------
@@ -183,7 +210,7 @@ def _consent_page(server: Canvas, query: dict[str, str]) -> Response:
 async def grant(server: Canvas, request: Request) -> tuple[Response, bool]:
     """Answer `POST /login/oauth2/token`; also say whether it was granted, for its cost."""
     form = dict(request.query_params) | dict(parse_qsl((await request.body()).decode()))
-    client_id, secret = _client_of(request, form)
+    client_id, secret = client_of(request, form)
     try:
         key = _known_key(server, client_id)
         _check_secret(key, secret)
@@ -201,12 +228,14 @@ def revoke(server: Canvas, request: Request, token: Token | None) -> Response:
     if token is None:
         return JSONResponse(errors("Not called with an access token"), status_code=400)
     server.revoke(token)
-    if request.query_params.get("expire_sessions") == "1":
-        server.signed_in = None
-    return JSONResponse({})
+    if request.query_params.get("expire_sessions") != "1":
+        return JSONResponse({})
+    server.signed_in = None
+    return JSONResponse({"forward_url": server.forward_url} if server.forward_url else {})
 
 
-def _client_of(request: Request, form: dict[str, str]) -> tuple[str | None, str | None]:
+def client_of(request: Request, form: dict[str, str]) -> tuple[str | None, str | None]:
+    """Return the client's id and secret, from the header or the form."""
     kind, _, encoded = request.headers.get("Authorization", "").partition(" ")
     if kind.lower() != "basic":
         return form.get("client_id"), form.get("client_secret")
@@ -259,8 +288,7 @@ def _refresh(server: Canvas, key: DeveloperKey, form: dict[str, str]) -> dict[st
     if not form.get("refresh_token"):
         raise OAuthError("invalid_request", "You must provide the refresh_token parameter")
     token = server.tokens_by_refresh.get(form["refresh_token"])
-    ends = token.permanent_expires_at if token is not None else None
-    if token is None or (ends is not None and ends <= server.clock()):
+    if token is None or not server.can_refresh(token):
         raise OAuthError("invalid_request", "refresh_token not found")
     if token.key_id != key.id:
         raise OAuthError("invalid_grant", "incorrect client")

@@ -12,8 +12,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 SHARD_SIZE = 10**13
+ACCOUNT_ROLE = "AccountMembership"
+BUILT_IN_ROLES = (
+    ("AccountAdmin", "Account Admin"),
+    (ACCOUNT_ROLE, "Account Membership"),
+    ("StudentEnrollment", "Student"),
+    ("TeacherEnrollment", "Teacher"),
+    ("TaEnrollment", "TA"),
+    ("DesignerEnrollment", "Designer"),
+    ("ObserverEnrollment", "Observer"),
+)
+"""Canvas's own roles by number, from 1: each one's name and what people read."""
+
 SMALL_START = "2025-01-06T08:00:00Z"
 _LARGE_USERS, _LARGE_COURSES, _LARGE_ENROLLMENTS = 10_000, 1_000, 60_000
+
+
+@dataclass(slots=True, kw_only=True)
+class Login:
+    """A further way for a user to log in, beside the `login_id` that Canvas shows."""
+
+    id: int
+    unique_id: str
+    sis_user_id: str | None = None
+    authentication_provider_id: int | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -35,6 +57,8 @@ class User:
     workflow_state: str = "registered"
     merged_into_id: int | None = None
     is_admin: bool = False
+    authentication_provider_id: int | None = None
+    more_logins: list[Login] = field(default_factory=list)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,10 +78,21 @@ class Course:
     start_at: str | None = None
     end_at: str | None = None
     created_at: str = SMALL_START
+    updated_at: str = SMALL_START
     restricted: str = ""
     nicknames: dict[int, str] = field(default_factory=dict)
     modules: int = 0
     uuid: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class Term:
+    """When courses are held; there is one."""
+
+    id: int
+    name: str = "Default Term"
+    start_at: str | None = None
+    end_at: str | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,6 +103,17 @@ class Section:
     course_id: int
     name: str
     sis_section_id: str | None = None
+    workflow_state: str = "active"
+
+
+@dataclass(slots=True, kw_only=True)
+class Role:
+    """What somebody is in a course or an account; custom ones are based on a built-in kind."""
+
+    id: int
+    name: str
+    label: str
+    base_type: str
     workflow_state: str = "active"
 
 
@@ -141,6 +187,7 @@ class Population:
     def __init__(self, *, shard: int = 0) -> None:
         self.shard = shard
         self.account_id = self.number(1)
+        self.term = Term(id=self.number(1))
         self.users: dict[int, User] = {}
         self.courses: dict[int, Course] = {}
         self.sections: dict[int, Section] = {}
@@ -148,6 +195,10 @@ class Population:
         self.assignments: dict[int, Assignment] = {}
         self.submissions: dict[int, Submission] = {}
         self.page_views: list[PageView] = []
+        self.roles: dict[str, Role] = {}
+        for name, label in BUILT_IN_ROLES:
+            base = ACCOUNT_ROLE if name.startswith("Account") else name
+            self.add_role(name, base, label=label, workflow_state="built_in")
         self.enrollments_by_user: defaultdict[int, list[Enrollment]] = defaultdict(list)
         self.enrollments_by_course: defaultdict[int, list[Enrollment]] = defaultdict(list)
         self.sections_by_course: defaultdict[int, list[Section]] = defaultdict(list)
@@ -193,6 +244,20 @@ class Population:
         self.sections_by_course[course.id].append(section)
         return section
 
+    def add_role(self, name: str, base_type: str, **more: object) -> Role:
+        """Add a role based on a kind of enrollment; its label is its name unless said otherwise."""
+        number = self.number(len(self.roles) + 1)
+        role = Role(id=number, name=name, label=name, base_type=base_type)
+        _assign(role, more)
+        self.roles[name] = role
+        return role
+
+    def role_of(self, enrollment: Enrollment) -> Role:
+        """Return an enrollment's role; a name not seen before becomes a custom role."""
+        kind = enrollment.type.replace("StudentView", "Student")
+        name = kind if enrollment.role == enrollment.type else enrollment.role
+        return self.roles.get(name) or self.add_role(name, kind)
+
     def add_enrollment(self, user: User, section: Section, **more: object) -> Enrollment:
         """Enroll a user in a section, as an active student unless said otherwise."""
         enrollment = Enrollment(
@@ -203,6 +268,7 @@ class Population:
         )
         _assign(enrollment, more)
         enrollment.role = enrollment.role or enrollment.type
+        self.role_of(enrollment)
         self.enrollments[enrollment.id] = enrollment
         self.enrollments_by_user[user.id].append(enrollment)
         self.enrollments_by_course[section.course_id].append(enrollment)
@@ -233,8 +299,11 @@ class Population:
     def user_by_login(self, login_id: str) -> User | None:
         """Find a living account by its login, which ignores case."""
         wanted = login_id.casefold()
-        found = (u for u in self.living_users() if (u.login_id or "").casefold() == wanted)
-        return next(found, None)
+        for user in self.living_users():
+            names = [user.login_id or "", *(login.unique_id for login in user.more_logins)]
+            if wanted in (name.casefold() for name in names):
+                return user
+        return None
 
     def living_users(self) -> Iterator[User]:
         """Walk the accounts that are not deleted, by id."""

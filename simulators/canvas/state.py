@@ -7,6 +7,7 @@ import hmac
 import random
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from simulators.canvas.population import Population, User, build_population
@@ -25,15 +26,28 @@ _LOG_LENGTH = 200_000
 
 
 class VirtualClock:
-    """A clock that can be moved forward; it stands still unless `ticking`."""
+    """A clock that can be moved forward; else it stands still, ticks, or follows another.
 
-    def __init__(self, now: float = 1_740_000_000.0, *, ticking: bool = False) -> None:
+    Args:
+        now: What it shows at first, in seconds since 1970.
+        ticking: Whether real time passes on it.
+        follows: A clock in seconds, with any start; what passes on it passes here too.
+    """
+
+    def __init__(
+        self,
+        now: float = 1_740_000_000.0,
+        *,
+        ticking: bool = False,
+        follows: Callable[[], float] | None = None,
+    ) -> None:
         self._now = now
-        self._started = time.monotonic() if ticking else None
+        self._source = time.monotonic if ticking and follows is None else follows
+        self._started = self._source() if self._source is not None else 0.0
 
     def __call__(self) -> float:
         """Return the time in seconds since 1970."""
-        passed = time.monotonic() - self._started if self._started is not None else 0.0
+        passed = self._source() - self._started if self._source is not None else 0.0
         return self._now + passed
 
     def advance(self, seconds: float) -> None:
@@ -65,6 +79,7 @@ class Token:
     expires_at: float | None
     permanent_expires_at: float | None = None
     regenerated_at: float = 0.0
+    refresh_expires_at: float | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -115,9 +130,11 @@ class Fault:
 
     Kinds: `status` (an error of that status: JSON for 500, HTML from the edge otherwise),
     `html` (200 with a log-in page), `login` (302 to /login), `drop` (no reply for `seconds`,
-    then 504), `slow` (a late body), `truncated` (half the JSON), `foreign-next` (`next` on
-    another origin), `loop` (`next` is this very page), `no-next` (no `Link` at all),
-    `throttled` (as by a full bucket).
+    then 504), `disconnect` (no reply for `seconds`, then the connection is cut), `slow` (a late
+    answer), `trickle` (the body comes in ten pieces over `seconds`), `cut` (the connection ends
+    in the middle of the body), `truncated` (half the JSON, in good order), `foreign-next`
+    (`next` on another origin), `loop` (`next` is this very page), `no-next` (no `Link` at all),
+    `throttled` (as by a full bucket). On a real socket only: `disconnect` and `cut`.
     """
 
     kind: str
@@ -140,6 +157,16 @@ class Logged:
     status: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageCall:
+    """One request for an image: to which origin, and whether it brought credentials there."""
+
+    origin: str
+    path: str
+    authorized: bool
+    status: int
+
+
 @dataclass(slots=True)
 class Counts:
     """What happened since the start or the last reset."""
@@ -152,8 +179,17 @@ class Counts:
     running: int = 0
     most_running: int = 0
     tokens_in_url: int = 0
-    image_calls: int = 0
-    image_calls_with_authorization: int = 0
+    images: list[ImageCall] = field(default_factory=list)
+
+    @property
+    def image_calls(self) -> int:
+        """How often an image was asked for."""
+        return len(self.images)
+
+    @property
+    def image_calls_with_authorization(self) -> int:
+        """How often credentials came with that: to another origin than they are for."""
+        return sum(call.authorized for call in self.images)
 
     def total(self) -> int:
         """Return how many calls were answered, by any route."""
@@ -168,8 +204,11 @@ class Canvas:
         signed_in: Who the browser is; `unique_id` in the authorize URL overrules it.
         link_origin: Scheme and host written into `Link`; None for the request's own.
         images_url: The second origin, without a slash; set by whoever serves it.
+        forward_url: Where a browser goes to end the session elsewhere too, told to whoever
+            revokes a token with `expire_sessions=1`; None where nobody else knows of it.
         latency_seconds: Real time added to every answer, plus `latency_per_row_seconds` for
-            each row, plus up to `jitter_seconds` drawn from the seed.
+            each row, plus up to `jitter_seconds` drawn from the seed; a `tail_share` of the
+            answers, drawn from it as well, take `tail_seconds` more.
     """
 
     def __init__(
@@ -177,13 +216,15 @@ class Canvas:
         population: Population | None = None,
         *,
         profile: Profile = HOSTED_NOW,
-        clock: VirtualClock | None = None,
+        clock: Callable[[], float] | None = None,
         throttle: Throttle | None = None,
         seed: int = 1,
     ) -> None:
         self.population = population or build_population()
         self.profile = profile
-        self.clock = clock or VirtualClock(ticking=True)
+        if not isinstance(clock, VirtualClock):
+            clock = VirtualClock(ticking=True, follows=clock)
+        self.clock = clock
         self.throttle = throttle or Throttle()
         self.counts = Counts()
         self.dice = random.Random(seed)
@@ -194,6 +235,9 @@ class Canvas:
         self.latency_seconds = 0.0
         self.latency_per_row_seconds = 0.0
         self.jitter_seconds = 0.0
+        self.tail_share = 0.0
+        self.tail_seconds = 0.0
+        self.forward_url: str | None = None
         self.faults: list[Fault] = []
         self.buckets: dict[str, Bucket] = {}
         self.tokens: dict[str, Token] = {}
@@ -231,7 +275,7 @@ class Canvas:
 
     def grant(self, key: DeveloperKey, code: Code) -> Token:
         """Make the token pair of a redeemed code."""
-        now = self.clock()
+        now, lifetime = self.clock(), self.profile.refresh_lifetime_seconds
         token = Token(
             access=self.random_text(32),
             user_id=code.user_id,
@@ -241,6 +285,7 @@ class Canvas:
             expires_at=now + ACCESS_SECONDS if self.profile.keys_expire else None,
             permanent_expires_at=now + PUBLIC_SECONDS if key.secret is None else None,
             regenerated_at=now,
+            refresh_expires_at=now + lifetime if lifetime is not None else None,
         )
         self._store(token)
         self.counts.grants["authorization_code"] += 1
@@ -282,6 +327,20 @@ class Canvas:
         """Whether a token's hour, or its row's whole life, is over."""
         ends = (token.expires_at, token.permanent_expires_at)
         return any(end is not None and end <= self.clock() for end in ends)
+
+    def can_refresh(self, token: Token) -> bool:
+        """Whether a token's row, and its refresh token, are still within their lives."""
+        ends = (token.permanent_expires_at, token.refresh_expires_at)
+        return all(end is None or end > self.clock() for end in ends)
+
+    def latency(self, rows: int) -> float:
+        """Return how long the next answer takes, in seconds of real time."""
+        delay = self.latency_seconds + self.latency_per_row_seconds * rows
+        if self.jitter_seconds:
+            delay += self.jitter_seconds * self.dice.random()
+        if self.tail_share and self.dice.random() < self.tail_share:
+            delay += self.tail_seconds
+        return delay
 
     def user(self, user_id: int) -> User | None:
         """Find an account that is not deleted."""

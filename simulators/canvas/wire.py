@@ -112,8 +112,26 @@ class Call:
 
     def is_staff(self, course: Course) -> bool:
         """Whether the caller teaches or assists in a course, or administers the account."""
+        if self.is_admin:
+            return True
         mine = self.own_enrollments(course)
-        return self.is_admin or any(row.type in STAFF and row.state == "active" for row in mine)
+        return any(row.type in STAFF and row.state == "active" for row in mine)
+
+    def reads_roster(self, course: Course) -> bool:
+        """Whether the caller may see who is in a course; students may, unless they may not."""
+        if self.is_staff(course):
+            return True
+        students_read = self.server.profile.students_read_roster
+        mine = self.own_enrollments(course) if students_read else ()
+        return any(row.state == "active" for row in mine)
+
+    def total_activity_seconds(self, row: Enrollment) -> int | None:
+        """Return a row's own time, or the longest of that user in that course."""
+        if self.server.profile.activity_per_enrollment:
+            return row.total_activity_seconds
+        rows = self.server.population.enrollments_by_user[row.user_id]
+        same = [r.total_activity_seconds for r in rows if r.course_id == row.course_id]
+        return max((seconds for seconds in same if seconds is not None), default=None)
 
     def is_restricted(self, course: Course) -> bool:
         """Whether the caller is shown nothing but the course's id."""

@@ -2,7 +2,8 @@
 
 import base64
 import hashlib
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
@@ -275,6 +276,36 @@ async def test_the_consent_page_asks_and_the_answer_decides() -> None:
     assert "code=" in yes.headers["location"]
     assert "error=access_denied" in no.headers["location"]
     assert [code.user_id for code in canvas.codes.values()] == [4]
+
+
+async def test_a_token_needs_a_login_and_a_key_that_still_has_its_scopes() -> None:
+    canvas = a_canvas()
+    code = {"client_id": SCOPED_CLIENT_ID, "client_secret": "scoped-secret"}
+    scope = "url:GET|/api/v1/courses url:GET|/api/v1/users/:id"
+
+    async with visit(canvas, None) as client:
+        answer = await authorize(client, client_id=SCOPED_CLIENT_ID, scope=scope)
+        pair = (await redeem(client, **code, code=answer["code"])).json()
+        mine = {"Authorization": f"Bearer {pair['access_token']}"}
+        before = await client.get("/api/v1/courses", headers=mine)
+        canvas.keys[SCOPED_CLIENT_ID].scopes = frozenset({"url:GET|/api/v1/courses"})
+        after = await client.get("/api/v1/courses", headers=mine)
+    async with visit(canvas, canvas.issue_token(5)) as client:
+        without_login = await client.get("/api/v1/users/self")
+
+    assert (before.status_code, after.status_code) == (200, 401)
+    assert without_login.json() == {"errors": [{"message": "Invalid access token."}]}
+
+
+async def test_ending_sessions_may_lead_elsewhere() -> None:
+    canvas = a_canvas()
+    canvas.forward_url = "https://sso.example/logout"
+
+    async with visit(canvas, canvas.issue_token(3)) as client:
+        reply = await client.delete("/login/oauth2/token?expire_sessions=1")
+
+    assert reply.json() == {"forward_url": "https://sso.example/logout"}
+    assert canvas.signed_in is None
 
 
 async def test_revoking_ends_access_and_refresh() -> None:
@@ -589,14 +620,89 @@ async def test_submissions_without_students_are_the_callers_own() -> None:
     assert refused.status_code == 403
 
 
+async def test_an_account_lists_its_roles_built_in_and_custom() -> None:
+    canvas = a_canvas()
+    canvas.population.add_role("Retired", "TeacherEnrollment", workflow_state="inactive")
+    path = "/api/v1/accounts/self/roles"
+
+    async with visit(canvas) as client:
+        roles, pages = await walk(client, f"{path}?per_page=4")
+        last = (await client.get(f"{path}?per_page=4")).links["last"]["url"]
+        inactive = (await client.get(f"{path}?state[]=inactive")).json()
+    async with visit(canvas, canvas.issue_token(2)) as client:
+        refused = await client.get(path)
+
+    assert [(role["id"], role["role"], role["label"]) for role in roles] == [
+        (1, "AccountAdmin", "Account Admin"), (3, "StudentEnrollment", "Student"),
+        (4, "TeacherEnrollment", "Teacher"), (5, "TaEnrollment", "TA"),
+        (6, "DesignerEnrollment", "Designer"), (7, "ObserverEnrollment", "Observer"),
+        (8, "Lab assistant", "Lab assistant"),
+    ]  # fmt: skip
+    assert (pages, "page=2" in last, refused.status_code) == (2, True, 403)
+    assert roles[0]["is_account_role"]
+    assert roles[6]["base_role_type"] == "TaEnrollment"
+    assert {role["workflow_state"] for role in roles} == {"built_in", "active"}
+    assert [role["role"] for role in inactive] == ["Retired"]
+
+
+async def test_enrollments_name_roles_that_the_account_has() -> None:
+    canvas = a_canvas()
+    path = "/api/v1/courses/1/enrollments?per_page=50"
+
+    async with visit(canvas) as client:
+        roles = (await client.get("/api/v1/accounts/1/roles?per_page=50")).json()
+        rows = (await client.get(path)).json()
+        assistants = (await client.get(f"{path}&role[]=Lab%20assistant")).json()
+        members = await client.get("/api/v1/courses/1/users?enrollment_role_id=8")
+
+    names = {role["id"]: role["role"] for role in roles}
+    assert all(names[row["role_id"]] == row["role"] for row in rows)
+    assert [(r["user_id"], r["type"], r["role_id"]) for r in assistants] == [
+        (15, "TaEnrollment", 8)
+    ]
+    assert [user["id"] for user in members.json()] == [15]
+
+
+@pytest.mark.parametrize(
+    ("form", "outcome"),
+    [
+        ({"role_id": "8"}, ("TaEnrollment", "Lab assistant")),
+        ({"role_id": "4"}, ("TeacherEnrollment", "TeacherEnrollment")),
+        ({"role_id": "99"}, "Invalid role"),
+        ({"role_id": "1"}, "Invalid role"),
+        ({"role_id": "9"}, "Cannot create an enrollment with this role because it is inactive."),
+        (
+            {"role_id": "8", "type": "StudentEnrollment"},
+            "The specified type must match the base type for the role",
+        ),
+    ],
+)
+async def test_an_enrollment_is_made_in_a_role_that_fits(
+    form: dict[str, str], outcome: str | tuple[str, str]
+) -> None:
+    canvas = a_canvas()
+    canvas.population.add_role("Retired", "TeacherEnrollment", workflow_state="inactive")
+    rows = len(canvas.population.enrollments)
+    whole = {"user_id": "4"} | form
+
+    async with visit(canvas) as client:
+        reply = await client.post("/api/v1/courses/8/enrollments", json={"enrollment": whole})
+
+    body = reply.json()
+    made = (body["type"], body["role"]) if reply.status_code == 200 else body["message"]
+    assert made == outcome
+    assert len(canvas.population.enrollments) == rows + (reply.status_code == 200)
+
+
 @pytest.mark.parametrize(
     "path",
     [
-        "accounts/self", "users/3/profile", "users/3/courses", "users/3/logins",
+        "accounts", "accounts/self", "users/3/profile", "users/3/courses", "users/3/logins",
         "users/3/page_views",
         "courses/1/users", "courses/1/sections", "courses/1/assignments", "courses/1/modules",
         "courses/1/bulk_user_progress", "courses/1/users/3/progress", "sections/1/enrollments",
-        "courses/1/analytics/student_summaries", "courses/1/analytics/users/3/activity",
+        "courses/1/analytics/activity", "courses/1/analytics/student_summaries",
+        "courses/1/analytics/users/3/activity",
         "accounts/1/enrollments/1",
     ],
 )  # fmt: skip
@@ -779,7 +885,86 @@ async def test_a_legacy_node_leads_from_a_user_to_courses() -> None:
     body = await ask(canvas, query)
 
     rows = body["data"]["legacyNode"]["enrollments"]
-    assert [row["course"]["_id"] for row in rows] == ["1", "1", "2"]
+    assert [row["course"]["_id"] for row in rows] == ["1", "1", "2", "6"]
+
+
+async def test_a_user_has_all_their_enrollments_that_are_not_deleted() -> None:
+    canvas = a_canvas()
+    query = """query($id: ID!, $course: ID) { legacyNode(_id: $id, type: User) { ... on User {
+      enrollments(courseId: $course) { _id state course { _id } } } } }"""
+
+    jefferson = await ask(canvas, query, id="8")
+    in_biology = await ask(canvas, query, id="3", course="Q291cnNlLTI=")
+    own = await ask(canvas, query, canvas.issue_token(8), id="8")
+    canvas.population.courses[1].workflow_state = "deleted"
+    left = await ask(canvas, query, id="8")
+
+    row = {"_id": "11", "state": "rejected", "course": {"_id": "1"}}
+    assert jefferson["data"]["legacyNode"]["enrollments"] == [row]
+    assert [r["_id"] for r in in_biology["data"]["legacyNode"]["enrollments"]] == ["15"]
+    assert own == jefferson
+    assert left["data"]["legacyNode"]["enrollments"] == []
+
+
+async def test_newer_releases_tell_when_an_enrollment_was_made() -> None:
+    canvas = a_canvas()
+    canvas.population.sections[2].workflow_state = "deleted"
+    fields = "createdAt updatedAt userId courseSectionId state enrollmentState htmlUrl"
+    query = """{ course(id: "1") { createdAt updatedAt account { _id } term { _id name }
+      enrollmentsConnection(first: 6) { nodes { _id %s } } } }"""
+
+    new = (await ask(canvas, query % fields))["data"]["course"]
+    old = await ask(a_canvas(OSS_2019), query % fields)
+    known = await ask(a_canvas(OSS_2019), '{ course(id: "1") { term { _id } } }')
+
+    assert (new["account"], new["term"]) == ({"_id": "1"}, {"_id": "1", "name": "Default Term"})
+    assert new["enrollmentsConnection"]["nodes"][3] == {
+        "_id": "6", "createdAt": "2025-01-06T08:00:00Z", "updatedAt": "2025-01-06T08:00:00Z",
+        "userId": "3", "courseSectionId": "2", "state": "active", "enrollmentState": "deleted",
+        "htmlUrl": f"{BASE}/courses/1/users/3",
+    }  # fmt: skip
+    assert "Cannot query field 'createdAt'" in old["errors"][0]["message"]
+    assert known["data"] == {"course": {"term": {"_id": "1"}}}
+
+
+async def test_some_fields_are_known_only_inside_a_course() -> None:
+    canvas = a_canvas()
+    member = (
+        '{ course(id: "1") { usersConnection(first: 1) { pageInfo { totalCount } nodes %s } } }'
+    )
+    alone = '{ legacyNode(_id: "2", type: User) { ... on User %s } }'
+    fields = "{ _id loginId email sisId enrollments { _id htmlUrl } }"
+
+    inside = (await ask(canvas, member % fields))["data"]["course"]["usersConnection"]
+    outside = (await ask(canvas, alone % fields))["data"]["legacyNode"]
+
+    assert inside["pageInfo"] == {"totalCount": 7}
+    assert inside["nodes"][0]["loginId"] == "tim"
+    assert (outside["loginId"], outside["email"]) == (None, "teresa@canvas.test")
+    assert outside["enrollments"][0] == {"_id": "1", "htmlUrl": None}
+
+
+async def test_work_can_be_had_for_many_students_at_once() -> None:
+    canvas = a_canvas()
+    query = """query($since: String) { course(id: "1") {
+      all: submissionsConnection { nodes { state } }
+      sectionsConnection { nodes { _id } } assignmentsConnection { nodes { _id } }
+      submissionsConnection(studentIds: ["3", "4"], filter: {gradedSince: $since}) {
+        nodes { _id state score user { _id } assignment { _id } } } } }"""
+
+    body = await ask(canvas, query, since="2025-02-01T00:00:00Z")
+    own = await ask(canvas, query, canvas.issue_token(4), since="2025-02-01T00:00:00Z")
+
+    course = body["data"]["course"]
+    assert {row["state"] for row in course["all"]["nodes"]} == {
+        "graded", "submitted", "pending_review",
+    }  # fmt: skip
+    assert [row["_id"] for row in course["sectionsConnection"]["nodes"]] == ["1", "2"]
+    assert len(course["assignmentsConnection"]["nodes"]) == 3
+    rows = course["submissionsConnection"]["nodes"]
+    assert [(row["user"]["_id"], row["score"]) for row in rows] == [("3", 9.0), ("4", None)]
+    rows = own["data"]["course"]["submissionsConnection"]["nodes"]
+    assert [row["user"]["_id"] for row in rows] == ["4"]
 
 
 # ---- section 6: errors and images ----------------------------------------------------------
@@ -814,6 +999,37 @@ async def test_a_fault_meets_the_call_it_is_meant_for(
         200,
     ]
     assert broken.headers["content-type"] == media_type
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [("disconnect", httpx.RemoteProtocolError), ("cut", httpx.RemoteProtocolError)],
+)
+async def test_a_connection_can_break_on_a_real_socket(
+    kind: str, error: type[httpx.TransportError]
+) -> None:
+    canvas = a_canvas()
+    mine = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+
+    async with running(canvas) as url, httpx.AsyncClient(base_url=url, headers=mine) as client:
+        canvas.fail(kind, path="/api/v1/courses")
+        with pytest.raises((error, httpx.ReadError)):
+            await client.get("/api/v1/courses/1")
+        after = await client.get("/api/v1/courses/1")
+
+    assert after.status_code == 200
+
+
+async def test_a_body_can_come_in_pieces() -> None:
+    canvas = a_canvas()
+
+    async with visit(canvas) as client:
+        whole = await client.get("/api/v1/courses/1")
+        canvas.fail("trickle", seconds=0.01)
+        pieces = await client.get("/api/v1/courses/1")
+
+    assert pieces.json() == whole.json()
+    assert pieces.headers["content-length"] == whole.headers["content-length"]
 
 
 async def test_links_can_lie() -> None:
@@ -914,6 +1130,7 @@ async def test_ending_an_enrollment_concludes_it_unless_told(task: str, state: s
 async def test_only_the_invited_can_accept() -> None:
     canvas = a_canvas()
     invited = next(row for row in canvas.population.enrollments.values() if row.state == "invited")
+    canvas.population.users[invited.user_id].login_id = "maria"
     path = f"/api/v1/courses/1/enrollments/{invited.id}/accept"
 
     async with visit(canvas) as client:
@@ -942,6 +1159,203 @@ async def test_a_login_can_be_taken_only_once() -> None:
     assert login.json()["unique_id"] == "maria"
 
 
+async def test_a_user_may_have_several_logins() -> None:
+    canvas = a_canvas()
+    form = {"user[id]": "3", "login[unique_id]": "cody2", "login[authentication_provider_id]": "7"}
+
+    async with visit(canvas) as client:
+        made = await client.post("/api/v1/accounts/1/logins", data=form)
+        logins = (await client.get("/api/v1/users/3/logins")).json()
+        user = (await client.get("/api/v1/users/sis_login_id:CODY2")).json()
+        taken = await client.post("/api/v1/accounts/1/logins", data=form)
+
+    assert [login["unique_id"] for login in logins] == ["cody", "cody2"]
+    assert logins[1] == made.json()
+    assert logins[1]["authentication_provider_id"] == 7
+    assert (user["id"], user["login_id"], taken.status_code) == (3, "cody", 400)
+
+
+# ---- section 12: what is not known, and differs by switch ----------------------------------
+
+
+def with_switch(**switches: Any) -> Canvas:
+    return a_canvas(replace(HOSTED_NOW, **switches))
+
+
+@pytest.mark.parametrize(("serves", "shown"), [(True, ["1", "8"]), (False, [])])
+async def test_courses_by_ids_may_serve_administrators(*, serves: bool, shown: list[str]) -> None:
+    canvas = with_switch(graphql_courses_serve_admins=serves)
+
+    body = await ask(canvas, '{ courses(ids: ["1", "8"]) { _id } }')
+
+    assert [course["_id"] for course in body["data"]["courses"]] == shown
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+async def test_an_identical_enrollment_may_make_another_row(*, repeats: bool) -> None:
+    canvas = with_switch(repeats_enrollments=repeats)
+    form = {"enrollment[user_id]": "4", "enrollment[enrollment_state]": "active"}
+
+    async with visit(canvas) as client:
+        first = await client.post("/api/v1/courses/8/enrollments", data=form)
+        second = await client.post("/api/v1/courses/8/enrollments", data=form)
+
+    assert (first.json()["id"] != second.json()["id"]) is repeats
+
+
+@pytest.mark.parametrize(("charged", "other_client"), [("address", 429), ("client", 400)])
+async def test_a_grant_may_be_charged_to_its_client(
+    charged: Literal["address", "client"], other_client: int
+) -> None:
+    canvas = with_switch(grants_charged_to=charged)
+    scoped = {"client_id": SCOPED_CLIENT_ID, "client_secret": "scoped-secret"}
+
+    async with visit(canvas, None) as client:
+        pair = await log_in(client)
+        form = {"grant_type": "refresh_token", "refresh_token": pair["refresh_token"]}
+        canvas.reset()
+        own = [(await redeem(client, **form)).status_code for _ in range(4)]
+        other = await redeem(client, **form | scoped)
+
+    assert own == [200, 200, 200, 429]
+    assert other.status_code == other_client
+
+
+@pytest.mark.parametrize("says", [True, False])
+async def test_a_throttled_reply_may_say_when_to_return(*, says: bool) -> None:
+    canvas = with_switch(retry_after=says)
+    canvas.fail("throttled")
+
+    async with visit(canvas) as client:
+        reply = await client.get("/api/v1/users/self")
+
+    assert (reply.status_code, reply.headers.get("retry-after")) == (429, "5" if says else None)
+
+
+@pytest.mark.parametrize("enforced", [True, False])
+async def test_aliases_may_be_limited(*, enforced: bool) -> None:
+    canvas = with_switch(graphql_enforces_aliases=enforced)
+    aliases = "".join(["{", *(f' c{n}: course(id: "1") {{ _id }}' for n in range(21)), "}"])
+
+    body = await ask(canvas, aliases)
+
+    assert ("errors" in body) is enforced
+
+
+@pytest.mark.parametrize(("days", "status"), [(30, 400), (None, 200)])
+async def test_a_refresh_token_may_have_an_end(days: int | None, status: int) -> None:
+    canvas = with_switch(refresh_lifetime_seconds=None if days is None else days * 86_400.0)
+
+    async with visit(canvas, None) as client:
+        pair = await log_in(client)
+        form = {"grant_type": "refresh_token", "refresh_token": pair["refresh_token"]}
+        canvas.clock.advance(29 * 86_400)
+        within = await redeem(client, **form)
+        canvas.clock.advance(86_400)
+        beyond = await redeem(client, **form)
+
+    assert (within.status_code, beyond.status_code) == (200, status)
+
+
+@pytest.mark.parametrize(("own", "seconds"), [(True, [3600, 1200]), (False, [3600, 3600])])
+async def test_activity_may_be_of_the_enrollment_or_of_the_user(
+    *, own: bool, seconds: list[int]
+) -> None:
+    canvas = with_switch(activity_per_enrollment=own)
+    query = """{ course(id: "1") { enrollmentsConnection(filter: {userIds: ["3"]}) {
+      nodes { totalActivityTime } } } }"""
+
+    async with visit(canvas) as client:
+        rows = (await client.get("/api/v1/courses/1/enrollments?user_id=3")).json()
+    page = (await ask(canvas, query))["data"]["course"]["enrollmentsConnection"]
+
+    assert [row["total_activity_time"] for row in rows] == seconds
+    assert [row["totalActivityTime"] for row in page["nodes"]] == seconds
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_users_may_have_more_fields_in_graphql(*, known: bool) -> None:
+    canvas = with_switch(graphql_user_fields=known)
+    query = """{ node(id: "VXNlci0z") { ... on User {
+      firstName lastName sisId integrationId } } }"""
+
+    body = await ask(canvas, query)
+
+    expected = {"firstName": "Cody Houston", "lastName": "Cutrer"}
+    expected |= {"sisId": "SIS-3", "integrationId": "INT-3"}
+    assert body.get("data") == ({"node": expected} if known else None)
+
+
+@pytest.mark.parametrize("may", [True, False])
+async def test_students_may_see_their_course_or_not(*, may: bool) -> None:
+    canvas = with_switch(students_read_roster=may)
+    student = canvas.issue_token(4)
+    query = """{ course(id: "1") { enrollmentsConnection(first: 1) {
+      nodes { grades { currentScore } } } } }"""
+
+    async with visit(canvas, student) as client:
+        rows = await client.get("/api/v1/courses/1/enrollments")
+        users = await client.get("/api/v1/courses/1/users")
+    body = await ask(canvas, query, student)
+
+    assert [rows.status_code, users.status_code] == ([200, 200] if may else [403, 403])
+    connection = body["data"]["course"]["enrollmentsConnection"]
+    assert connection == ({"nodes": [{"grades": None}]} if may else None)
+
+
+@pytest.mark.parametrize("shows", [True, False])
+async def test_a_deleted_user_may_say_into_whom_they_were_merged(*, shows: bool) -> None:
+    canvas = with_switch(shows_deleted_users=shows)
+
+    async with visit(canvas) as client:
+        reply = await client.get("/api/v1/users/14")
+
+    assert reply.status_code == (200 if shows else 404)
+    assert reply.json().get("merged_into_user_id") == (3 if shows else None)
+
+
+@pytest.mark.parametrize("there", [True, False])
+async def test_analytics_and_progress_may_be_missing(*, there: bool) -> None:
+    canvas = with_switch(analytics=there, progress_resources=there)
+    paths = ["bulk_user_progress", "users/3/progress"]
+    paths += [f"analytics/{name}" for name in ("activity", "student_summaries", "users/3/activity")]
+
+    async with visit(canvas) as client:
+        found = [(await client.get(f"/api/v1/courses/1/{path}")).status_code for path in paths]
+
+    assert found == [200 if there else 404] * 5
+
+
+@pytest.mark.parametrize(("pages", "rows"), [(3, 6), (None, 13)])
+async def test_users_not_sorted_by_id_may_end_early(pages: int | None, rows: int) -> None:
+    canvas = with_switch(sorted_users_pages=pages)
+
+    async with visit(canvas) as client:
+        by_name, _ = await walk(client, "/api/v1/accounts/1/users?per_page=2")
+        by_id, _ = await walk(client, "/api/v1/accounts/1/users?sort=id&per_page=2")
+
+    assert (len(by_name), len(by_id)) == (rows, 13)
+
+
+@pytest.mark.parametrize(("seconds", "late"), [(60.0, 403), (None, 200)])
+async def test_the_url_of_an_image_may_expire(seconds: float | None, late: int) -> None:
+    canvas = with_switch(image_url_seconds=seconds)
+    canvas.images_url = "http://images.test"
+    transport = httpx.ASGITransport(app=images_for(canvas))
+
+    async with visit(canvas) as client:
+        course = (await client.get("/api/v1/courses/1?include[]=course_image")).json()
+    async with httpx.AsyncClient(transport=transport) as images:
+        soon = await images.get(course["image_download_url"])
+        canvas.clock.advance(60)
+        then = await images.get(course["image_download_url"])
+
+    assert (soon.status_code, then.status_code) == (200, late)
+    assert [(call.origin, call.status) for call in canvas.counts.images] == [
+        ("http://images.test", 200), ("http://images.test", late),
+    ]  # fmt: skip
+
+
 # ---- section 11: the whole -----------------------------------------------------------------
 
 
@@ -964,6 +1378,32 @@ async def test_the_large_data_set_is_walked_in_100_calls_without_a_throttle() ->
     assert canvas.counts.throttled == 0
 
 
+def test_a_clock_can_follow_another() -> None:
+    seconds = [100.0]
+    clock = VirtualClock(follows=lambda: seconds[0])
+    canvas = Canvas(clock=lambda: seconds[0])
+    start, first = canvas.clock(), clock()
+
+    seconds[0] += 5
+    clock.advance(2)
+
+    assert (first, clock()) == (1_740_000_000.0, 1_740_000_007.0)
+    assert canvas.clock() - start == 5.0
+
+
+async def test_one_seed_is_one_course_of_delays() -> None:
+    first, second = (Canvas(build_population(), seed=3) for _ in range(2))
+    for canvas in (first, second):
+        canvas.latency_seconds, canvas.latency_per_row_seconds = 1.0, 0.1
+        canvas.jitter_seconds, canvas.tail_share, canvas.tail_seconds = 0.5, 0.25, 10.0
+
+    delays = [first.latency(10) for _ in range(400)]
+
+    assert delays == [second.latency(10) for _ in range(400)]
+    assert all(2.0 <= delay < 2.5 or 12.0 <= delay < 12.5 for delay in delays)
+    assert 0.15 < sum(delay > 10 for delay in delays) / 400 < 0.35
+
+
 async def test_it_can_be_controlled_over_its_own_socket() -> None:
     canvas = a_canvas()
 
@@ -977,7 +1417,10 @@ async def test_it_can_be_controlled_over_its_own_socket() -> None:
         counts = (await client.get("/_control/counts")).json()
         image = await client.get(f"{lab['images_url']}/files/1/course.png")
         unknown = await client.post("/_control/nothing")
+        await client.post("/_control/switch", json={"denied_status": 418})
+        logged = (await client.get("/_control/log")).json()["calls"]
 
     assert (broken.status_code, image.status_code, unknown.status_code) == (503, 403, 404)
     assert counts["total"] == 1
-    assert canvas.profile is OSS_2019
+    assert canvas.profile == replace(OSS_2019, denied_status=418)
+    assert [(call["path"], call["status"]) for call in logged] == [("/api/v1/users/self", 503)]
