@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 KOLIBRI_PORT ?= 8190
+CANVAS_PORT ?= 8200
 PORT ?= 8180
 
 .PHONY: help run run-kolibri stop-kolibri test test-kolibri test-all lint format schema lock wheel clean
@@ -18,17 +19,17 @@ $(READY): requirements-dev.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
-run: $(READY) ## the gateway with a simulated Kolibri, GraphiQL and demo data
-	$(BIN)/python -m simulators.demo --port $(PORT) --kolibri-port $(KOLIBRI_PORT)
+run: $(READY) ## the gateway with a simulated Kolibri, a simulated Canvas, GraphiQL and demo data
+	$(BIN)/python -m simulators.demo --port $(PORT) --kolibri-port $(KOLIBRI_PORT) --canvas-port $(CANVAS_PORT)
 
-run-kolibri: $(READY) ## the gateway with a real Kolibri, in its own virtual environment
-	$(BIN)/python -m simulators.demo --real --port $(PORT) --kolibri-port $(KOLIBRI_PORT)
+run-kolibri: $(READY) ## the same with a real Kolibri, in its own virtual environment
+	$(BIN)/python -m simulators.demo --real --port $(PORT) --kolibri-port $(KOLIBRI_PORT) --canvas-port $(CANVAS_PORT)
 
 stop-kolibri: $(READY) ## stop the real Kolibri of run-kolibri
 	$(BIN)/python -m simulators.kolibri.real stop --home .kolibri --port $(KOLIBRI_PORT)
 
-test: $(READY) ## the whole suite, without real servers
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+test: $(READY) ## the whole suite, without real servers; it mostly waits, so four at once
+	$(BIN)/python -m pytest -n 4 --cov --cov-report=term:skip-covered
 
 test-kolibri: $(READY) ## the suite against a real Kolibri (installs it into .kolibri first)
 	$(BIN)/python -m pytest -m e2e --timeout 900

@@ -30,6 +30,7 @@ from gateway.serving import serve
 from gateway.settings import Settings, SettingsError, describe, read_settings
 from resolvers.context import ProviderDraft, Refusal, Scope
 from schema import sdl
+from sessions.base import SERVICE
 from sessions.errors import ProviderError
 from storage.credentials import KeyRing, Secret
 from storage.errors import ScopeInvalid, StorageError
@@ -259,7 +260,8 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 async def _list_providers(gateway: Gateway, _chosen: argparse.Namespace) -> int:
-    statuses = {status.provider_id: status for status in await gateway.sessions.list_statuses()}
+    found = await gateway.sessions.list_statuses(subject=SERVICE)
+    statuses = {status.provider_id: status for status in found}
     table = Table("id", "platform", "name", "url", "state", "version", "session", "problem")
     for provider in await gateway.providers.list_all():
         status = statuses.get(provider.id)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from resolvers.icons import IconCounts
 from sessions.http import UpstreamCall
-from storage.leases import Outcome, SessionStatus, Transition
+from storage.leases import Outcome, Transition
+from storage.records import SessionState
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _LATE: Final = (0.1, 0.5, 1, 2, 5, 10, 30, 60)
@@ -104,11 +106,16 @@ class Metrics:
         """Take note of a heartbeat."""
         self._heartbeat_lateness.observe(late_seconds)
 
-    def write(self, sessions: list[SessionStatus], icons: IconCounts) -> bytes:
-        """Return everything in Prometheus' text format."""
+    def write(self, sessions: Mapping[tuple[str, SessionState], int], icons: IconCounts) -> bytes:
+        """Return everything in Prometheus' text format.
+
+        Args:
+            sessions: How many each provider has in each state.
+            icons: What was done with icons.
+        """
         self._sessions.clear()
-        for status in sessions:
-            self._sessions.labels(status.provider_id, status.state.value).inc()
+        for (provider_id, state), count in sessions.items():
+            self._sessions.labels(provider_id, state.value).set(count)
         for what in ("fetched", "decoded", "refused", "postponed"):
             self._icons.labels(what).set(getattr(icons, what))
         return generate_latest(self._registry)

@@ -102,6 +102,17 @@ class AddressPolicy:
         self._check_name(origin)
         return str(origin) + checked_path(rest).rstrip("/")
 
+    def check_file_url(self, url: str) -> str:
+        """Return the URL of a file normalised: its query stays, a fragment is dropped.
+
+        Raises:
+            ProviderAddressRefused: As for ``check_url``.
+        """
+        origin, rest = split_url(url.strip(" \t\r\n"))
+        self._check_name(origin)
+        bare, mark, query = rest.partition("#")[0].partition("?")
+        return str(origin) + (checked_path(bare) or "/") + mark + query
+
     def check_address(self, address: str, port: int) -> None:
         """Let an IP address pass that may be called.
 

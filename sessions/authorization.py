@@ -1,9 +1,14 @@
-"""One session's grant: how it is obtained, shared, kept alive and replaced.
+"""One session's grant: how it is obtained, shared, kept alive, renewed and replaced.
 
 Callers use a snapshot in memory, without a lock and without the database. Only a transition
 (logging in, keeping alive, refreshing) takes the lease of ``storage.leases``, so however many
 callers, tasks and gateways lose a grant at once, one of them logs in and the others take over
 what it stored. A caller that gives up waiting cancels nothing.
+
+A grant that holds what its successor is made from (a refresh token) is *renewed*: when it is used
+and nearly over, while callers go on with it, or when it ran out or was refused, while they wait.
+It is never renewed by the clock, so users who are away cost nothing. Where the provider limits the
+rate of grants, renewals stand in one line for each provider.
 
 What a failed login means is decided here, once:
 
@@ -19,17 +24,26 @@ import copy
 import hashlib
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass, field
 from math import ceil, inf
-from typing import Final, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
 import msgspec
 import structlog
 
-from sessions.base import Exports, Grant, NewGrant, Platform, ProviderSession, TokenRotation
+from sessions.base import (
+    Exports,
+    Grant,
+    NewGrant,
+    Platform,
+    ProviderSession,
+    Subject,
+    SubjectKind,
+    TokenRotation,
+)
 from sessions.errors import (
     NotSupported,
     ProviderAddressRefused,
@@ -45,6 +59,7 @@ from sessions.errors import (
     SessionLost,
 )
 from sessions.http import ProviderHttp
+from sessions.pacing import GRANTS
 from storage.credentials import Secret
 from storage.errors import StorageError, StorageUnavailable
 from storage.leases import (
@@ -69,6 +84,9 @@ _PAUSE_MEMORY_SECONDS: Final = 5.0
 _LOG_OUT_SECONDS: Final = 5.0
 _EXPIRY_MARGIN_SECONDS: Final = 60.0
 _PATIENCE_OF_COMMIT_SECONDS: Final = 30.0
+_LONGEST_LINE_SECONDS: Final = 900.0
+_LOOK_SECONDS: Final = 1.0
+_RENEWAL_RETRY_SECONDS: Final = 30.0
 _ERRORS_BY_CODE: Final[Mapping[str, type[ProviderError]]] = {
     error.code: error
     for error in (
@@ -207,19 +225,33 @@ class Outage:
             self._since = None
 
 
-def terms_of(provider: Provider, credentials: Secret[Mapping[str, str]]) -> str:
+def terms_of(
+    provider: Provider,
+    credentials: Secret[Mapping[str, str]],
+    *,
+    user_terms: Collection[str] | None = None,
+) -> str:
     """Return a digest of what a login depends on: the address and the credentials.
 
     A grant is used, and a refusal believed, only on the terms it was obtained on. So a grant never
     goes to another address, and new credentials are tried, whoever changed them.
+
+    Args:
+        provider: As registered.
+        credentials: All that are stored.
+        user_terms: For a user's grant: the names of the only credentials it depends on.
     """
-    content = [
-        provider.platform,
-        provider.base_url,
-        provider.account_id,
-        sorted(provider.options.items()),
-        sorted(credentials.reveal().items()),
-    ]
+    values = credentials.reveal()
+    if user_terms is None:
+        content: list[object] = [
+            provider.platform,
+            provider.base_url,
+            provider.account_id,
+            sorted(provider.options.items()),
+            sorted(values.items()),
+        ]
+    else:
+        content = [provider.platform, provider.base_url, [values.get(name) for name in user_terms]]
     return hashlib.sha256(msgspec.json.encode(content)).hexdigest()
 
 
@@ -272,7 +304,7 @@ class SharedAuthorization:
         provider: Provider,
         *,
         platform: Platform,
-        subject: str,
+        subject: Subject,
         terms: str,
         http: ProviderHttp,
         exports: Exports,
@@ -283,8 +315,12 @@ class SharedAuthorization:
         outage: Outage,
         on_outdated: Callable[[], None],
     ) -> None:
-        self.subject = subject
-        self.session = platform.session(provider, http=http, authorization=self, exports=exports)
+        self.subject = str(subject)
+        self.session = platform.session(
+            provider, http=http, authorization=self, exports=exports, subject=subject
+        )
+        self._is_user = subject.kind is SubjectKind.USER
+        self._http = http
         self._provider = provider
         self._platform = platform
         self._terms = terms
@@ -296,6 +332,9 @@ class SharedAuthorization:
         self._on_outdated = on_outdated
         self._grant: Grant | None = None
         self._holds_until = inf
+        self._renew_at = inf
+        self._renewed_version = 0
+        self._served_at: float | None = None
         self._lost_version = 0
         self._refusal: _Refusal | None = None
         self._flight: asyncio.Task[Grant] | None = None
@@ -305,14 +344,28 @@ class SharedAuthorization:
     async def current(self) -> Grant:
         """Return the grant to use now; see ``Authorization``."""
         grant = self._grant
-        if grant is not None and time.monotonic() < self._holds_until:
+        now = time.monotonic()
+        if grant is not None and now < self._holds_until:
+            if now >= self._renew_at:
+                self._renew_ahead(grant)
             return grant
         return await self._shared()
 
-    async def replace(self, lost: Grant) -> Grant:
-        """Return a grant newer than the lost one; see ``Authorization``."""
+    async def replace(self, lost: Grant, *, again: bool = False) -> Grant:
+        """Return a grant newer than the lost one; see ``Authorization``.
+
+        One that was renewed because its predecessor was refused, and is refused at once as well,
+        is not renewed again: the provider does not want this user's grants any more.
+        """
+        if again and lost.version == self._renewed_version:
+            await self._give_up(lost.version)
         self._note_lost(lost.version)
         return await self.current()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a transition is under way or waiting in line."""
+        return self._flight is not None
 
     # What the session manager uses.
 
@@ -360,6 +413,8 @@ class SharedAuthorization:
     async def adopt(self, new: NewGrant) -> None:
         """Store a grant that was obtained otherwise, in place of any there is.
 
+        A user's earlier grant, which the provider may count as one more, is ended.
+
         Raises:
             ProviderNotFound: The provider is not registered any more.
             ProviderTimeout: Another gateway kept the session busy; the grant is ended.
@@ -367,11 +422,13 @@ class SharedAuthorization:
         """
         until = time.monotonic() + self._settings.patience_seconds
         while time.monotonic() < until:
-            stored = await self._read()
+            stored = await self._made()
             claim = await self._leases.claim_session(
                 stored, Transition.ADOPT, lease_seconds=self._settings.lease_seconds
             )
             if claim is not None and await self._committed(claim, new) is not None:
+                if self._is_user and stored.grant is not None and stored.terms == self._terms:
+                    await log_out_quietly(self.session, NewGrant(secret=stored.grant))
                 return
             await _pause()
         await log_out_quietly(self.session, new)
@@ -390,7 +447,19 @@ class SharedAuthorization:
             return
         self._note_lost(stored.version)
         if stored.grant is not None and stored.terms == self._terms:
-            await log_out_quietly(self.session, NewGrant(secret=stored.grant))
+            await log_out_quietly(self.session, await self._ended_by(stored, stored.grant))
+
+    async def _ended_by(self, stored: StoredSession, grant: Secret[Mapping[str, str]]) -> NewGrant:
+        """Return what a grant can be ended with, which one that ran out cannot itself."""
+        ran_out = stored.seconds_to_expiry is not None and stored.seconds_to_expiry <= 0
+        if ran_out and self._renewable(grant):
+            with suppress(ProviderError, SessionLost, TimeoutError):
+                async with asyncio.timeout(self._settings.transition_seconds):
+                    return await self.session.renew(
+                        Grant(version=stored.version, secret=grant),
+                        await self._providers.credentials(self._provider.id),
+                    )
+        return NewGrant(secret=grant)
 
     async def settle(self, *, within_seconds: float) -> None:
         """Wait for a login in flight to end; cancel it if it takes too long."""
@@ -407,12 +476,9 @@ class SharedAuthorization:
         refusal = self._refusal
         if refusal is not None and time.monotonic() < refusal.believed_until:
             raise refusal.raised()
-        if self._flight is None:
-            # A context of its own: it works for all callers, not under the first one's deadline.
-            self._flight = asyncio.create_task(self._obtain(), context=Context())
-            self._flight.add_done_callback(self._landed)
-        flight = self._flight
-        await asyncio.wait({flight})
+        flight = self._flight or self._launch(self._obtain())
+        while not flight.done():
+            await asyncio.wait({flight}, timeout=self._patience_in_line())
         if flight.cancelled():
             raise ProviderUnavailable("The gateway is shutting down", provider_id=self._provider.id)
         error = flight.exception()
@@ -420,26 +486,59 @@ class SharedAuthorization:
             raise copy.copy(error) from error
         return flight.result()
 
+    def _launch(self, work: Coroutine[Any, Any, Grant]) -> asyncio.Task[Grant]:
+        # A context of its own: it works for all callers, not under the first one's deadline.
+        self._flight = asyncio.create_task(work, context=Context())
+        self._flight.add_done_callback(self._landed)
+        return self._flight
+
+    def _patience_in_line(self) -> float:
+        """Return how long a caller may look on while the flight stands in line.
+
+        Raises:
+            ProviderRateLimited: It will be there for longer than a caller's patience.
+        """
+        if self._served_at is None:
+            return _LOOK_SECONDS
+        wait_seconds = self._served_at - time.monotonic()
+        if wait_seconds > self._settings.patience_seconds:
+            raise ProviderRateLimited(
+                "The provider limits how many users' authorisations are renewed at once, and"
+                " others are in line before this one",
+                provider_id=self._provider.id,
+                retry_after_seconds=ceil(wait_seconds),
+            )
+        return _LOOK_SECONDS
+
     def _landed(self, flight: asyncio.Task[Grant]) -> None:
         self._flight = None
+        self._served_at = None
         if not flight.cancelled():
             flight.exception()  # seen, even when every caller has given up
 
-    async def _obtain(self) -> Grant:
+    async def _obtain(self, *, ahead_of: Grant | None = None) -> Grant:
+        """Return a grant that can be used; with ``ahead_of``, one that is newer than that."""
         until = time.monotonic() + self._settings.patience_seconds
         while True:
             await self._require_registration()
             stored = await self._read()
-            if self._is_usable(stored):
+            if self._is_usable(stored, newer_than=ahead_of):
                 return self._hold(stored)
             await self._raise_known_refusal(stored)
-            claim = await self._leases.claim_session(
-                stored,
-                Transition.LOG_IN,
-                lease_seconds=self._settings.lease_seconds,
-                allowance=self._settings.logins,
-            )
-            grant = None if claim is None else await self._log_in(claim)
+            if stored.grant is not None and self._is_ours(stored, stored.grant):
+                grant = await self._renewed_in_turn(stored, ahead_of=ahead_of)
+                until = max(until, time.monotonic() + self._settings.transition_seconds)
+            elif self._is_user:
+                await self._give_up(stored.version)
+                grant = None
+            else:
+                claim = await self._leases.claim_session(
+                    stored,
+                    Transition.LOG_IN,
+                    lease_seconds=self._settings.lease_seconds,
+                    allowance=self._settings.logins,
+                )
+                grant = None if claim is None else await self._log_in(claim)
             if grant is not None:
                 return grant
             if time.monotonic() > until:
@@ -447,6 +546,15 @@ class SharedAuthorization:
             await _pause()
 
     async def _read(self) -> StoredSession:
+        """Return the session's row; a user's is only made when the user authorises the gateway."""
+        if not self._is_user:
+            return await self._made()
+        stored = await self._leases.find_session(self._provider.id, self.subject)
+        if stored is None:
+            raise self._refused(None)
+        return stored
+
+    async def _made(self) -> StoredSession:
         stored = await self._leases.ensure_session(self._provider.id, self.subject)
         if stored is None:
             self._on_outdated()
@@ -465,11 +573,19 @@ class SharedAuthorization:
                 "The provider was changed just now: ask again", provider_id=self._provider.id
             )
 
-    def _is_usable(self, stored: StoredSession) -> bool:
+    def _is_ours(self, stored: StoredSession, grant: Secret[Mapping[str, str]]) -> bool:
+        """Whether the stored grant is of these terms and can be renewed."""
+        return stored.terms == self._terms and self._renewable(grant)
+
+    def _renewable(self, secret: Secret[Mapping[str, str]]) -> bool:
+        return self.session.can_renew(Grant(version=0, secret=secret))
+
+    def _is_usable(self, stored: StoredSession, *, newer_than: Grant | None = None) -> bool:
         return (
             stored.grant is not None
             and stored.terms == self._terms
             and stored.version > self._lost_version
+            and (newer_than is None or stored.version > newer_than.version)
             and (stored.seconds_to_expiry is None or stored.seconds_to_expiry > 0)
         )
 
@@ -544,8 +660,12 @@ class SharedAuthorization:
             )
             self._observe(claim, Outcome.REFUSED if held else Outcome.FENCED)
             if held:
-                _log.error(
-                    "credentials_refused", provider_id=self._provider.id, problem=error.message
+                note = _log.info if self._is_user else _log.error
+                note(
+                    "credentials_refused",
+                    provider_id=self._provider.id,
+                    subject=self.subject,
+                    problem=error.message,
                 )
                 raise self._refused(_problem_of(error)) from cause
             return
@@ -561,6 +681,124 @@ class SharedAuthorization:
         self._observe(claim, Outcome.FAILED if held else Outcome.FENCED)
         if held:
             raise self._pausing(error, seconds=pause) from cause
+
+    # Renewing, in line and under the lease.
+
+    def _renew_ahead(self, grant: Grant) -> None:
+        """Begin to renew a grant that is used and nearly over; nobody waits for it."""
+        if self._flight is None:
+            self._renew_at = inf
+            flight = self._launch(self._obtain(ahead_of=grant))
+            flight.add_done_callback(self._plan_renewal_again)
+
+    def _plan_renewal_again(self, flight: asyncio.Task[Grant]) -> None:
+        if flight.cancelled() or flight.exception() is not None:
+            left = self._holds_until - time.monotonic()
+            self._renew_at = time.monotonic() + min(_RENEWAL_RETRY_SECONDS, max(left / 2, 1.0))
+
+    async def _renewed_in_turn(
+        self, stored: StoredSession, *, ahead_of: Grant | None
+    ) -> Grant | None:
+        """Renew when it is this session's turn; ``None`` when somebody else is doing it."""
+        bucket = self._platform.grant_bucket
+        if bucket is None:
+            return await self._claimed_and_renewed(stored)
+        pacer = self._http.pacers.get(GRANTS, bucket)
+        left, deadline = _LONGEST_LINE_SECONDS, None
+        if ahead_of is not None:
+            left = max(self._holds_until - time.monotonic(), 0.0)
+            left = max(left - _EXPIRY_MARGIN_SECONDS, left / 2)
+            deadline = asyncio.get_running_loop().time() + left
+        wait_seconds = pacer.expected_wait(with_deadline=deadline is not None)
+        self._served_at = time.monotonic() + wait_seconds
+        try:
+            async with pacer.turn(patience_seconds=left, deadline=deadline):
+                self._served_at = None
+                seen = await self._read()  # standing in line may have taken long
+                if self._is_usable(seen, newer_than=ahead_of) or seen.grant is None:
+                    return None
+                return await self._claimed_and_renewed(seen)
+        except ProviderRateLimited as error:
+            raise self._pausing(error, seconds=error.retry_after_seconds or 1) from error
+        finally:
+            self._served_at = None
+
+    async def _claimed_and_renewed(self, stored: StoredSession) -> Grant | None:
+        claim = await self._leases.claim_session(
+            stored, Transition.RENEW, lease_seconds=self._settings.lease_seconds
+        )
+        return None if claim is None else await self._renew(claim)
+
+    async def _renew(self, claim: Claim) -> Grant | None:
+        """Renew the grant and store it; ``None`` when somebody else took over."""
+        seen = claim.seen
+        if seen.grant is None:
+            await self._leases.release_session(claim)
+            return None
+        async with _Released(self._leases, claim) as lease:
+            credentials = await self._providers.credentials(self._provider.id)
+            if self._is_late(claim):
+                self._observe(claim, Outcome.LATE)
+                return None
+            began_at, limit = time.monotonic(), self._limit(claim)
+            old = Grant(version=seen.version, secret=seen.grant, expires_at=seen.expires_at)
+            try:
+                async with asyncio.timeout(limit):
+                    new = await self.session.renew(old, credentials)
+            except (ProviderError, SessionLost, TimeoutError) as error:
+                if _overslept(error, since=began_at, limit=limit):
+                    self._observe(claim, Outcome.LATE)
+                    return None
+                lease.settle()
+                await self._note_failed_renewal(claim, self._translated(error), cause=error)
+                return None
+            self._outage.note_success()
+            lease.settle()
+            grant = await self._committed(claim, new)
+            if grant is not None and seen.version <= self._lost_version:
+                self._renewed_version = grant.version
+            return grant
+
+    async def _note_failed_renewal(
+        self, claim: Claim, error: ProviderError, *, cause: BaseException
+    ) -> None:
+        """Store why a renewal failed and raise it; return when somebody else took over.
+
+        Only the provider's word that it will never renew this grant costs the user a new sign-in;
+        the grant is kept otherwise.
+        """
+        if isinstance(error, ReauthRequired):
+            await self._note_failed_login(claim, error, cause=cause)
+            return
+        if isinstance(error, ProviderUnavailable):
+            self._outage.note_failure(error)
+        pause = self._settings.backoff(claim.seen.failures + 1, at_least=error.retry_after_seconds)
+        held = await self._leases.fail_session(
+            claim, _problem_of(error), state=SessionState.ACTIVE, next_seconds=None
+        )
+        self._observe(claim, Outcome.FAILED if held else Outcome.FENCED)
+        if held:
+            raise self._pausing(error, seconds=pause) from cause
+
+    async def _give_up(self, version: int) -> None:
+        """Note that a user has to sign in again, unless somebody has changed the session.
+
+        Raises:
+            ReauthRequired: It is noted.
+        """
+        stored = await self._read()
+        if stored.version != version:
+            return
+        error = self._refused(None)
+        if stored.grant is None or stored.terms != self._terms:
+            raise error  # there is nothing to end: the address may yet be changed back
+        claim = await self._leases.claim_session(
+            stored, Transition.RENEW, lease_seconds=self._settings.lease_seconds
+        )
+        if claim is not None:
+            with suppress(ReauthRequired):
+                await self._note_failed_login(claim, error, cause=error)
+            raise error
 
     # Keeping alive, under the lease.
 
@@ -635,13 +873,14 @@ class SharedAuthorization:
                 await _pause()
         if stored is None:
             self._observe(claim, Outcome.FENCED)
-            await log_out_quietly(self.session, new)
+            if claim.transition is not Transition.RENEW:  # there it would end its successor as well
+                await log_out_quietly(self.session, new)
             return None
         self._observe(claim, Outcome.COMMITTED)
         return self._hold(stored)
 
     async def _commit(self, claim: Claim, new: NewGrant) -> StoredSession | None:
-        consumed = (
+        consumed = new.consumes_predecessor or (
             claim.transition is Transition.KEEP_ALIVE
             and self._platform.rotation is not TokenRotation.NONE
         )
@@ -650,7 +889,9 @@ class SharedAuthorization:
             new.secret,
             terms=self._terms,
             lifetime_seconds=new.lifetime_seconds,
-            next_seconds=self._seconds_to_next(new.lifetime_seconds),
+            next_seconds=None
+            if self._renewable(new.secret)
+            else self._seconds_to_next(new.lifetime_seconds),
             require_fence=not consumed,
         )
 
@@ -662,8 +903,7 @@ class SharedAuthorization:
             heartbeat = self._settings.heartbeat_seconds or heartbeat
             soonest.append(heartbeat * _random.uniform(0.9, 1))
         if lifetime_seconds is not None:
-            latest = max(lifetime_seconds - _EXPIRY_MARGIN_SECONDS, lifetime_seconds / 2)
-            soonest.append(min(lifetime_seconds * (2 / 3 + _random.uniform(0, 0.1)), latest))
+            soonest.append(_well_before(lifetime_seconds))
         return min(soonest, default=None)
 
     # What is held in memory.
@@ -674,6 +914,9 @@ class SharedAuthorization:
         if self._grant is None or self._grant.version <= grant.version:
             self._grant = grant
             self._holds_until = _ends_at(time.monotonic(), stored.seconds_to_expiry)
+            self._renew_at = inf
+            if stored.seconds_to_expiry is not None and self._renewable(stored.grant):
+                self._renew_at = time.monotonic() + _well_before(stored.seconds_to_expiry)
         self._refusal = None
         return grant
 
@@ -684,7 +927,10 @@ class SharedAuthorization:
 
     def _refused(self, problem: Problem | None) -> ReauthRequired:
         message = "The credentials are refused" if problem is None else problem.message
+        if self._is_user and problem is None:
+            message = f"The user has to sign in to {self._provider.name} to authorise the gateway"
         error = ReauthRequired(message, provider_id=self._provider.id)
+        error.subject = self.subject
         self._refusal = _Refusal(
             error=error,
             believed_until=time.monotonic() + _REFUSAL_MEMORY_SECONDS,
@@ -781,6 +1027,12 @@ def _overslept(error: BaseException, *, since: float, limit: float) -> bool:
 
 def _problem_of(error: ProviderError) -> Problem:
     return Problem(code=error.code, message=error.message)
+
+
+def _well_before(seconds: float) -> float:
+    """Return after how much of a grant's lifetime to renew it, differently for each."""
+    latest = max(seconds - _EXPIRY_MARGIN_SECONDS, seconds / 2)
+    return min(seconds * (2 / 3 + _random.uniform(0, 0.1)), latest)
 
 
 def _ends_at(start: float, seconds: float | None) -> float:

@@ -6,8 +6,10 @@ ProviderError                 a provider could not do what was asked
 ├── ProviderRateLimited       429 or the platform's own throttle
 ├── ProviderAuthFailed        the stored credentials are refused
 │   └── ReauthRequired        a person must give new credentials
+│   └── WrongUser             somebody else authorised the gateway than was asked to
 ├── ProviderForbidden         logged in, but a permission is missing
 ├── ProviderBadResponse       an answer that is not what the platform promises
+├── ProviderRejected          a write that the provider's own rules do not allow
 ├── ProviderAddressRefused    the URL or the address behind it is not allowed
 └── NotSupported              the platform cannot do this
 SessionLost                   the session is gone; its holder replaces it (never reaches callers)
@@ -68,9 +70,30 @@ class ProviderAuthFailed(ProviderError):
 
 
 class ReauthRequired(ProviderAuthFailed):
-    """Nothing but new credentials or a new consent will help."""
+    """Nothing but new credentials or a new consent will help.
+
+    Attributes:
+        subject: Whose session it is, as text; ``None`` when it is not a stored one's.
+    """
 
     code = "REAUTH_REQUIRED"
+    subject: str | None = None
+
+
+class WrongUser(ProviderAuthFailed):
+    """Somebody else authorised the gateway than the user who was asked to.
+
+    Args:
+        display_name: Who did, for a person.
+        provider_id: The product's own id of the provider.
+    """
+
+    def __init__(self, display_name: str, *, provider_id: str | None = None) -> None:
+        super().__init__(
+            f"It was {display_name} who signed in, not the user who was asked to",
+            provider_id=provider_id,
+        )
+        self.display_name = display_name
 
 
 class ProviderForbidden(ProviderError):
@@ -85,6 +108,25 @@ class ProviderBadResponse(ProviderError):
 
     code = "PROVIDER_BAD_RESPONSE"
     retryable = False
+
+
+class ProviderRejected(ProviderError):
+    """The provider understood a write and refuses it; nothing was changed there.
+
+    Args:
+        message: For a person.
+        provider_id: The product's own id of the provider.
+        field: Name of the input at fault (``username``, ``course_id``), if one is.
+    """
+
+    code = "BAD_INPUT"
+    retryable = False
+
+    def __init__(
+        self, message: str, *, provider_id: str | None = None, field: str | None = None
+    ) -> None:
+        super().__init__(message, provider_id=provider_id)
+        self.field = field
 
 
 class ProviderAddressRefused(ProviderError):

@@ -43,7 +43,7 @@ from functools import cache
 from http import HTTPStatus
 from math import ceil
 from typing import TypeVar
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urljoin
 
 import aiohttp
 import httpx
@@ -61,6 +61,7 @@ from sessions.errors import (
     ProviderTimeout,
     ProviderUnavailable,
 )
+from sessions.pacing import Pacers
 
 T = TypeVar("T")
 
@@ -212,6 +213,7 @@ class ProviderHttp:
         base_url: What paths are relative to, without trailing slash.
         origin: Scheme, host and port of it.
         calls: How many requests were sent so far, retries included.
+        pacers: What keeps calls below the provider's rate limits, for platforms that need it.
     """
 
     def __init__(
@@ -220,6 +222,7 @@ class ProviderHttp:
         *,
         provider_id: str | None,
         limits: HttpLimits,
+        policy: AddressPolicy,
         observer: Observer | None,
         transport: httpx.AsyncBaseTransport,
     ) -> None:
@@ -228,11 +231,13 @@ class ProviderHttp:
         self.base_url = base_url
         self.origin = str(origin)
         self.calls = 0
+        self.pacers = Pacers(provider_id=provider_id)
         self._origin = origin
         self._prefix = prefix
         shown_host = f"[{origin.host}]" if ":" in origin.host else origin.host
         self._source = f"{shown_host}:{origin.port}"
         self._limits = limits
+        self._policy = policy
         self._observer = observer
         self._transport = transport
         self._slots = asyncio.Semaphore(limits.concurrency)
@@ -279,7 +284,12 @@ class ProviderHttp:
             base_url = policy.check_url(base_url)
         carrier = transport or _network_transport(policy, limits=limits, lookup=lookup)
         http = cls(
-            base_url, provider_id=provider_id, limits=limits, observer=observer, transport=carrier
+            base_url,
+            provider_id=provider_id,
+            limits=limits,
+            policy=policy,
+            observer=observer,
+            transport=carrier,
         )
         try:
             yield http
@@ -354,12 +364,78 @@ class ProviderHttp:
             expected=expected or (),
             repeatable=method in {"GET", "HEAD"} or (idempotent and method == "PUT"),
         )
-        seconds = self._seconds_left(total_seconds)
+        seconds = self.seconds_left(total_seconds)
         try:
             async with asyncio.timeout(seconds) as limit:
                 return await self._answer(call, ends_at=limit.when())
         except TimeoutError as error:
             raise self._late(seconds) from error
+
+    async def download(
+        self, url: str, *, max_body_bytes: int, total_seconds: float | None = None
+    ) -> Response:
+        """Return what is at a URL of any origin, asked for as a stranger would.
+
+        Nothing that could identify the gateway to the provider goes along: no credentials, no
+        cookies. A redirect is followed, at most three times; every address on the way must be one
+        the policy allows.
+
+        Raises:
+            ProviderError: As for ``request``; ``ProviderBadResponse`` when it is no success.
+        """
+        seconds = self.seconds_left(total_seconds)
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                return await self._followed(url, max_body_bytes, ends_at=limit.when())
+        except TimeoutError as error:
+            raise self._late(seconds) from error
+
+    async def _followed(self, url: str, max_body_bytes: int, *, ends_at: float | None) -> Response:
+        for _ in range(_MAX_REDIRECTS + 1):
+            with _naming(self.provider_id):
+                url = self._policy.check_file_url(url)
+            try:
+                request = self._build("GET", url, content=None, headers=dict(_USUAL_HEADERS))
+            except (httpx.InvalidURL, UnicodeEncodeError):
+                raise ProviderAddressRefused(
+                    "The URL holds characters that cannot be sent", provider_id=self.provider_id
+                ) from None
+            call = _Call(
+                request=request,
+                path="(download)",
+                max_body_bytes=max_body_bytes,
+                expected=_REDIRECTS,
+                repeatable=True,
+            )
+            response = await self._answer(call, ends_at=ends_at)
+            if response.status not in _REDIRECTS:
+                break
+            url = urljoin(url, response.headers.get("location", ""))
+        if response.status != HTTPStatus.OK:
+            raise ProviderBadResponse(
+                f"A file could not be downloaded (status {response.status})",
+                provider_id=self.provider_id,
+            )
+        return response
+
+    def seconds_left(self, total_seconds: float | None = None) -> float:
+        """Return how long a call that begins now may take.
+
+        Args:
+            total_seconds: Instead of the provider's limit; a nearer ``deadline`` still holds.
+
+        Raises:
+            ProviderTimeout: There is no time left.
+        """
+        seconds = self._limits.total_seconds if total_seconds is None else total_seconds
+        ends_at = _deadline.get()
+        if ends_at is not None:
+            seconds = min(seconds, ends_at - asyncio.get_running_loop().time())
+        if seconds <= 0:
+            raise ProviderTimeout(
+                f"No time was left to ask {self._source}", provider_id=self.provider_id
+            )
+        return seconds
 
     def _url(self, path: str, *, params: Params | None) -> str:
         """Put the URL together from the checked origin, so that no parser can read another host."""
@@ -392,18 +468,6 @@ class ProviderHttp:
         return httpx.Request(
             method, url, headers=headers, content=content, extensions=self._extensions
         )
-
-    def _seconds_left(self, total_seconds: float | None) -> float:
-        """Return what the call may take; raise if that is nothing, before anything is sent."""
-        seconds = self._limits.total_seconds if total_seconds is None else total_seconds
-        ends_at = _deadline.get()
-        if ends_at is not None:
-            seconds = min(seconds, ends_at - asyncio.get_running_loop().time())
-        if seconds <= 0:
-            raise ProviderTimeout(
-                f"No time was left to ask {self._source}", provider_id=self.provider_id
-            )
-        return seconds
 
     def _late(self, seconds: float) -> ProviderTimeout:
         return ProviderTimeout(
@@ -594,6 +658,7 @@ _KEEP_ALIVE_SECONDS = 4.0  # under the 5 s after which common servers close an i
 _PIECE_BYTES = 1024 * 1024
 _GZIP = zlib.MAX_WBITS | 16
 
+_MAX_REDIRECTS = 3
 _REDIRECTS = frozenset({300, 301, 302, 303, 305, 307, 308})
 _BODILESS = frozenset({204, 304})
 _LASTING_ERRORS = frozenset({501, 505, 506, 508, 510})

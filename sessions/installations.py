@@ -2,8 +2,9 @@
 
 An installation holds everything this process keeps of a provider: its HTTP connections and, for
 each subject, the shared grant and the timed exports. It is opened at first use by one task for
-all who ask. Dropped, because the provider was changed or removed, it serves those it is lent to
-until the last of them is done, and then closes its connections.
+all who ask. Of the many users of a provider those used last are kept; the others' grants are in
+the database and come back at their next use. Dropped, because the provider was changed or removed,
+it serves those it is lent to until the last of them is done, and then closes its connections.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from contextvars import Context
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Final
 
 import structlog
 
@@ -26,10 +28,19 @@ from sessions.authorization import (
     SharedAuthorization,
     terms_of,
 )
-from sessions.base import SERVICE, Platform, ProviderSession
+from sessions.base import (
+    ACT_AS,
+    MASQUERADE,
+    SERVICE,
+    Platform,
+    ProviderSession,
+    Subject,
+    SubjectKind,
+)
 from sessions.errors import (
     NotSupported,
     ProviderAuthFailed,
+    ProviderForbidden,
     ProviderNotFound,
     ProviderUnavailable,
 )
@@ -43,20 +54,24 @@ from storage.leases import LeaseStore
 from storage.providers import ProviderStore
 from storage.records import Provider, ProviderState
 
+_MAX_SUBJECTS: Final = 20_000
+
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machinery:
-    """What serves one (provider, subject) in this process."""
+    """What serves one (provider, subject) in this process.
 
+    Attributes:
+        session: What callers are lent.
+        authorization: Its grant; a masquerade's is the service's.
+        exports: Its timed exports.
+    """
+
+    session: ProviderSession
     authorization: SharedAuthorization
     exports: TimedExports
-
-    @property
-    def session(self) -> ProviderSession:
-        """What callers are lent."""
-        return self.authorization.session
 
 
 class Installation:
@@ -95,11 +110,26 @@ class Installation:
         return self.provider.revision, self.provider.created_at
 
     def machinery(self, subject: str) -> Machinery:
-        """Return what serves a subject, made at first use."""
-        found = self._machinery_by_subject.get(subject)
+        """Return what serves a subject, made at first use.
+
+        Raises:
+            NotSupported: The platform's sessions cannot act for it.
+            ProviderForbidden: It is a masquerade, and the provider's options do not allow any.
+        """
+        known = self._machinery_by_subject
+        found = known.pop(subject, None)
         if found is None:
-            found = self._machinery_by_subject[subject] = self._machine(self, subject)
+            found = self._machine(self, subject)
+            if len(known) >= _MAX_SUBJECTS:
+                self._forget_idle()
+        known[subject] = found  # behind all others: the order is that of use
         return found
+
+    def _forget_idle(self) -> None:
+        """Forget the quarter used longest ago, but nobody whose transition is under way."""
+        for subject, machinery in list(self._machinery_by_subject.items())[: _MAX_SUBJECTS // 4]:
+            if subject != SERVICE and not machinery.authorization.busy:
+                del self._machinery_by_subject[subject]
 
     def note_use(self, *, began_at: float, error: BaseException | None) -> None:
         """Tell from how a use went whether the provider is in reach."""
@@ -263,7 +293,7 @@ class Installations:
             )
         if provider.state is ProviderState.DISABLED:
             raise ProviderUnavailable("The provider is disabled", provider_id=provider_id)
-        terms = terms_of(provider, await self._credentials(provider_id))
+        credentials = await self._credentials(provider_id)
         async with AsyncExitStack() as stack:
             http = await stack.enter_async_context(self.open_http(provider))
             installation = Installation(
@@ -271,7 +301,7 @@ class Installations:
                 platform=self.platform_of(provider),
                 http=http,
                 connections=stack.pop_all(),
-                machine=lambda owner, subject: self._machinery(owner, subject, terms=terms),
+                machine=lambda owner, subject: self._machinery(owner, subject, credentials),
             )
         await installation.machinery(SERVICE).exports.plan()
         self._open[provider_id] = installation
@@ -289,21 +319,31 @@ class Installations:
                 provider_id=provider_id,
             ) from error
 
-    def _machinery(self, owner: Installation, subject: str, *, terms: str) -> Machinery:
+    def _machinery(
+        self, owner: Installation, text: str, credentials: Secret[Mapping[str, str]]
+    ) -> Machinery:
+        subject = _supported(owner, text)
+        if subject.kind is SubjectKind.MASQUERADE:
+            return _masqueraded(owner, subject)
         exports = TimedExports(
             owner.provider,
             platform=owner.platform,
-            subject=subject,
+            subject=text,
             leases=self._leases,
             cache=self._cache,
             settings=self._settings,
             run=lambda name: authorization.session.export(name),  # noqa: PLW0108 - made below
         )
+        is_user = subject.kind is SubjectKind.USER
         authorization = SharedAuthorization(
             owner.provider,
             platform=owner.platform,
             subject=subject,
-            terms=terms,
+            terms=terms_of(
+                owner.provider,
+                credentials,
+                user_terms=owner.platform.user_terms if is_user else None,
+            ),
             http=owner.http,
             exports=exports,
             providers=self._providers,
@@ -313,7 +353,9 @@ class Installations:
             outage=owner.outage,
             on_outdated=lambda: self._drop(owner),
         )
-        return Machinery(authorization=authorization, exports=exports)
+        return Machinery(
+            session=authorization.session, authorization=authorization, exports=exports
+        )
 
     def _drop(self, installation: Installation) -> None:
         provider_id = installation.provider.id
@@ -329,6 +371,40 @@ class Installations:
         )
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
+
+
+def _supported(owner: Installation, text: str) -> Subject:
+    """Return the subject of a text if the provider's sessions can act for it."""
+    provider = owner.provider
+    try:
+        subject = Subject.parse(text)
+    except ValueError as error:
+        raise NotSupported(f"There is no subject {text!r}", provider_id=provider.id) from error
+    if subject.kind not in owner.platform.subjects:
+        raise NotSupported(
+            f"{owner.platform.title} is read for the organisation only, not for single users",
+            provider_id=provider.id,
+        )
+    if subject.kind is SubjectKind.MASQUERADE and provider.options.get(ACT_AS) != MASQUERADE:
+        raise ProviderForbidden(
+            f"Masquerading as users is off: set the option {ACT_AS} of this provider to"
+            f" {MASQUERADE} to allow it",
+            provider_id=provider.id,
+        )
+    return subject
+
+
+def _masqueraded(owner: Installation, subject: Subject) -> Machinery:
+    """Return a session of its own over the service's grant."""
+    service = owner.machinery(SERVICE)
+    session = owner.platform.session(
+        owner.provider,
+        http=owner.http,
+        authorization=service.authorization,
+        exports=service.exports,
+        subject=subject,
+    )
+    return Machinery(session=session, authorization=service.authorization, exports=service.exports)
 
 
 class SessionLoan:
@@ -354,7 +430,11 @@ class SessionLoan:
         """
         self._installation = await self._installations.enter(self._provider_id)
         self._began_at = time.monotonic()
-        return self._installation.machinery(self._subject).session
+        try:
+            return self._installation.machinery(self._subject).session
+        except BaseException:
+            self._installations.leave(self._installation)
+            raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _trace: object
@@ -381,7 +461,11 @@ class MachineryLoan:
             StorageError: The same.
         """
         self._installation = await self._installations.enter(self._provider_id)
-        return self._installation.machinery(self._subject)
+        try:
+            return self._installation.machinery(self._subject)
+        except BaseException:
+            self._installations.leave(self._installation)
+            raise
 
     async def __aexit__(self, *_error: object) -> None:
         self._installations.leave(self._installation)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -21,8 +21,26 @@ from sessions.authorization import (
     SilentObserver,
     log_out_quietly,
 )
-from sessions.base import SERVICE, Export, Grant, NewGrant, ProviderCheck, ProviderSession
-from sessions.errors import ProviderAuthFailed, ProviderError, ProviderTimeout, SessionLost
+from sessions.base import (
+    SERVICE,
+    AuthorizedUser,
+    Code,
+    CodeRequest,
+    Export,
+    Grant,
+    NewGrant,
+    ProviderCheck,
+    ProviderSession,
+    Subject,
+    SubjectKind,
+)
+from sessions.errors import (
+    ProviderAuthFailed,
+    ProviderError,
+    ProviderTimeout,
+    SessionLost,
+    WrongUser,
+)
 from sessions.exports import EXPORT_JOB
 from sessions.http import DEFAULT_LIMITS, HttpLimits, Observer
 from sessions.installations import Installations, MachineryLoan, SessionLoan
@@ -46,6 +64,8 @@ __all__ = [
 ]
 
 _OWNER_LETTERS: Final = 12
+_REVOCATIONS_AT_ONCE: Final = 8
+_REVOCATION_SECONDS: Final = 20.0
 
 
 def new_owner() -> str:
@@ -81,6 +101,7 @@ class SessionManager:
         observer: SessionObserver | None = None,
         http_observer: Observer | None = None,
     ) -> None:
+        self._providers = providers
         self._leases = leases
         self._cache = cache
         self._settings = settings or SessionSettings()
@@ -167,18 +188,59 @@ class SessionManager:
         async with MachineryLoan(self._installations, provider_id, SERVICE) as behind:
             await behind.authorization.adopt(grant)
 
-    async def forget(self, provider_id: str) -> None:
+    async def authorization_url(self, provider_id: str, request: CodeRequest) -> str:
+        """Return the address at which a user authorises the gateway.
+
+        Raises:
+            NotSupported: The platform cannot, or no client is registered with the provider.
+            ProviderError: The provider is not registered, or disabled.
+            StorageError: The database could not answer.
+        """
+        async with MachineryLoan(self._installations, provider_id, SERVICE) as behind:
+            credentials = await self._providers.credentials(provider_id)
+            return behind.session.authorization_url(request, credentials)
+
+    async def authorize(
+        self, provider_id: str, code: Code, *, expected_user_id: str | None = None
+    ) -> AuthorizedUser:
+        """Exchange a code for a user's grant and store it, in place of an earlier one.
+
+        Args:
+            provider_id: Where the user was.
+            code: What came back from there.
+            expected_user_id: The only user whose grant is wanted; anybody's, when ``None``.
+
+        Raises:
+            WrongUser: It is somebody else's; it is ended.
+            ReauthRequired: The code is used, expired, or not for us.
+            ProviderError: It could not be exchanged, or the session was busy for too long.
+            StorageError: It could not be stored.
+        """
+        async with MachineryLoan(self._installations, provider_id, SERVICE) as behind:
+            credentials = await self._providers.credentials(provider_id)
+            user = await behind.session.redeem(code, credentials)
+        subject = str(Subject(SubjectKind.USER, user.user_id))
+        async with MachineryLoan(self._installations, provider_id, subject) as behind:
+            if expected_user_id not in {None, user.user_id}:
+                await log_out_quietly(behind.session, user.grant)
+                raise WrongUser(user.display_name, provider_id=provider_id)
+            await behind.authorization.adopt(user.grant)
+        return user
+
+    async def forget(self, provider_id: str, subject: str = SERVICE) -> None:
         """Start over with a provider that was changed or removed.
 
-        What is stored of its sessions and exports is dropped, transitions in flight come to
-        nothing, and its connections are closed after the last caller is done. Other gateways
-        notice within ``look_seconds``, and at once when a call of theirs fails.
+        Users who authorised the gateway stay authorised, unless they authorised it for another
+        address or another client. What is stored of the subject's session and exports is dropped,
+        transitions in flight come to nothing, and the provider's connections are closed after the
+        last caller is done. Other gateways notice within ``look_seconds``, and at once when a call
+        of theirs fails.
 
         Raises:
             StorageError: The database could not do it; ask again.
         """
         self._installations.drop(provider_id)
-        await self._leases.reset_sessions(provider_id)
+        await self._leases.reset_sessions(provider_id, subject)
         await self._leases.remove_jobs(EXPORT_JOB, key_prefix=f"{provider_id}|")
         await self._cache.drop(provider_id)
         self._installations.drop(
@@ -195,6 +257,26 @@ class SessionManager:
         async with MachineryLoan(self._installations, provider_id, subject) as behind:
             await behind.authorization.revoke()
 
+    async def revoke_all(self, provider_id: str) -> None:
+        """End every session with a provider, here and there, as many as can be in 20 seconds.
+
+        Raises:
+            StorageError: The database could not do it.
+        """
+        slots = asyncio.Semaphore(_REVOCATIONS_AT_ONCE)
+
+        async def end(subject: str) -> None:
+            async with slots:
+                with suppress(ProviderError):  # a provider that is down is left all the same
+                    await self.revoke(provider_id, subject)
+
+        statuses = await self._leases.list_statuses(provider_ids=[provider_id])
+        held = [status.subject for status in statuses if status.state is not SessionState.EMPTY]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_REVOCATION_SECONDS), asyncio.TaskGroup() as tasks:
+                for subject in held:
+                    tasks.create_task(end(subject))
+
     async def status(self, provider_id: str, subject: str = SERVICE) -> SessionStatus:
         """Return what may be shown of a session, with its latest transitions.
 
@@ -208,13 +290,36 @@ class SessionManager:
             provider_id=provider_id, subject=subject, state=SessionState.EMPTY
         )
 
-    async def list_statuses(self) -> Sequence[SessionStatus]:
-        """Return what may be shown of every session that was used, by provider id and subject.
+    async def list_statuses(
+        self,
+        *,
+        provider_ids: Collection[str] | None = None,
+        states: Collection[SessionState] | None = None,
+        subject: str | None = None,
+        limit: int | None = None,
+    ) -> Sequence[SessionStatus]:
+        """Return what may be shown of sessions that were used, by provider id and subject.
+
+        Args:
+            provider_ids: Only of these providers.
+            states: Only those in one of these states.
+            subject: Only of this one.
+            limit: At most so many of each provider.
 
         Raises:
             StorageError: The database could not answer.
         """
-        return await self._leases.list_statuses()
+        return await self._leases.list_statuses(
+            provider_ids=provider_ids, states=states, subject=subject, limit=limit
+        )
+
+    async def count_sessions(self) -> Mapping[tuple[str, SessionState], int]:
+        """Return how many sessions each provider has in each state, by provider id and state.
+
+        Raises:
+            StorageError: The database could not answer.
+        """
+        return await self._leases.count_sessions()
 
     async def run(self) -> None:
         """Keep sessions alive and exports fresh until ``aclose``."""
@@ -254,7 +359,7 @@ class _FixedAuthorization:
             raise SessionLost
         return self.grant
 
-    async def replace(self, lost: Grant) -> Grant:
+    async def replace(self, lost: Grant, *, again: bool = False) -> Grant:  # noqa: ARG002 - named as in Authorization
         raise ProviderAuthFailed(
             f"The provider ended session {lost.version} it had just granted",
             provider_id=self._provider_id,

@@ -17,7 +17,7 @@ same for SQLite and PostgreSQL.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -57,6 +57,7 @@ class Transition(StrEnum):
 
     LOG_IN = "log_in"
     KEEP_ALIVE = "keep_alive"
+    RENEW = "renew"
     ADOPT = "adopt"
     REVOKE = "revoke"
 
@@ -522,6 +523,8 @@ class LeaseStore:
     async def reset_sessions(self, provider_id: str, subject: str | None = None) -> None:
         """Forget grants and problems, of one subject or all; transitions in flight are fenced.
 
+        Nothing is sent to the provider.
+
         Raises:
             StorageUnavailable: The database could not answer; nothing changed.
         """
@@ -590,16 +593,60 @@ class LeaseStore:
             lines = (await connection.execute(history)).mappings().all()
         return None if row is None else _status(row, lines)
 
-    async def list_statuses(self) -> Sequence[SessionStatus]:
-        """Return what may be shown of every session, by provider id and subject.
+    async def list_statuses(
+        self,
+        *,
+        provider_ids: Collection[str] | None = None,
+        states: Collection[SessionState] | None = None,
+        subject: str | None = None,
+        limit: int | None = None,
+    ) -> Sequence[SessionStatus]:
+        """Return what may be shown of sessions, by provider id and subject.
+
+        Args:
+            provider_ids: Only of these providers.
+            states: Only those in one of these states.
+            subject: Only of this one.
+            limit: At most so many of each provider.
 
         Raises:
             StorageUnavailable: The database could not answer.
         """
-        statement = _STATUS.order_by(session.c.provider_id, session.c.subject)
+        conditions: list[ColumnElement[bool]] = []
+        if provider_ids is not None:
+            conditions.append(session.c.provider_id.in_(provider_ids))
+        if states is not None:
+            conditions.append(_SHOWN_STATE.in_(states))
+        if subject is not None:
+            conditions.append(session.c.subject == subject)
+        found = _STATUS.where(*conditions)
+        if limit is not None:
+            place = func.row_number().over(
+                partition_by=session.c.provider_id, order_by=session.c.subject
+            )
+            counted = found.add_columns(place.label("place")).subquery()
+            found = select(counted).where(counted.c.place <= limit)
+        columns = found.selected_columns
+        statement = found.order_by(columns.provider_id, columns.subject)
         async with self._database.read() as connection:
             rows = (await connection.execute(statement)).mappings().all()
         return [_status(row, ()) for row in rows]
+
+    async def count_sessions(self) -> Mapping[tuple[str, SessionState], int]:
+        """Return how many sessions each provider has in each state, by provider id and state.
+
+        Raises:
+            StorageUnavailable: The database could not answer.
+        """
+        state = _SHOWN_STATE.label("state")
+        statement = (
+            select(session.c.provider_id, state, func.count().label("sessions"))
+            .join(provider, provider.c.id == session.c.provider_id)
+            .group_by(session.c.provider_id, state)
+        )
+        async with self._database.read() as connection:
+            rows = (await connection.execute(statement)).all()
+        return {(row.provider_id, SessionState(row.state)): row.sessions for row in rows}
 
     async def list_registrations(self) -> Mapping[str, tuple[int, datetime]]:
         """Return each provider's revision and time of registration, which tell that it changed.
@@ -905,11 +952,17 @@ _SESSION_COLUMNS: Final[tuple[ColumnElement[Any], ...]] = (
     (session.c.lease_until - database_now()).label("leased_seconds"),
     (database_now() - session.c.login_window_at).label("window_age_seconds"),
 )
-_STATUS: Final[Select[Any]] = select(
-    session,
-    (session.c.lease_until - database_now()).label("leased_seconds"),
-    provider.c.state.label("provider_state"),
-).join(provider, provider.c.id == session.c.provider_id)
+_SHOWN_STATE: Final[ColumnElement[str]] = case(
+    (provider.c.state == ProviderState.DISABLED, SessionState.DISABLED.value),
+    (
+        and_(session.c.intent.is_not(None), session.c.lease_until > database_now()),
+        SessionState.REFRESHING.value,
+    ),
+    else_=session.c.state,
+)
+_STATUS: Final[Select[Any]] = select(session, _SHOWN_STATE.label("shown_state")).join(
+    provider, provider.c.id == session.c.provider_id
+)
 _DUE_SESSION: Final = (
     session.c.next_at <= database_now(),
     session.c.lease_until <= database_now(),
@@ -1001,7 +1054,7 @@ def _status(row: RowMapping, lines: Sequence[RowMapping]) -> SessionStatus:
     return SessionStatus(
         provider_id=row["provider_id"],
         subject=row["subject"],
-        state=_shown_state(row),
+        state=SessionState(row["shown_state"]),
         version=row["version"],
         expires_at=row["expires_at"],
         next_transition_at=None if next_at is None else datetime.fromtimestamp(next_at, UTC),
@@ -1022,11 +1075,3 @@ def _status(row: RowMapping, lines: Sequence[RowMapping]) -> SessionStatus:
             for line in lines
         ),
     )
-
-
-def _shown_state(row: RowMapping) -> SessionState:
-    if row["provider_state"] == ProviderState.DISABLED:
-        return SessionState.DISABLED
-    if row["intent"] is not None and row["leased_seconds"] > 0:
-        return SessionState.REFRESHING
-    return SessionState(row["state"])

@@ -248,12 +248,88 @@ class Progress:
     method: ProgressMethod
 
 
+class MilestoneState(StrEnum):
+    """How far one piece of a user's work is.
+
+    OPEN: not handed in; SUBMITTED: handed in; IN_REVIEW: marks are not final; GRADED: done;
+    EXCUSED: the user need not; UNKNOWN: the provider's word has no counterpart.
+    """
+
+    OPEN = "OPEN"
+    SUBMITTED = "SUBMITTED"
+    IN_REVIEW = "IN_REVIEW"
+    GRADED = "GRADED"
+    EXCUSED = "EXCUSED"
+    UNKNOWN = "UNKNOWN"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Milestone:
+    """One piece of work of one user in one course (Canvas: a submission to an assignment).
+
+    Attributes:
+        title: Of the piece of work; ``None`` when only its id is known.
+        attempt: How often it was handed in; ``None`` when not reported.
+        late: Handed in after it was due.
+        missing: Due, and not handed in.
+    """
+
+    provider_id: str
+    external_id: str
+    user_id: str
+    course_id: str
+    title: str | None = None
+    state: MilestoneState
+    due_at: datetime | None = None
+    submitted_at: datetime | None = None
+    graded_at: datetime | None = None
+    score: Score | None = None
+    attempt: int | None = None
+    late: bool | None = None
+    missing: bool | None = None
+    provenance: Provenance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """A part of a course that enrollments are made in."""
+
+    provider_id: str
+    external_id: str
+    course_id: str
+    title: str
+    identifiers: tuple[Identifier, ...] = ()
+    starts_at: datetime | None = None
+    ends_at: datetime | None = None
+    provenance: Provenance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activity:
+    """One thing a user did at a provider (Canvas: a page view).
+
+    Attributes:
+        course_id: External id of the course it was done in, if in one.
+        seconds: How long it took, as reported.
+    """
+
+    provider_id: str
+    external_id: str
+    user_id: str
+    course_id: str | None = None
+    kind: str
+    at: datetime
+    seconds: float | None = None
+    provenance: Provenance
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enrollment:
     """One user's place in one course, with a role.
 
     ``id`` is unique within the provider and stable: the external id where the provider has
-    one, else derived from user, course and role. ``user_id`` and ``course_id`` are external ids.
+    one, else derived from user, course and role. ``user_id`` and ``course_id`` are external ids,
+    and so is ``section_id``, the part of the course it is in.
     """
 
     provider_id: str
@@ -261,6 +337,7 @@ class Enrollment:
     external_id: str | None
     user_id: str
     course_id: str
+    section_id: str | None = None
     role: Role
     state: EnrollmentState
     source: EnrollmentSource

@@ -30,17 +30,15 @@ import time
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import (
-    AsyncIterator,
     Awaitable,
     Callable,
     Collection,
-    Coroutine,
     Iterable,
     Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.errors import HeaderParseError
@@ -48,7 +46,7 @@ from email.header import decode_header, make_header
 from enum import StrEnum
 from functools import partial
 from http import HTTPStatus
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import ClassVar, TypeVar
 from urllib.parse import quote, unquote, unquote_to_bytes, urljoin, urlsplit
 
 import msgspec
@@ -64,6 +62,7 @@ from sessions.base import (
     Platform,
     ProviderCheck,
     ProviderSession,
+    Subject,
 )
 from sessions.errors import (
     NotSupported,
@@ -78,6 +77,7 @@ from sessions.errors import (
 )
 from sessions.http import ProviderHttp, Response
 from sessions.names import parse_name
+from sessions.sharing import Shared, together
 from storage.credentials import Secret
 from storage.records import (
     Course,
@@ -372,14 +372,17 @@ class KolibriSession(ProviderSession):
         http: ProviderHttp,
         authorization: Authorization,
         exports: Exports,
+        subject: Subject = Subject(),  # noqa: B008 - frozen
     ) -> None:
-        super().__init__(provider, http=http, authorization=authorization, exports=exports)
+        super().__init__(
+            provider, http=http, authorization=authorization, exports=exports, subject=subject
+        )
         self._roles = _role_map(provider.options)
-        self._classrooms = _Shared(self._read_classrooms)
-        self._channels = _Shared(self._read_channels)
-        self._course_sessions = _Shared(self._read_course_sessions)
-        self._deleted_users = _Shared(self._read_deleted_users)
-        self._user_ids = _Shared(self._read_user_ids)
+        self._classrooms = Shared(self._read_classrooms)
+        self._channels = Shared(self._read_channels)
+        self._course_sessions = Shared(self._read_course_sessions)
+        self._deleted_users = Shared(self._read_deleted_users)
+        self._user_ids = Shared(self._read_user_ids)
         self._seen_users: dict[str, float] = {}
         self._export: _ReadExport | None = None
         self._snapshot: _Snapshot | None = None
@@ -533,7 +536,7 @@ class KolibriSession(ProviderSession):
         """Return channels, classes and course sessions by external id, in one call each."""
 
         async def read(account: _Account) -> list[Course]:
-            async with _together() as tasks:
+            async with together() as tasks:
                 classrooms = tasks.create_task(self._get(self._classrooms, account))
                 channels = tasks.create_task(self._get(self._channels, account))
                 sessions = tasks.create_task(self._get(self._course_sessions, account))
@@ -554,7 +557,7 @@ class KolibriSession(ProviderSession):
         wanted = _CourseIds.of(course_ids)
 
         async def read(account: _Account) -> list[Course]:
-            async with _together() as tasks:
+            async with together() as tasks:
                 classrooms = tasks.create_task(
                     self._get(self._classrooms, account, wanted=wanted.classrooms)
                 )
@@ -695,7 +698,7 @@ class KolibriSession(ProviderSession):
         account, table = await self._export_table()
 
         async def read(account: _Account) -> tuple[list[_UserRow], list[_DeletedUser]]:
-            async with _together() as tasks:
+            async with together() as tasks:
                 users = tasks.create_task(self._crawl_users(account))
                 deleted = tasks.create_task(self._get(self._deleted_users, account))
             return users.result(), deleted.result()
@@ -862,14 +865,14 @@ class KolibriSession(ProviderSession):
         """Return the users of these ids that are in the facility, in the cheapest way."""
         rows: Iterable[_UserRow]
         if account.since(_BY_IDS_SINCE):
-            async with _together() as tasks:
+            async with together() as tasks:
                 reads = [
                     tasks.create_task(self._read_users_by_id(account, ids))
                     for ids in _chunks(sorted(wanted), _IDS_PER_CALL)
                 ]
             rows = [row for read in reads for row in read.result()]
         elif len(wanted) <= _RETRIEVE_AT_MOST:
-            async with _together() as tasks:
+            async with together() as tasks:
                 finds = [tasks.create_task(self._find_user(account, id_)) for id_ in sorted(wanted)]
             rows = [row for find in finds if (row := find.result()) is not None]
         else:
@@ -901,7 +904,7 @@ class KolibriSession(ProviderSession):
         """Return all users of the facility."""
         first = await self._read_user_page(account, 1, size=_CRAWL_PAGE)
         last_page = math.ceil(first.count / _CRAWL_PAGE) if first else 0
-        async with _together() as tasks:
+        async with together() as tasks:
             reads = [
                 tasks.create_task(self._read_user_page(account, page, size=_CRAWL_PAGE))
                 for page in range(2, last_page + 1)
@@ -969,7 +972,7 @@ class KolibriSession(ProviderSession):
     async def _read_course_sessions(self, account: _Account) -> list[_CourseSession]:
         if not account.since(_COURSE_SESSIONS_SINCE):
             return []
-        async with _together() as tasks:
+        async with together() as tasks:
             reading = tasks.create_task(
                 self._read_list(
                     account,
@@ -1096,7 +1099,7 @@ class KolibriSession(ProviderSession):
         with_channels = courses is None or bool(courses.channels)
         one_class = courses.single_classroom if courses else None
         nothing: Collection[str] | None = frozenset()
-        async with _together() as tasks:
+        async with together() as tasks:
             classrooms = tasks.create_task(
                 self._get(self._classrooms, account, wanted=None if with_classes else nothing)
             )
@@ -1211,12 +1214,16 @@ class KolibriSession(ProviderSession):
         return await self.authorised(read)
 
     async def _get(
-        self, shared: _Shared[T], account: _Account, *, wanted: Collection[str] | None = None
+        self,
+        shared: Shared[[_Account], list[T]],
+        account: _Account,
+        *,
+        wanted: Collection[str] | None = None,
     ) -> list[T]:
         """Return shared rows; nothing, without a call, when nothing is wanted."""
         if wanted is not None and not wanted:
             return []
-        return await shared.get(account, max_age_seconds=self.shared_seconds)
+        return await shared.get(account.grant_version, self.shared_seconds, account)
 
     async def _send(
         self,
@@ -1717,57 +1724,6 @@ def _days_of(response: Response) -> tuple[str, ...]:
 # ---- calls in company --------------------------------------------------------------------
 
 
-class _Shared(Generic[T]):
-    """A list that callers at the same time, and shortly after, read once."""
-
-    def __init__(self, read: Callable[[_Account], Coroutine[Any, Any, list[T]]]) -> None:
-        self._read = read
-        self._task: asyncio.Task[list[T]] | None = None
-        self._grant_version = 0
-        self._begun_at = 0.0
-
-    async def get(self, account: _Account, *, max_age_seconds: float) -> list[T]:
-        """Return the list, at most this old.
-
-        A read goes on when the caller who began it gives up. It has that caller's deadline; whoever
-        only joined it and has more time left begins anew.
-        """
-        while True:
-            task, joined = self._task, True
-            if task is None or not self._serves(task, account, max_age_seconds):
-                task, joined = asyncio.create_task(self._read(account)), False
-                self._task = task
-                self._grant_version = account.grant_version
-                self._begun_at = time.monotonic()
-            try:
-                return await asyncio.shield(task)
-            except ProviderTimeout:
-                if not joined:
-                    raise
-
-    def _serves(
-        self, task: asyncio.Task[list[T]], account: _Account, max_age_seconds: float
-    ) -> bool:
-        if self._grant_version != account.grant_version:
-            return False
-        if not task.done():
-            return True
-        failed = task.cancelled() or task.exception() is not None
-        return not failed and time.monotonic() - self._begun_at < max_age_seconds
-
-
-@asynccontextmanager
-async def _together() -> AsyncIterator[asyncio.TaskGroup]:
-    """Run tasks side by side; the first failure ends the others and is raised by itself."""
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            yield tasks
-    except BaseExceptionGroup as group:
-        errors = group.exceptions
-        error = next((error for error in errors if isinstance(error, SessionLost)), errors[0])
-        raise error from error.__cause__
-
-
 # ---- small readings ----------------------------------------------------------------------
 
 
@@ -1931,7 +1887,15 @@ PLATFORM = Platform(
             required=False,
         ),
     ),
-    capabilities=frozenset(Capability),
+    capabilities=frozenset(
+        {
+            Capability.USERS,
+            Capability.COURSES,
+            Capability.ENROLLMENTS,
+            Capability.PROGRESS,
+            Capability.ICONS,
+        }
+    ),
     heartbeat_seconds=300,
     page_size=1000,
     concurrency=4,

@@ -530,6 +530,42 @@ async def test_a_session_of_a_disabled_provider_shows_as_disabled(gateways: Gate
     assert [status.state for status in statuses] == [SessionState.DISABLED]
 
 
+async def test_statuses_are_narrowed_and_limited_for_each_provider(gateways: Gateways) -> None:
+    await register(gateways.providers, "2")
+    for provider_id in ("1", "2"):
+        for subject in ("service", "user:3", "user:4"):
+            await gateways.one.ensure_session(provider_id, subject)
+    await gateways.committed()
+
+    every = await gateways.two.list_statuses(limit=2)
+    active = await gateways.two.list_statuses(states=[SessionState.ACTIVE])
+    one = await gateways.two.list_statuses(provider_ids=["2"], subject="user:4")
+
+    assert [(status.provider_id, status.subject) for status in every] == [
+        ("1", "service"), ("1", "user:3"), ("2", "service"), ("2", "user:3"),
+    ]  # fmt: skip
+    assert [(status.provider_id, status.subject) for status in active] == [("1", "service")]
+    assert [(status.provider_id, status.subject) for status in one] == [("2", "user:4")]
+
+
+async def test_sessions_are_counted_by_provider_and_shown_state(gateways: Gateways) -> None:
+    await register(gateways.providers, "2")
+    for subject in ("service", "user:3", "user:4"):
+        await gateways.one.ensure_session("1", subject)
+    await gateways.committed()
+    await gateways.claimed(gateways.one, transition=Transition.RENEW)
+    await gateways.one.ensure_session("2", "service")
+    await gateways.providers.update("2", state=ProviderState.DISABLED)
+
+    counts = await gateways.two.count_sessions()
+
+    assert counts == {
+        ("1", SessionState.EMPTY): 2,
+        ("1", SessionState.REFRESHING): 1,
+        ("2", SessionState.DISABLED): 1,
+    }
+
+
 async def test_what_is_due_next_is_known_without_claiming(gateways: Gateways) -> None:
     nothing = await gateways.one.seconds_until_due("export")
     await gateways.committed(next_seconds=300)

@@ -177,7 +177,7 @@ def test_a_provider_is_added_listed_checked_and_removed(
         (["--account-id", "0" * 32], f"password={PASSWORD}\n", "has no facility"),
         (["--option", "speed=9"], f"password={PASSWORD}\n", "'speed' is not one"),
         (["--option", "speed"], f"password={PASSWORD}\n", "not of the form name=value"),
-        (["--platform", "canvas"], f"password={PASSWORD}\n", "'canvas' is not one of kolibri"),
+        (["--platform", "moodle"], f"password={PASSWORD}\n", "'moodle' is not one of canvas"),
         (["--url", "http://169.254.169.254"], f"password={PASSWORD}\n", "link-local"),
         (["--url", "http://127.0.0.1:1"], f"password={PASSWORD}\n", "127.0.0.1:1"),
         ([], "a line without a sign\n", "not of the form name=value"),

@@ -1,6 +1,5 @@
 """Kolibri's wire in all its forms: what is read, what is refused, what is worked around."""
 
-import asyncio
 import base64
 import csv
 import json
@@ -27,7 +26,6 @@ from sessions.errors import (
     ProviderTimeout,
     ProviderUnavailable,
     ReauthRequired,
-    SessionLost,
 )
 from sessions.http import ProviderHttp, Response
 from sessions.platforms.kolibri import (
@@ -43,8 +41,6 @@ from sessions.platforms.kolibri import (
     _problem_ids,
     _Reach,
     _release,
-    _Shared,
-    _together,
     _UserRow,
     _Window,
 )
@@ -109,7 +105,7 @@ class Authorization:
     async def current(self) -> Grant:
         return self.grant or await self.replace(None)
 
-    async def replace(self, lost: Grant | None) -> Grant:
+    async def replace(self, lost: Grant | None, *, again: bool = False) -> Grant:
         assert self.session is not None
         granted = await self.session.log_in(
             Secret({"username": "admin", "password": "canary-Passw0rd"})
@@ -793,73 +789,6 @@ def test_an_account_shows_no_secret_and_survives_its_grant() -> None:
     assert _Account.of(secret, grant_version=1) == account()
     assert "cookie" not in repr(account())
     assert "csrf" not in repr(account())
-
-
-async def test_who_joins_a_read_that_runs_out_of_time_begins_anew() -> None:
-    reads = 0
-
-    async def read(_: _Account) -> list[str]:
-        nonlocal reads
-        reads += 1
-        await asyncio.sleep(0)
-        if reads == 1:
-            raise ProviderTimeout("Late")
-        return ["row"]
-
-    shared = _Shared(read)
-    first, second = await asyncio.gather(
-        shared.get(account(), max_age_seconds=5),
-        shared.get(account(), max_age_seconds=5),
-        return_exceptions=True,
-    )
-
-    assert isinstance(first, ProviderTimeout)
-    assert second == ["row"]
-    assert reads == 2
-
-
-async def test_a_failed_read_is_not_shared_afterwards() -> None:
-    outcomes: list[BaseException | None] = [SessionLost(), None]
-
-    async def read(_: _Account) -> list[str]:
-        outcome = outcomes.pop(0)
-        if outcome is not None:
-            raise outcome
-        return ["row"]
-
-    shared = _Shared(read)
-    with pytest.raises(SessionLost):
-        await shared.get(account(), max_age_seconds=5)
-
-    assert await shared.get(account(), max_age_seconds=5) == ["row"]
-
-
-async def test_of_several_failures_a_lost_session_is_the_one_that_counts() -> None:
-    async def fail(error: Exception) -> None:
-        raise error
-
-    async def all_at_once() -> None:
-        async with _together() as tasks:
-            tasks.create_task(fail(ProviderUnavailable("Down")))
-            tasks.create_task(fail(SessionLost()))
-
-    with pytest.raises(SessionLost):
-        await all_at_once()
-
-
-async def test_a_failure_keeps_its_cause() -> None:
-    async def fail() -> None:
-        raise ProviderUnavailable("Down") from OSError("wire")
-
-    async def nested() -> None:
-        async with _together() as outer, _together() as inner:
-            outer.create_task(fail())
-            inner.create_task(asyncio.sleep(0))
-
-    with pytest.raises(ProviderUnavailable) as failed:
-        await nested()
-
-    assert isinstance(failed.value.__cause__, OSError)
 
 
 def test_the_platform_asks_for_no_more_than_it_needs() -> None:

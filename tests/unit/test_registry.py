@@ -57,6 +57,7 @@ def test_our_own_platforms_are_found_in_their_folder() -> None:
 
     folder = Path(sys.modules["sessions.platforms"].__path__[0])
     modules = {path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")}
+    modules |= {path.parent.name for path in folder.glob("*/__init__.py")}
     assert set(registry.names()) == modules
     assert all(registry.get(name) is not None for name in modules)
 

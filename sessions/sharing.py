@@ -1,0 +1,79 @@
+"""Doing things at once: one read for all who want the same, and tasks side by side."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from sessions.errors import ProviderTimeout, SessionLost
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Shared(Generic[P, T]):
+    """Something that callers at the same time, and shortly after, read once.
+
+    It belongs to one session, so nobody is given what another subject may see.
+
+    Args:
+        read: Reads it; what it is called with must follow from the grant's version.
+    """
+
+    def __init__(self, read: Callable[P, Coroutine[Any, Any, T]]) -> None:
+        self._read = read
+        self._task: asyncio.Task[T] | None = None
+        self._version = 0
+        self._begun_at = 0.0
+
+    async def get(
+        self, version: int, max_age_seconds: float, /, *arguments: P.args, **more: P.kwargs
+    ) -> T:
+        """Return it, at most this old, and read with the grant of this version.
+
+        A read goes on when the caller who began it gives up. It has that caller's deadline; whoever
+        only joined it and has more time left begins anew.
+        """
+        while True:
+            task, joined = self._task, True
+            if task is None or not self._serves(task, version, max_age_seconds):
+                task, joined = asyncio.create_task(self._read(*arguments, **more)), False
+                self._task, self._version, self._begun_at = task, version, _now()
+            try:
+                return await asyncio.shield(task)
+            except ProviderTimeout:
+                if not joined:
+                    raise
+
+    def forget(self) -> None:
+        """Let the next caller read anew: it has been changed."""
+        self._task = None
+
+    def _serves(self, task: asyncio.Task[T], version: int, max_age_seconds: float) -> bool:
+        if self._version != version:
+            return False
+        if not task.done():
+            return True
+        failed = task.cancelled() or task.exception() is not None
+        return not failed and _now() - self._begun_at < max_age_seconds
+
+
+@asynccontextmanager
+async def together() -> AsyncIterator[asyncio.TaskGroup]:
+    """Run tasks side by side; a failure ends the others and is raised by itself.
+
+    Of several, a lost session is the one that counts, because it can be replaced.
+    """
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            yield tasks
+    except BaseExceptionGroup as group:
+        errors = group.exceptions
+        error = next((error for error in errors if isinstance(error, SessionLost)), errors[0])
+        raise error from error.__cause__
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
