@@ -23,12 +23,13 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as AsgiScope
 
-from gateway import explorer, graphql_http, media, rest
+from gateway import explorer, graphql_http, media, oauth, rest
 from gateway.access import KeyAccess
 from gateway.assembly import Gateway, open_gateway
 from gateway.logs import configure_logs
 from gateway.problems import AnswerCutShort, of_error, problem, unauthenticated
 from gateway.settings import Settings, read_settings
+from resolvers.authorizing import url_for_error
 from resolvers.context import Scope
 from resolvers.errors import Forbidden, RequestRefused
 from schema import build_schema
@@ -120,6 +121,7 @@ def _routes(schema: strawberry.Schema, settings: Settings) -> list[Route]:
         Route("/ready", _ready, methods=["GET"], name="ready"),
         Route("/metrics", _open(_metrics), methods=["GET"], name="metrics"),
         *media.routes(lambda request: _gateway(request).media),
+        *oauth.routes(lambda request: _gateway(request).authorizer),
         *(explorer.routes() if settings.graphiql else []),
     ]
 
@@ -182,13 +184,16 @@ async def _metrics(gateway: Gateway, request: Request, access: KeyAccess | None)
             raise Forbidden(f"This needs a key with the scope {Scope.READ_METRICS}")
         if access.narrowed:
             raise Forbidden("Metrics are of all providers, and this key is for some of them only")
-    statuses = list(await gateway.sessions.list_statuses())
-    return Response(gateway.metrics.write(statuses, gateway.icons.counts), media_type=_METRICS_TYPE)
+    sessions = await gateway.sessions.count_sessions()
+    return Response(gateway.metrics.write(sessions, gateway.icons.counts), media_type=_METRICS_TYPE)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestRefused | ProviderError)  # noqa: S101 - what it is registered for
-    return of_error(error, request_id=request.state.request_id)
+    url = None
+    if isinstance(error, ProviderError):
+        url = url_for_error(_gateway(request).authorizer, error)
+    return of_error(error, request_id=request.state.request_id, authorization_url=url)
 
 
 async def _on_storage_outage(request: Request, error: Exception) -> Response:

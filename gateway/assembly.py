@@ -5,25 +5,29 @@ from __future__ import annotations
 import hashlib
 import hmac
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from gateway.access import KeyRegister, open_token
 from gateway.metrics import Metrics
 from gateway.settings import Settings
+from resolvers.authorizing import Authorizer
 from resolvers.callback import CallbackTerms, ProductCallback, open_callback
 from resolvers.context import Access, ReadingLimits, RequestContext
 from resolvers.icons import IconService, open_icons
 from resolvers.registration import ProviderRegistration
+from resolvers.writing import Writes, open_writes
 from sessions.addresses import AddressPolicy
 from sessions.manager import SessionManager, SessionSettings, new_owner
 from sessions.registry import Registry
 from storage.api_keys import ApiKeyStore
+from storage.authorizations import AuthorizationStore
 from storage.cache import CacheStore
 from storage.callbacks import CallbackStore
 from storage.credentials import KeyRing, Secret
 from storage.database import Database, open_database
+from storage.idempotency import IdempotencyStore
 from storage.leases import LeaseStore
 from storage.media import MediaStore
 from storage.providers import ProviderStore
@@ -43,14 +47,31 @@ class Gateway:
     platforms: Registry
     media: MediaStore
     icons: IconService
+    writes: Writes
+    authorizer: Authorizer
     callback: ProductCallback | None
     registration: ProviderRegistration
     limits: ReadingLimits
     metrics: Metrics
     token_made: Secret[str] | None
 
-    def request_context(self, access: Access, request_id: str | None = None) -> RequestContext:
-        """Return what one request may use, with batches of its own."""
+    def request_context(
+        self,
+        access: Access,
+        request_id: str | None = None,
+        *,
+        subjects: Mapping[str, str] | None = None,
+    ) -> RequestContext:
+        """Return what one request may use, with batches of its own.
+
+        Args:
+            access: What the caller may do.
+            request_id: Shown to the caller; made here, when ``None``.
+            subjects: External ids of the users it acts for by provider id, if it acts for users.
+
+        Raises:
+            Forbidden: It is to act for users, and the caller's key may not.
+        """
         return RequestContext(
             access=access,
             sessions=self.sessions,
@@ -58,8 +79,11 @@ class Gateway:
             platforms=self.platforms,
             registration=self.registration,
             icons=self.icons,
+            writes=self.writes,
+            authorizing=self.authorizer,
             limits=self.limits,
             request_id=request_id or uuid.uuid4().hex,
+            subjects=subjects or {},
         )
 
 
@@ -99,6 +123,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
         icons = await stack.enter_async_context(
             open_icons(sessions=sessions, store=media, public_url=settings.public_url)
         )
+        writes = await stack.enter_async_context(open_writes(IdempotencyStore(database)))
         callback = None
         if settings.product_callback_url is not None:
             callback = await stack.enter_async_context(
@@ -128,6 +153,15 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             platforms=platforms,
             media=media,
             icons=icons,
+            writes=writes,
+            authorizer=Authorizer(
+                public_url=settings.public_url,
+                key=_derived_key(token, purpose=b"authorization links"),
+                requests=AuthorizationStore(database, key_ring),
+                sessions=sessions,
+                providers=providers,
+                platforms=platforms,
+            ),
             callback=callback,
             registration=ProviderRegistration(
                 providers=providers,
@@ -140,7 +174,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             limits=ReadingLimits(
                 max_page_size=settings.max_page_size,
                 max_collected_rows=settings.max_collected_rows,
-                cursor_key=_cursor_key(token),
+                cursor_key=_derived_key(token, purpose=b"cursors"),
             ),
             metrics=metrics,
             token_made=token if made else None,
@@ -163,6 +197,6 @@ def address_policy(settings: Settings) -> AddressPolicy:
     )
 
 
-def _cursor_key(token: Secret[str]) -> Secret[bytes]:
+def _derived_key(token: Secret[str], *, purpose: bytes) -> Secret[bytes]:
     """Return a key that every process of the same bootstrap token has."""
-    return Secret(hmac.digest(token.reveal().encode(), b"cursors", hashlib.sha256))
+    return Secret(hmac.digest(token.reveal().encode(), purpose, hashlib.sha256))

@@ -18,14 +18,18 @@ from starlette.responses import Response
 from gateway.assembly import Gateway
 from gateway.bodies import decode_object, read_body
 from gateway.problems import unauthenticated
-from resolvers.context import Access
-from resolvers.errors import BadInput, RequestLimitExceeded, RequestRefused
+from resolvers.context import Access, RequestContext, Scope
+from resolvers.errors import BadInput, Forbidden, RequestLimitExceeded, RequestRefused
 from schema.execution import execute
+from schema.global_ids import ON_BEHALF_OF, read_subjects
 from sessions.http import deadline
 
 GRAPHQL_RESPONSE: Final = "application/graphql-response+json"
 _JSON: Final = "application/json"
 _HTML: Final = "text/html"
+_DEBUG: Final = "Gateway-Debug"
+_STRATEGIES: Final = "strategies"
+_STATUS_BY_REFUSAL: Final = {Forbidden: 403, RequestLimitExceeded: 413}
 _PARAMETERS: Final = ("query", "operationName", "variables", "extensions")
 
 
@@ -58,15 +62,21 @@ async def answer(
         return _respond(401, body, accepted, headers=challenge)
     try:
         asked = await _asked(request, max_bytes=gateway.settings.max_body_bytes)
+        context = _context(gateway, request, access)
+        shows_strategies = _shows_strategies(request, context)
     except _UnsupportedMediaType:
         return _respond(415, _refused("BAD_INPUT", f"content-type: {_JSON} is needed"), accepted)
-    except RequestLimitExceeded as error:
-        return _respond(413, _refused(error.code, error.message), accepted)
     except RequestRefused as error:
-        return _respond(400, _refused(error.code, error.message), accepted)
-    context = gateway.request_context(access, request.state.request_id)
+        status = _STATUS_BY_REFUSAL.get(type(error), 400)
+        return _respond(status, _refused(error.code, error.message), accepted)
     with deadline(gateway.settings.deadline_seconds):
-        status, body = await execute(schema, asked, context, queries_only=request.method == "GET")
+        status, body = await execute(
+            schema,
+            asked,
+            context,
+            queries_only=request.method == "GET",
+            shows_strategies=shows_strategies,
+        )
     headers = {"Allow": "POST"} if status == 405 else {}  # noqa: PLR2004 - HTTP's own number
     in_document = status == 400 and _is_document_error(body)  # noqa: PLR2004 - the same
     if accepted == _JSON and in_document:
@@ -99,6 +109,22 @@ def _from_query(parameters: Mapping[str, str]) -> dict[str, Any]:
             except BadInput as error:
                 raise BadInput(name, error.message.removeprefix("body: ")) from None
     return asked
+
+
+def _context(gateway: Gateway, request: Request, access: Access) -> RequestContext:
+    """Return what the request may use, acting for the users its header names."""
+    subjects = read_subjects(request.headers.getlist(ON_BEHALF_OF))
+    return gateway.request_context(access, request.state.request_id, subjects=subjects)
+
+
+def _shows_strategies(request: Request, context: RequestContext) -> bool:
+    given = request.headers.getlist(_DEBUG)
+    if not given:
+        return False
+    if given != [_STRATEGIES]:
+        raise BadInput(_DEBUG, f"{_STRATEGIES} is all it can be")
+    context.require(Scope.ADMIN)
+    return True
 
 
 def _is_document_error(body: Mapping[str, Any]) -> bool:

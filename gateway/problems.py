@@ -72,8 +72,19 @@ def problem(
     return JSONResponse(body, status, headers=headers, media_type=MEDIA_TYPE)
 
 
-def of_error(error: RequestRefused | ProviderError, *, request_id: str) -> Response:
-    """Return the problem document of one of the gateway's own errors."""
+def of_error(
+    error: RequestRefused | ProviderError,
+    *,
+    request_id: str,
+    authorization_url: str | None = None,
+) -> Response:
+    """Return the problem document of one of the gateway's own errors.
+
+    Args:
+        error: What happened.
+        request_id: The same as in the log.
+        authorization_url: Where a user can sign in to get rid of it, if that would help.
+    """
     if isinstance(error, RequestRefused):
         return problem(error.code, error.message, request_id=request_id)
     wait = error.retry_after_seconds
@@ -85,6 +96,7 @@ def of_error(error: RequestRefused | ProviderError, *, request_id: str) -> Respo
         providerId=error.provider_id,
         retryable=type(error).retryable,
         retryAfterSeconds=wait,
+        authorizationUrl=authorization_url,
     )
 
 

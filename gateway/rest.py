@@ -20,8 +20,16 @@ from gateway.assembly import Gateway
 from gateway.bodies import decode_object, read_body
 from gateway.problems import AnswerCutShort, problem, unauthenticated
 from resolvers import roster
-from resolvers.context import Access, ProviderDraft, Refusal, RequestContext, Scope
+from resolvers.context import (
+    NOT_FOR_USERS,
+    Access,
+    ProviderDraft,
+    Refusal,
+    RequestContext,
+    Scope,
+)
 from resolvers.errors import BadInput, Forbidden
+from schema.global_ids import ON_BEHALF_OF, read_subjects
 from sessions.base import Page
 from sessions.errors import ProviderError, ProviderNotFound
 from sessions.http import deadline
@@ -40,7 +48,9 @@ _PLATFORM_BY_TYPE: Final = {"canvas_oss": "canvas", "canvas_cloud": "canvas"}
 """Types that existing products write for platforms of another name here."""
 
 _ADDED: Final = ("id", "type", "account_id", "url", "api_key", "username", "password")
-_MORE: Final = ("name", "nonce", "options")
+_MORE: Final = ("name", "nonce", "options", "client_id", "client_secret")
+_NUMBERS: Final = frozenset({"id", "account_id", "client_id"})
+_CREDENTIALS: Final = ("api_key", "username", "password", "client_id", "client_secret")
 
 T = TypeVar("T")
 _ENCODER: Final = msgspec.json.Encoder()
@@ -85,6 +95,8 @@ async def add_provider(gateway: Gateway, request: Request, access: Access | None
     for that id. A nonce that is shown must be good, whatever key comes with it.
     """
     request_id = request.state.request_id
+    if ON_BEHALF_OF in request.headers:
+        raise Forbidden(NOT_FOR_USERS)
     body = await read_body(request, max_bytes=_MAX_REGISTRATION_BYTES)
     draft, nonce = _draft(decode_object(body))
     nonce = request.headers.get(_NONCE_HEADER) or nonce
@@ -129,9 +141,7 @@ async def add_provider(gateway: Gateway, request: Request, access: Access | None
 _FIELD_BY_PLACE: Final = {
     "platform": "type",
     "base_url": "url",
-    "credentials.username": "username",
-    "credentials.password": "password",
-    "credentials.api_key": "api_key",
+    **{f"credentials.{name}": name for name in _CREDENTIALS},
 }
 
 
@@ -158,7 +168,9 @@ def _asked(
         raise BadInput("id", "The product's own id of a provider is needed, such as id=1")
     if not _PROVIDER_ID.fullmatch(provider_id):
         raise BadInput("id", "A provider's id is 1 to 64 letters, digits, - or _")
-    return gateway.request_context(access, request.state.request_id), provider_id
+    subjects = read_subjects(request.headers.getlist(ON_BEHALF_OF))
+    context = gateway.request_context(access, request.state.request_id, subjects=subjects)
+    return context, provider_id
 
 
 async def _streamed(
@@ -291,13 +303,11 @@ def _draft(given: dict[str, Any]) -> tuple[ProviderDraft, str | None]:
     for name in given:
         if name not in _ADDED and name not in _MORE:
             raise BadInput(name, f"There is no such field, only {', '.join((*_ADDED, *_MORE))}")
-    text = {name: _text(given, name) for name in (*_ADDED, "name", "nonce")}
+    text = {name: _text(given, name) for name in (*_ADDED, *_MORE) if name != "options"}
     for name in ("id", "type", "url"):
         if not text[name]:
             raise BadInput(name, "It is needed, and not empty")
-    credentials = {
-        name: value for name in ("api_key", "username", "password") if (value := text[name])
-    }
+    credentials = {name: value for name in _CREDENTIALS if (value := text[name])}
     platform = text["type"].strip().lower()
     draft = ProviderDraft(
         id=text["id"].strip(),
@@ -315,7 +325,7 @@ def _text(given: dict[str, Any], name: str) -> str:
     value = given.get(name)
     if value is None:
         return ""
-    if isinstance(value, int) and not isinstance(value, bool) and name in {"id", "account_id"}:
+    if isinstance(value, int) and not isinstance(value, bool) and name in _NUMBERS:
         return str(value)  # products whose ids are numbers send them as numbers
     if not isinstance(value, str):
         raise BadInput(name, "A string is needed here")

@@ -252,7 +252,8 @@ SETTINGS: Final = (
     Setting(
         name="GATEWAY_PUBLIC_URL",
         field="public_url",
-        meaning="What callers reach the gateway by; media URLs begin with it. "
+        meaning="What callers reach the gateway by; media URLs begin with it, and so does the "
+        "address users come back to after signing in at a provider (see oauth). "
         "Made of host and port when not set.",
         form="an http or https URL without credentials, such as https://learn.example.org",
         default=None,

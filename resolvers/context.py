@@ -8,19 +8,36 @@ registration rules, tests with recording fakes.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
+from datetime import datetime
 from enum import StrEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from resolvers.errors import Forbidden, RequestLimitExceeded
 from resolvers.loaders import Loaders
-from sessions.base import Platform, ProviderSession
-from sessions.errors import ProviderError
+from sessions.base import (
+    ACT_AS,
+    MASQUERADE,
+    SERVICE,
+    Platform,
+    ProviderSession,
+    Subject,
+    SubjectKind,
+)
+from sessions.errors import ProviderError, ProviderNotFound
 from storage.credentials import Secret
 from storage.leases import SessionStatus
-from storage.records import Course, Provider
+from storage.records import Course, Provider, SessionState
+
+if TYPE_CHECKING:
+    from resolvers.writing import Writes
+
+NOT_FOR_USERS = (
+    "Providers are registered and changed for the organisation, not on behalf of users: send this"
+    " without the header On-Behalf-Of"
+)
 
 _DEFAULT_PAGE_SIZE = 100
 _PROVIDER_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -35,11 +52,18 @@ class Scope(StrEnum):
     READ_PROVIDERS = "read:providers"
     READ_METRICS = "read:metrics"
     WRITE_PROVIDERS = "write:providers"
+    WRITE_USERS = "write:users"
+    WRITE_ENROLLMENTS = "write:enrollments"
+    ACT_AS_USERS = "act:users"
     ADMIN = "admin"
 
 
 class Access(Protocol):
     """What the caller's key allows."""
+
+    @property
+    def key_id(self) -> str:
+        """Which key it is; the same for as long as the key exists."""
 
     def allows(self, scope: str, /) -> bool:
         """Whether the key has the scope, by itself or through ``admin``."""
@@ -48,18 +72,38 @@ class Access(Protocol):
         """Whether the provider exists as far as this key is concerned."""
 
 
-class Sessions(Protocol):
+class Statuses(Protocol):
+    """Where it is told how sessions stand."""
+
+    async def list_statuses(
+        self,
+        *,
+        provider_ids: Collection[str] | None = None,
+        states: Collection[SessionState] | None = None,
+        subject: str | None = None,
+        limit: int | None = None,
+    ) -> Sequence[SessionStatus]:
+        """Return how sessions stand, by provider id and subject.
+
+        Args:
+            provider_ids: Only of these providers.
+            states: Only those in one of these states.
+            subject: Only of this one.
+            limit: At most so many of each provider.
+        """
+
+
+class Sessions(Statuses, Protocol):
     """Where provider sessions are borrowed."""
 
-    def session(self, provider_id: str) -> AbstractAsyncContextManager[ProviderSession]:
-        """Lend the service's session with the provider for as long as the block lasts.
+    def session(
+        self, provider_id: str, subject: str = SERVICE, /
+    ) -> AbstractAsyncContextManager[ProviderSession]:
+        """Lend the subject's session with the provider for as long as the block lasts.
 
         Raises:
             ProviderError: There is none to be had; ``ProviderNotFound`` for an unknown provider.
         """
-
-    async def list_statuses(self) -> Sequence[SessionStatus]:
-        """Return how every session stands, in any order."""
 
 
 class Providers(Protocol):
@@ -209,6 +253,31 @@ class Registration(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AuthorizationLink:
+    """An address of ours that a user opens in a browser to let the gateway act for them.
+
+    Attributes:
+        url: Where to send the user.
+        expires_at: Until when it can be opened.
+    """
+
+    url: str
+    expires_at: datetime
+
+
+class Authorizing(Protocol):
+    """How users are asked to let the gateway act for them."""
+
+    async def begin(
+        self, provider: Provider, user_id: str | None, /
+    ) -> AuthorizationLink | Refusal:
+        """Return a link for one user, or for anybody, if the provider's users can be asked."""
+
+    def link(self, provider_id: str, user_id: str | None = None, /) -> AuthorizationLink:
+        """Return a link without looking whether it leads anywhere."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReadingLimits:
     """How much one list may cost.
 
@@ -247,39 +316,51 @@ class SourceFailure:
 class RequestContext:
     """Everything one request may use; made for it and thrown away with it.
 
+    A request acts for the organisation, or for the users of ``subjects``, for one at each provider.
+    Then the providers not named there do not exist for it, and whatever it reads is read as that
+    user: providers are reached through ``session`` and through nothing else.
+
+    Args:
+        sessions: Where sessions are borrowed.
+
     Attributes:
         access: What the caller may do.
-        sessions: Where sessions are borrowed.
         providers: Registered providers.
         platforms: Installed platforms.
         registration: Rules for providers' coming and going.
         icons: Icon service; ``None`` where icons are not needed, such as in an export.
+        writes: Carries writes at providers out; ``None`` where there are none.
+        authorizing: How users are asked; ``None`` where nobody is, such as in an export.
         limits: How much a list may cost.
         request_id: Shown to the caller and written to the log.
+        subjects: External ids of the users acted for by provider id; none for the organisation.
         failures: Providers that failed so far without failing the request.
         loaders: This request's batches.
     """
 
     access: Access
-    sessions: Sessions
+    sessions: InitVar[Sessions]
     providers: Providers
     platforms: Platforms
     registration: Registration
     icons: Icons | None = None
+    writes: Writes | None = None
+    authorizing: Authorizing | None = None
     limits: ReadingLimits
     request_id: str
+    subjects: Mapping[str, str] = field(default_factory=dict)
     failures: list[SourceFailure] = field(default_factory=list)
     loaders: Loaders = field(init=False)
+    _sessions: Sessions = field(init=False, repr=False)
     _providers_by_id: dict[str, Provider] | None = field(default=None, init=False, repr=False)
     _nested_rows: int = field(default=0, init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        self.loaders = Loaders(
-            self.sessions,
-            self.icons,
-            page_size_of=self.page_size_of,
-            max_collected_rows=self.limits.max_collected_rows,
-        )
+    def __post_init__(self, sessions: Sessions) -> None:
+        """Raise ``Forbidden`` when it is to act for users and the caller's key may not."""
+        if self.subjects:
+            self.require(Scope.ACT_AS_USERS)
+        self._sessions = sessions
+        self.loaders = self._new_loaders()
 
     def count_nested_rows(self, count: int) -> None:
         """Take note of rows that go into the answer, wherever and however often they do.
@@ -298,13 +379,39 @@ class RequestContext:
         """Refuse to go on unless the caller's key has the scope.
 
         Raises:
-            Forbidden: It has not.
+            Forbidden: It has not, or providers are to be changed on behalf of users.
         """
         if not self.access.allows(scope):
             raise Forbidden(f"This needs a key with the scope {scope}")
+        if self.subjects and scope is Scope.WRITE_PROVIDERS:
+            raise Forbidden(NOT_FOR_USERS)
+
+    def session(self, provider_id: str, /) -> AbstractAsyncContextManager[ProviderSession]:
+        """Lend the session this request reads a provider with, already read for it.
+
+        Raises:
+            ProviderError: There is none to be had; ``ProviderNotFound`` for a provider that does
+                not exist for this request.
+        """
+        return self._sessions.session(provider_id, self.subject_of(provider_id))
+
+    def subject_of(self, provider_id: str) -> str:
+        """Return, as text, whom this request acts for at a provider already read for it.
+
+        Raises:
+            ProviderNotFound: It acts for users, and for none of this provider's.
+        """
+        if not self.subjects:
+            return SERVICE
+        provider = self.get_provider(provider_id)
+        if provider is None or provider_id not in self.subjects:
+            raise ProviderNotFound("No such provider is registered", provider_id=provider_id)
+        masquerades = provider.options.get(ACT_AS) == MASQUERADE
+        kind = SubjectKind.MASQUERADE if masquerades else SubjectKind.USER
+        return str(Subject(kind, self.subjects[provider_id]))
 
     async def visible_providers(self) -> Mapping[str, Provider]:
-        """Return the providers the caller may see by id, in order of registration.
+        """Return the providers that exist for this request by id, in order of registration.
 
         Read once per request.
         """
@@ -312,7 +419,7 @@ class RequestContext:
             self._providers_by_id = {
                 provider.id: provider
                 for provider in await self.providers.list_all()
-                if self.access.sees(provider.id)
+                if self._sees(provider.id)
             }
         return self._providers_by_id
 
@@ -320,18 +427,22 @@ class RequestContext:
         """Return a provider already read for this request."""
         return (self._providers_by_id or {}).get(provider_id)
 
+    def platform_of(self, provider_id: str) -> Platform | None:
+        """Return the platform of a provider already read for this request, if it is installed."""
+        provider = self.get_provider(provider_id)
+        return None if provider is None else self.platforms.get(provider.platform)
+
     def page_size_of(self, provider_id: str) -> int:
         """Return the largest page that costs the provider, already read, little."""
-        provider = self.get_provider(provider_id)
-        platform = None if provider is None else self.platforms.get(provider.platform)
+        platform = self.platform_of(provider_id)
         return _DEFAULT_PAGE_SIZE if platform is None else platform.page_size
 
     async def find_provider(self, provider_id: str) -> Provider | None:
-        """Return a provider the caller may see, asking the product about an unknown one."""
+        """Find a provider that exists for this request; the product is asked of an unknown one."""
         known = await self.visible_providers()
         if provider_id in known:
             return known[provider_id]
-        if not _PROVIDER_ID.fullmatch(provider_id) or not self.access.sees(provider_id):
+        if not _PROVIDER_ID.fullmatch(provider_id) or not self._sees(provider_id):
             return None
         found = await self.registration.find(provider_id)
         if found is not None and self._providers_by_id is not None:
@@ -341,3 +452,21 @@ class RequestContext:
     def forget_providers(self) -> None:
         """Read the providers anew when next asked: a mutation has changed them."""
         self._providers_by_id = None
+
+    def forget_loaded(self) -> None:
+        """Read everything at providers anew when next asked: a mutation has changed it."""
+        self.loaders.cancel()
+        self.loaders = self._new_loaders()
+
+    def _new_loaders(self) -> Loaders:
+        return Loaders(
+            self.session,
+            self._sessions,
+            self.icons,
+            page_size_of=self.page_size_of,
+            max_collected_rows=self.limits.max_collected_rows,
+        )
+
+    def _sees(self, provider_id: str) -> bool:
+        is_meant = not self.subjects or provider_id in self.subjects
+        return is_meant and self.access.sees(provider_id)

@@ -2,7 +2,7 @@
 
 RequestRefused              the request itself cannot be answered
 ├── BadInput                an argument is wrong
-├── Forbidden               the caller's key lacks a scope
+├── Forbidden               the caller's key lacks a scope, or the request acts for users
 └── RequestLimitExceeded    answering would cost more than a request may
 """
 
@@ -39,7 +39,7 @@ class BadInput(RequestRefused):
 
 
 class Forbidden(RequestRefused):
-    """The caller's key lacks a scope, named in the message."""
+    """The caller's key lacks a scope, named in the message; or it is not done for users."""
 
     code = "FORBIDDEN"
 

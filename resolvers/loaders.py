@@ -10,18 +10,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from resolvers.errors import RequestLimitExceeded
 from resolvers.paging import Connection
-from sessions.base import Page, ProviderSession
+from sessions.base import Page, Pair, ProviderSession
 from sessions.errors import ProviderBadResponse
 from storage.leases import SessionStatus
-from storage.records import Course, Enrollment, User
+from storage.records import (
+    Activity,
+    Course,
+    Enrollment,
+    Milestone,
+    Progress,
+    Section,
+    SessionState,
+    User,
+)
 
 if TYPE_CHECKING:
-    from resolvers.context import Asset, Icons, Sessions
+    from resolvers.context import Asset, Icons, Statuses
 
 _MAX_QUIET_CHECKS = 20
 
@@ -34,11 +44,34 @@ FetchGroup: TypeAlias = Callable[[str, Sequence[K]], Awaitable[Mapping[K, V]]]
 ListPage: TypeAlias = Callable[[ProviderSession, str | None, int], Awaitable[Page[V]]]
 """Asks a session for a page, given position and limit."""
 
+Lend: TypeAlias = Callable[[str], AbstractAsyncContextManager[ProviderSession]]
+"""Lends the session a request reads a provider with, given the provider's id."""
+
 ExternalKey: TypeAlias = tuple[str, str]
 """Provider id and external id."""
 
+PairKey: TypeAlias = tuple[str, str, str]
+"""Provider id and external ids of a user and of a course."""
+
+ActivityKey: TypeAlias = tuple[str, str, int]
+"""Provider id, a user's external id, and how many at most."""
+
 IconKey: TypeAlias = tuple[str, str, int]
 """Provider id, the course's external id, and width in pixels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusFilter:
+    """Which sessions with a provider are meant, and how many of them at most.
+
+    Attributes:
+        states: Any of them; ``None`` for all.
+        subject: On whose behalf, as text; ``None`` for anybody's.
+    """
+
+    states: tuple[SessionState, ...] | None = None
+    subject: str | None = None
+    first: int
 
 
 class BatchLoader(Generic[K, V]):
@@ -155,7 +188,7 @@ async def list_enrollments(
 
 
 async def pages_of(
-    sessions: Sessions, provider_id: str, list_page: ListPage[V], *, limit: int
+    lend: Lend, provider_id: str, list_page: ListPage[V], *, limit: int
 ) -> AsyncGenerator[Page[V], None]:
     """Yield every page of one provider's list, the next one fetched while one is used.
 
@@ -164,7 +197,7 @@ async def pages_of(
     """
 
     async def fetch(position: str | None) -> Page[V]:
-        async with sessions.session(provider_id) as session:
+        async with lend(provider_id) as session:
             return await list_page(session, position, limit)
 
     page = await fetch(None)
@@ -190,19 +223,27 @@ async def pages_of(
 class Loaders:
     """The batches of one request.
 
+    A request reads each provider as one subject, so that keys need not say whose answer is meant;
+    a loader must never be shared by two requests.
+
     Attributes:
         user_by_id: User of a provider's external id.
         course_by_id: Course of a provider's external id.
         enrollments_by_user: Enrollments of a user; ``None`` for an unknown user.
         enrollments_by_course: Enrollments of a course; ``None`` for an unknown course.
+        sections_by_course: Sections of a course; ``None`` for an unknown course.
+        milestones_by_pair: What a user has handed in in a course; ``None`` for an unknown pair.
+        progress_by_pair: What a call of its own tells of how far a user is in a course.
+        activity_by_user: The latest things a user did; users asked for with different lengths
+            share a call, which asks for the longest.
         all_users: Every user of a provider.
         all_courses: Every course of a provider.
         all_enrollments: Every enrollment of a provider.
-        statuses_by_provider: Sessions with a provider, ordered by subject.
         enrollment_pages: Pages of enrollments, a batch for each set of arguments.
 
     Args:
-        sessions: Where sessions are borrowed.
+        lend: Where sessions are borrowed, each of the subject this request acts for.
+        statuses: Where it is told how sessions stand.
         icons: Icon service, if there is one.
         page_size_of: The page size that suits a provider best.
         max_collected_rows: How many rows ``all_...`` may read together.
@@ -210,13 +251,15 @@ class Loaders:
 
     def __init__(
         self,
-        sessions: Sessions,
+        lend: Lend,
+        statuses: Statuses,
         icons: Icons | None,
         *,
         page_size_of: Callable[[str], int],
         max_collected_rows: int,
     ) -> None:
-        self._sessions = sessions
+        self._lend = lend
+        self._statuses = statuses
         self._page_size_of = page_size_of
         self._max_collected_rows = max_collected_rows
         self._collected_rows = 0
@@ -234,6 +277,18 @@ class Loaders:
         self.enrollments_by_course: BatchLoader[ExternalKey, Sequence[Enrollment]] = BatchLoader(
             group_of=_provider_of, fetch=self._fetch_enrollments_by_course
         )
+        self.sections_by_course: BatchLoader[ExternalKey, Sequence[Section]] = BatchLoader(
+            group_of=_provider_of, fetch=self._fetch_sections_by_course
+        )
+        self.milestones_by_pair: BatchLoader[PairKey, Sequence[Milestone]] = BatchLoader(
+            group_of=_provider_of, fetch=self._fetch_milestones
+        )
+        self.progress_by_pair: BatchLoader[PairKey, Progress] = BatchLoader(
+            group_of=_provider_of, fetch=self._fetch_progress
+        )
+        self.activity_by_user: BatchLoader[ActivityKey, Sequence[Activity]] = BatchLoader(
+            group_of=_provider_of, fetch=self._fetch_activity_by_user
+        )
         self.all_users: BatchLoader[str, Sequence[User]] = BatchLoader(
             group_of=_own_group, fetch=self._all_of(list_users)
         )
@@ -243,10 +298,8 @@ class Loaders:
         self.all_enrollments: BatchLoader[str, Sequence[Enrollment]] = BatchLoader(
             group_of=_own_group, fetch=self._all_of(list_enrollments)
         )
-        self.statuses_by_provider: BatchLoader[str, Sequence[SessionStatus]] = BatchLoader(
-            group_of=_one_group, fetch=self._fetch_statuses
-        )
         self.enrollment_pages: dict[object, BatchLoader[ExternalKey, Connection[Enrollment]]] = {}
+        self._status_pages: dict[StatusFilter, BatchLoader[str, Sequence[SessionStatus]]] = {}
         self._icon_urls: BatchLoader[IconKey, str] = BatchLoader(
             group_of=_one_group, fetch=self._fetch_icon_urls
         )
@@ -261,16 +314,31 @@ class Loaders:
             self.course_by_id,
             self.enrollments_by_user,
             self.enrollments_by_course,
+            self.sections_by_course,
+            self.milestones_by_pair,
+            self.progress_by_pair,
+            self.activity_by_user,
             self.all_users,
             self.all_courses,
             self.all_enrollments,
-            self.statuses_by_provider,
             self._icon_urls,
             self._icon_assets,
             *self.enrollment_pages.values(),
+            *self._status_pages.values(),
         ]
         for loader in loaders:
             loader.cancel()
+
+    def session_statuses(
+        self, provider_id: str, wanted: StatusFilter
+    ) -> asyncio.Future[Sequence[SessionStatus] | None]:
+        """Return the future list of how sessions with a provider stand, by subject."""
+        loader = self._status_pages.get(wanted)
+        if loader is None:
+            loader = self._status_pages[wanted] = BatchLoader(
+                group_of=_one_group, fetch=self._status_fetcher(wanted)
+            )
+        return loader.load(provider_id)
 
     def icon_url(self, course: Course, width: int) -> asyncio.Future[str | None]:
         """Return the future address of the course's icon at about ``width`` pixels."""
@@ -286,38 +354,66 @@ class Loaders:
     async def _fetch_users(
         self, provider_id: str, keys: Sequence[ExternalKey]
     ) -> Mapping[ExternalKey, User]:
-        async with self._sessions.session(provider_id) as session:
+        async with self._lend(provider_id) as session:
             found = await session.fetch_users(_external_ids(keys))
         return _keyed(provider_id, found)
 
     async def _fetch_courses(
         self, provider_id: str, keys: Sequence[ExternalKey]
     ) -> Mapping[ExternalKey, Course]:
-        async with self._sessions.session(provider_id) as session:
+        async with self._lend(provider_id) as session:
             found = await session.fetch_courses(_external_ids(keys))
         return _keyed(provider_id, found)
 
     async def _fetch_enrollments_by_user(
         self, provider_id: str, keys: Sequence[ExternalKey]
     ) -> Mapping[ExternalKey, Sequence[Enrollment]]:
-        async with self._sessions.session(provider_id) as session:
+        async with self._lend(provider_id) as session:
             found = await session.fetch_enrollments_by_user(_external_ids(keys))
         return _keyed(provider_id, found)
 
     async def _fetch_enrollments_by_course(
         self, provider_id: str, keys: Sequence[ExternalKey]
     ) -> Mapping[ExternalKey, Sequence[Enrollment]]:
-        async with self._sessions.session(provider_id) as session:
+        async with self._lend(provider_id) as session:
             found = await session.fetch_enrollments_by_course(_external_ids(keys))
         return _keyed(provider_id, found)
+
+    async def _fetch_sections_by_course(
+        self, provider_id: str, keys: Sequence[ExternalKey]
+    ) -> Mapping[ExternalKey, Sequence[Section]]:
+        async with self._lend(provider_id) as session:
+            found = await session.fetch_sections_by_course(_external_ids(keys))
+        return _keyed(provider_id, found)
+
+    async def _fetch_milestones(
+        self, provider_id: str, keys: Sequence[PairKey]
+    ) -> Mapping[PairKey, Sequence[Milestone]]:
+        async with self._lend(provider_id) as session:
+            found = await session.fetch_milestones(_pairs(keys))
+        return _keyed_pairs(provider_id, found)
+
+    async def _fetch_progress(
+        self, provider_id: str, keys: Sequence[PairKey]
+    ) -> Mapping[PairKey, Progress]:
+        async with self._lend(provider_id) as session:
+            found = await session.fetch_progress(_pairs(keys))
+        return _keyed_pairs(provider_id, found)
+
+    async def _fetch_activity_by_user(
+        self, provider_id: str, keys: Sequence[ActivityKey]
+    ) -> Mapping[ActivityKey, Sequence[Activity]]:
+        user_ids = list(dict.fromkeys(user_id for _provider_id, user_id, _first in keys))
+        limit = max(first for _provider_id, _user_id, first in keys)
+        async with self._lend(provider_id) as session:
+            found = await session.fetch_activity_by_user(user_ids, limit=limit)
+        return {key: found[key[1]][: key[2]] for key in keys if key[1] in found}
 
     def _all_of(self, list_page: ListPage[V]) -> FetchGroup[str, Sequence[V]]:
         async def fetch(provider_id: str, _keys: Sequence[str]) -> Mapping[str, Sequence[V]]:
             rows: list[V] = []
             limit = self._page_size_of(provider_id)
-            async with aclosing(
-                pages_of(self._sessions, provider_id, list_page, limit=limit)
-            ) as pages:
+            async with aclosing(pages_of(self._lend, provider_id, list_page, limit=limit)) as pages:
                 async for page in pages:
                     self._count_collected(len(page.items))
                     rows.extend(page.items)
@@ -334,16 +430,24 @@ class Loaders:
                 " filter and orderBy"
             )
 
-    async def _fetch_statuses(
-        self, _group: str, provider_ids: Sequence[str]
-    ) -> Mapping[str, Sequence[SessionStatus]]:
-        statuses: dict[str, list[SessionStatus]] = {key: [] for key in provider_ids}
-        for status in await self._sessions.list_statuses():
-            if status.provider_id in statuses:
-                statuses[status.provider_id].append(status)
-        for of_provider in statuses.values():
-            of_provider.sort(key=lambda status: status.subject)
-        return statuses
+    def _status_fetcher(self, wanted: StatusFilter) -> FetchGroup[str, Sequence[SessionStatus]]:
+        async def fetch(
+            _group: str, provider_ids: Sequence[str]
+        ) -> Mapping[str, Sequence[SessionStatus]]:
+            found: dict[str, list[SessionStatus]] = {key: [] for key in provider_ids}
+            for status in await self._statuses.list_statuses(
+                provider_ids=provider_ids,
+                states=wanted.states,
+                subject=wanted.subject,
+                limit=wanted.first,
+            ):
+                found[status.provider_id].append(status)
+            return found
+
+        return fetch
+
+    # Icons are shared by all subjects and fetched by the service: only who was given a course, and
+    # with it the icon's address, can ask for its icon.
 
     async def _fetch_icon_urls(self, _group: str, keys: Sequence[IconKey]) -> Mapping[IconKey, str]:
         if self._icons is None:
@@ -361,7 +465,7 @@ class Loaders:
         return {key: asset for key, asset in zip(keys, assets, strict=True) if asset is not None}
 
 
-def _provider_of(key: ExternalKey) -> str:
+def _provider_of(key: ExternalKey | PairKey | ActivityKey) -> str:
     return key[0]
 
 
@@ -379,3 +483,11 @@ def _external_ids(keys: Sequence[ExternalKey]) -> list[str]:
 
 def _keyed(provider_id: str, found: Mapping[str, V]) -> dict[ExternalKey, V]:
     return {(provider_id, external_id): value for external_id, value in found.items()}
+
+
+def _pairs(keys: Sequence[PairKey]) -> list[Pair]:
+    return [(user_id, course_id) for _provider_id, user_id, course_id in keys]
+
+
+def _keyed_pairs(provider_id: str, found: Mapping[Pair, V]) -> dict[PairKey, V]:
+    return {(provider_id, *pair): value for pair, value in found.items()}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final, TypeAlias
@@ -190,8 +189,7 @@ class ProviderRegistration:
         Raises:
             StorageError: The database could not do it.
         """
-        with suppress(ProviderError):  # a provider that is down is removed all the same
-            await self._sessions.revoke(provider_id)
+        await self._sessions.revoke_all(provider_id)
         removed = await self._providers.remove(provider_id)
         await self._sessions.forget(provider_id)
         if removed:
@@ -242,7 +240,7 @@ class ProviderRegistration:
         except ProviderError as error:
             # It cannot be logged out of, disabled as it may be: what is kept of it is forgotten.
             _log.info("session_not_logged_out", provider_id=provider_id, problem=error.message)
-            await self._sessions.forget(provider_id)
+            await self._sessions.forget(provider_id, subject)
         return True
 
     def _judged(self, provider: Provider, credentials: Secret[_Values]) -> Provider | Refusal:

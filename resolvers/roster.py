@@ -22,12 +22,13 @@ from typing import Generic, TypeAlias, TypeVar
 from resolvers.collation import fold, sort_key
 from resolvers.context import RequestContext, Scope, SourceFailure
 from resolvers.cursors import CursorSealer
-from resolvers.errors import BadInput, RequestLimitExceeded
+from resolvers.errors import BadInput, RequestRefused
 from resolvers.loaders import (
     BatchLoader,
     ExternalKey,
     FetchGroup,
     ListPage,
+    StatusFilter,
     list_courses,
     list_enrollments,
     list_users,
@@ -48,29 +49,39 @@ from resolvers.paging import (
 )
 from sessions.base import Page
 from sessions.errors import ProviderError, ProviderNotFound
+from storage.leases import SessionStatus
 from storage.records import (
+    Activity,
     Course,
     CourseKind,
     CourseState,
     Enrollment,
     EnrollmentSource,
     EnrollmentState,
+    Milestone,
+    Progress,
     Provider,
     ProviderState,
     RoleValue,
+    Section,
+    SessionState,
     User,
 )
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 Path: TypeAlias = tuple[str | int, ...]
 """Where in the answer a field is, for errors to name."""
 
 DEFAULT_FIRST = 50
 DEFAULT_ICON_WIDTH = 256
+MAX_SESSIONS = 1000
+MAX_ACTIVITIES = 100
 
 _CURSOR_FORMAT = 1
 _MAX_PROVIDERS_NAMED = 100
+_PROGRESS_FIELDS = tuple(member.name for member in dataclasses.fields(Progress))
 _MAX_ICON_WIDTH = 4096
 
 
@@ -395,6 +406,107 @@ def course_of(context: RequestContext, enrollment: Enrollment) -> asyncio.Future
     return context.loaders.course_by_id.load((enrollment.provider_id, enrollment.course_id))
 
 
+def sections_of(
+    context: RequestContext, course: Course
+) -> asyncio.Future[Sequence[Section] | None]:
+    """Return the future sections of a course; batched with other courses'.
+
+    Raises:
+        Forbidden: A scope is missing.
+    """
+    context.require(Scope.READ_COURSES)
+    found = context.loaders.sections_by_course.load((course.provider_id, course.external_id))
+    return _counted(context, found, len)
+
+
+def section_of(context: RequestContext, enrollment: Enrollment) -> asyncio.Future[Section | None]:
+    """Return the future section of an enrollment, found among those of its course.
+
+    ``None``, without a call, when the enrollment is in none.
+
+    Raises:
+        Forbidden: A scope is missing.
+    """
+    context.require(Scope.READ_COURSES)
+    section_id = enrollment.section_id
+    if section_id is None:
+        return _settled(None)
+    key = (enrollment.provider_id, enrollment.course_id)
+
+    def pick(sections: Sequence[Section] | None) -> Section | None:
+        return next((row for row in sections or () if row.external_id == section_id), None)
+
+    return _then(context.loaders.sections_by_course.load(key), pick)
+
+
+def milestones_of(
+    context: RequestContext, enrollment: Enrollment
+) -> asyncio.Future[Sequence[Milestone] | None]:
+    """Return the future milestones of an enrollment's user in its course; batched with others'.
+
+    Raises:
+        Forbidden: A scope is missing.
+    """
+    context.require(Scope.READ_ENROLLMENTS)
+    key = (enrollment.provider_id, enrollment.user_id, enrollment.course_id)
+    return _counted(context, context.loaders.milestones_by_pair.load(key), len)
+
+
+def activity_of(
+    context: RequestContext, user: User, *, first: int
+) -> asyncio.Future[Sequence[Activity] | None]:
+    """Return the future list of what a user did last, newest first; batched with other users'.
+
+    Raises:
+        RequestRefused: A scope is missing, or ``first`` is wrong.
+    """
+    context.require(Scope.READ_ENROLLMENTS)
+    key = (user.provider_id, user.external_id, checked_first(first, MAX_ACTIVITIES))
+    return _counted(context, context.loaders.activity_by_user.load(key), len)
+
+
+def progress_of(context: RequestContext, enrollment: Enrollment) -> asyncio.Future[Progress | None]:
+    """Return the future progress of an enrollment.
+
+    Where the platform tells more of it by a call of its own, that is asked, together with all
+    others', and what it leaves open is what the enrollment itself says.
+
+    Raises:
+        Forbidden: A scope is missing.
+    """
+    context.require(Scope.READ_ENROLLMENTS)
+    platform = context.platform_of(enrollment.provider_id)
+    if platform is None or not platform.progress_by_call:
+        return _settled(enrollment.progress)
+    key = (enrollment.provider_id, enrollment.user_id, enrollment.course_id)
+    return _then(
+        context.loaders.progress_by_pair.load(key),
+        lambda called: _merged_progress(called, enrollment.progress),
+    )
+
+
+def sessions_of(
+    context: RequestContext,
+    provider: Provider,
+    *,
+    states: Sequence[SessionState] | None,
+    subject: str | None,
+    first: int,
+) -> asyncio.Future[Sequence[SessionStatus] | None]:
+    """Return the future list of how sessions with a provider stand, by subject.
+
+    Raises:
+        RequestRefused: A scope is missing, or ``first`` is wrong.
+    """
+    context.require(Scope.READ_PROVIDERS)
+    wanted = StatusFilter(
+        states=None if states is None else tuple(states),
+        subject=subject,
+        first=checked_first(first, MAX_SESSIONS),
+    )
+    return _counted(context, context.loaders.session_statuses(provider.id, wanted), len)
+
+
 def icon_url_of(
     context: RequestContext, course: Course, width: int | None
 ) -> asyncio.Future[str | None]:
@@ -503,7 +615,7 @@ async def _pages(
         raise _not_found(provider_id)
     seen: set[str] = set()
     limit = context.page_size_of(provider_id)
-    pages = pages_of(context.sessions, provider_id, kind.list_page, limit=limit)
+    pages = pages_of(context.session, provider_id, kind.list_page, limit=limit)
     async with aclosing(pages):
         async for page in pages:
             new = [row for row in page.items if kind.id_of(row) not in seen]
@@ -580,7 +692,7 @@ def _not_found(provider_id: str) -> ProviderNotFound:
 def _page_request(
     context: RequestContext, name: str, fingerprint: object, page: PageArguments
 ) -> PageRequest:
-    query = json.dumps([_CURSOR_FORMAT, name, fingerprint])
+    query = json.dumps([_CURSOR_FORMAT, name, fingerprint, *_subjects(context)])
     return PageRequest.checked(
         first=page.first,
         after=page.after,
@@ -589,9 +701,14 @@ def _page_request(
     )
 
 
+def _subjects(context: RequestContext) -> list[tuple[str, str]]:
+    """Return whom the request acts for: what one is shown is no place in another's list."""
+    return sorted(context.subjects.items())
+
+
 def _page_fetcher(context: RequestContext, kind: _ListKind[T]) -> FetchPage[T]:
     async def fetch(provider_id: str, position: str | None, limit: int) -> Page[T]:
-        async with context.sessions.session(provider_id) as session:
+        async with context.session(provider_id) as session:
             return await kind.list_page(session, position, limit)
 
     return fetch
@@ -761,35 +878,61 @@ def _nested_enrollments(
             group_of=lambda wanted: wanted[0],
             fetch=_enrollment_pager(context, rows_by_key, *arguments),
         )
-    return _counted(context, loader.load(key))
+    return _counted(context, loader.load(key), lambda connection: len(connection.nodes))
 
 
 def _counted(
-    context: RequestContext, page: asyncio.Future[Connection[T] | None]
-) -> asyncio.Future[Connection[T] | None]:
-    """Return the future page once its rows are counted, for each place that it goes to."""
-    counted: asyncio.Future[Connection[T] | None] = asyncio.get_running_loop().create_future()
+    context: RequestContext, found: asyncio.Future[T | None], length_of: Callable[[T], int]
+) -> asyncio.Future[T | None]:
+    """Return the future list once its rows are counted, for each place that it goes to."""
 
-    def settle(found: asyncio.Future[Connection[T] | None]) -> None:
-        if counted.done():
+    def count(rows: T | None) -> T | None:
+        context.count_nested_rows(0 if rows is None else length_of(rows))
+        return rows
+
+    return _then(found, count)
+
+
+def _then(found: asyncio.Future[T], convert: Callable[[T], R]) -> asyncio.Future[R]:
+    """Return the future of what a loader promises, converted; a refusal there fails it."""
+    converted: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+
+    def settle(done: asyncio.Future[T]) -> None:
+        if converted.done():
             return
-        if found.cancelled():
-            counted.cancel()
+        if done.cancelled():
+            converted.cancel()
             return
-        error = found.exception()
+        error = done.exception()
         if error is None:
-            connection = found.result()
             try:
-                context.count_nested_rows(0 if connection is None else len(connection.nodes))
-            except RequestLimitExceeded as refusal:
+                result = convert(done.result())
+            except RequestRefused as refusal:
                 error = refusal
         if error is None:
-            counted.set_result(connection)
+            converted.set_result(result)
         else:
-            counted.set_exception(error)
+            converted.set_exception(error)
 
-    page.add_done_callback(settle)
-    return counted
+    found.add_done_callback(settle)
+    return converted
+
+
+def _settled(value: T) -> asyncio.Future[T]:
+    """Return the future of what is known already."""
+    future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+    future.set_result(value)
+    return future
+
+
+def _merged_progress(called: Progress | None, known: Progress | None) -> Progress | None:
+    """Return what a call says, completed with what was known before."""
+    if called is None or known is None:
+        return called or known
+    missing = {
+        name: getattr(known, name) for name in _PROGRESS_FIELDS if getattr(called, name) is None
+    }
+    return dataclasses.replace(called, **missing)
 
 
 def _enrollment_pager(

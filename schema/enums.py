@@ -18,6 +18,7 @@ from storage.records import (
     EnrollmentSource,
     EnrollmentState,
     IdentifierType,
+    MilestoneState,
     ProgressMethod,
     ProviderState,
     RoleValue,
@@ -83,7 +84,8 @@ _DESCRIPTIONS: dict[type[Enum], tuple[str, dict[str, str]]] = {
             "BAD_MEDIA": "A file is not what it claims to be, or too large.",
             "REQUEST_LIMIT_EXCEEDED": "The request would cost more than one request may.",
             "UNAUTHENTICATED": "The key is missing or not valid.",
-            "FORBIDDEN": "The key lacks a scope; the message names it.",
+            "FORBIDDEN": "The key lacks a scope, or this is not done on behalf of users; the"
+            " message says which.",
             "INTERNAL": "A fault of the gateway, logged under the id in the message.",
         },
     ),
@@ -122,6 +124,11 @@ _DESCRIPTIONS: dict[type[Enum], tuple[str, dict[str, str]]] = {
             "ENROLLMENTS": "Enrollments.",
             "PROGRESS": "Progress of users in courses.",
             "ICONS": "Icons of courses.",
+            "SECTIONS": "Sections of courses.",
+            "MILESTONES": "What users have handed in and been given marks for.",
+            "ACTIVITY": "What users did, one by one.",
+            "USER_WRITES": "Creating users and logins.",
+            "ENROLLMENT_WRITES": "Enrolling users and ending enrollments.",
         },
     ),
     RoleValue: (
@@ -184,6 +191,17 @@ _DESCRIPTIONS: dict[type[Enum], tuple[str, dict[str, str]]] = {
         {
             "REPORTED": "The provider.",
             "DERIVED": "The gateway, from finer records of the provider.",
+        },
+    ),
+    MilestoneState: (
+        "How far one piece of a user's work is.",
+        {
+            "OPEN": "Not handed in.",
+            "SUBMITTED": "Handed in.",
+            "IN_REVIEW": "Looked at; the marks are not final.",
+            "GRADED": "Done, with its marks.",
+            "EXCUSED": "The user need not do it.",
+            "UNKNOWN": "The provider does not say, or in a word with no counterpart here.",
         },
     ),
     IdentifierType: (

@@ -14,6 +14,7 @@ from typing import Any, Final
 import structlog
 from graphql import GraphQLError
 
+from resolvers.authorizing import url_for_error
 from resolvers.context import RequestContext, SourceFailure
 from resolvers.errors import RequestRefused
 from schema.enums import ErrorCode
@@ -35,7 +36,7 @@ def formatted_errors(
     A provider's failure is told once for each field it emptied, however many objects have that
     field: its path is the first one's.
     """
-    formatted = [_of_source(failure) for failure in context.failures]
+    formatted = [_of_source(failure, context) for failure in context.failures]
     causes: dict[int, str] = {}
     formatted += [_of_graphql(error, context, causes) for error in errors or ()]
     return list(_told_once(formatted))
@@ -55,11 +56,11 @@ def refusal(error: RequestRefused | GraphQLError) -> dict[str, Any]:
     return {"message": error.message, "extensions": {"code": error.code}}
 
 
-def _of_source(failure: SourceFailure) -> dict[str, Any]:
+def _of_source(failure: SourceFailure, context: RequestContext) -> dict[str, Any]:
     return {
         "message": failure.error.message,
         "path": list(failure.path),
-        "extensions": _provider_extensions(failure.error, failure.provider_id),
+        "extensions": _provider_extensions(failure.error, failure.provider_id, context),
     }
 
 
@@ -70,7 +71,7 @@ def _of_graphql(
     formatted = _place_of(error)
     if isinstance(cause, ProviderError):
         formatted["message"] = cause.message
-        formatted["extensions"] = _provider_extensions(cause, cause.provider_id)
+        formatted["extensions"] = _provider_extensions(cause, cause.provider_id, context)
     elif isinstance(cause, RequestRefused):
         formatted["message"] = cause.message
         formatted["extensions"] = {"code": cause.code}
@@ -117,13 +118,17 @@ def _internal(error_id: str) -> dict[str, Any]:
     }
 
 
-def _provider_extensions(error: ProviderError, provider_id: str | None) -> dict[str, Any]:
-    return {
+def _provider_extensions(
+    error: ProviderError, provider_id: str | None, context: RequestContext
+) -> dict[str, Any]:
+    extensions = {
         "code": error.code,
         "providerId": provider_id,
         "retryable": error.retryable,
         "retryAfterSeconds": error.retry_after_seconds,
     }
+    url = url_for_error(context.authorizing, error)
+    return extensions if url is None else {**extensions, "authorizationUrl": url}
 
 
 def _told_once(formatted: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:

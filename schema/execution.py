@@ -29,6 +29,7 @@ from resolvers.context import RequestContext
 from resolvers.errors import BadInput, RequestLimitExceeded, RequestRefused
 from schema.errors import formatted_errors, internal_error, refusal
 from schema.limits import DocumentLimits, check_document
+from sessions.strategies import Choice, listening
 
 Answer: TypeAlias = tuple[int, dict[str, Any]]
 """HTTP status, and the response body of the GraphQL specification."""
@@ -56,6 +57,7 @@ async def execute(
     context: RequestContext,
     *,
     queries_only: bool = False,
+    shows_strategies: bool = False,
 ) -> Answer:
     """Answer one request.
 
@@ -64,6 +66,8 @@ async def execute(
         body: The decoded request: ``query``, ``operationName``, ``variables``, ``extensions``.
         context: Made for this request; its batches are given up at the end.
         queries_only: Refuse mutations, as a GET must.
+        shows_strategies: Tell in the answer's extensions which way providers were read, and what
+            each way would have cost.
 
     Returns:
         200 with data, perhaps partial; 400 without data when the document or a variable is
@@ -71,7 +75,11 @@ async def execute(
         Nothing is raised but cancellation.
     """
     try:
-        return await _execute(schema, body, context, queries_only=queries_only)
+        if not shows_strategies:
+            return await _execute(schema, body, context, queries_only=queries_only)
+        with listening() as choices:
+            status, answer = await _execute(schema, body, context, queries_only=queries_only)
+        return status, {**answer, "extensions": {"strategies": [*map(_strategy, choices)]}}
     except RequestRefused as error:
         return _BAD_REQUEST, {"errors": [refusal(error)]}
     except Exception as error:  # noqa: BLE001 - the mask: whatever it is, the caller sees an id only
@@ -128,6 +136,18 @@ def _answer(result: ExecutionResult, context: RequestContext) -> Answer:
     if errors:
         answer["errors"] = errors
     return _OK, answer
+
+
+def _strategy(choice: Choice) -> dict[str, Any]:
+    return {
+        "providerId": choice.provider_id,
+        "subject": choice.subject,
+        "wanted": choice.wanted,
+        "keys": choice.keys,
+        "chosen": choice.chosen,
+        "callsByStrategy": dict(choice.calls_by_strategy),
+        "reason": choice.reason,
+    }
 
 
 def _request_of(body: Mapping[str, Any]) -> _Request:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import binascii
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from resolvers.errors import BadInput
@@ -13,6 +14,12 @@ COURSE = "Course"
 ENROLLMENT = "Enrollment"
 PROVIDER = "Provider"
 
+ON_BEHALF_OF = "On-Behalf-Of"
+"""The header that names the users a request acts for."""
+
+_NOT_OURS = "This is not an id the gateway gave"
+_MAX_SUBJECTS = 20
+_MAX_SUBJECT_CHARACTERS = 255
 _TYPE_NAMES = frozenset({USER, COURSE, ENROLLMENT, PROVIDER})
 
 
@@ -49,11 +56,37 @@ def decode(text: str, *, argument: str, type_name: str | None = None) -> GlobalI
     """
     parts = _decoded(text).split(":", 2)
     if len(parts) != 3 or parts[0] not in _TYPE_NAMES or not parts[1]:  # noqa: PLR2004 - type:provider:id
-        raise BadInput(argument, "This is not an id the gateway gave")
+        raise BadInput(argument, _NOT_OURS)
     found = GlobalId(*parts)
     if type_name is not None and found.type_name != type_name:
         raise BadInput(argument, f"This is the id of a {found.type_name}, not of a {type_name}")
     return found
+
+
+def read_subjects(headers: Sequence[str]) -> Mapping[str, str]:
+    """Return external ids of users by provider id, as the header ``On-Behalf-Of`` gives them.
+
+    Args:
+        headers: The header's values, each a list of global ids with commas between; none at all
+            for a request that acts for the organisation.
+
+    Raises:
+        BadInput: One is not the id of a user, two are of one provider, or they are too many.
+    """
+    given = [text for header in headers for part in header.split(",") if (text := part.strip())]
+    if headers and not given:
+        raise BadInput(ON_BEHALF_OF, "The global id of a user is needed here; or leave it out")
+    if len(given) > _MAX_SUBJECTS:
+        raise BadInput(ON_BEHALF_OF, f"{len(given)} users are too many, at most {_MAX_SUBJECTS}")
+    subjects: dict[str, str] = {}
+    for text in given:
+        user = decode(text, argument=ON_BEHALF_OF, type_name=USER)
+        if not _can_be_acted_for(user.local_id):
+            raise BadInput(ON_BEHALF_OF, _NOT_OURS)
+        if user.provider_id in subjects:
+            raise BadInput(ON_BEHALF_OF, "Two of the users are of one provider; name one of each")
+        subjects[user.provider_id] = user.local_id
+    return subjects
 
 
 def enrollment_id(provider_id: str, user_id: str, local_id: str) -> GlobalId:
@@ -69,8 +102,13 @@ def enrollment_parts(found: GlobalId, *, argument: str) -> tuple[str, str]:
     """
     length, colon, rest = found.local_id.partition(":")
     if not colon or not length.isascii() or not length.isdigit() or len(length) > 6:  # noqa: PLR2004 - no id is that long
-        raise BadInput(argument, "This is not an id the gateway gave")
+        raise BadInput(argument, _NOT_OURS)
     return rest[: int(length)], rest[int(length) :]
+
+
+def _can_be_acted_for(user_id: str) -> bool:
+    """Whether a session can be kept under the id: no provider has others, but anybody can write."""
+    return 0 < len(user_id) <= _MAX_SUBJECT_CHARACTERS and user_id.isprintable()
 
 
 def _decoded(text: str) -> str:

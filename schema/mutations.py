@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
 
 import strawberry
 
+from resolvers import authorizing
 from resolvers import context as contexts
 from resolvers.context import RequestContext, Scope
+from schema import global_ids
 from schema.enums import ErrorCode, error_code
 from schema.inputs import RegisterProviderInput, UpdateProviderInput
+from schema.roster_mutations import RosterMutation
 from schema.types import GatewayInfo, Provider
 from storage import records
 
@@ -88,6 +92,45 @@ class SessionRevoked:
     subject: str = strawberry.field(description="On whose behalf it was held.")
 
 
+@strawberry.input(description="Who is to let the gateway act for them.")
+class BeginAuthorizationInput:
+    """Who is to let the gateway act for them."""
+
+    provider_id: strawberry.ID = strawberry.field(description=_PROVIDER_ID)
+    user_id: strawberry.ID | None = strawberry.field(
+        default=None,
+        description="Global id of the provider's user whose consent is wanted; anybody else's is"
+        " then not accepted. Null for whoever opens the address.",
+    )
+
+    def user(self) -> tuple[str, str] | None:
+        """Return provider and external id of the user, if one is named.
+
+        Raises:
+            BadInput: It is no user's id.
+        """
+        if self.user_id is None:
+            return None
+        found = global_ids.decode(self.user_id, argument="input.userId", type_name=global_ids.USER)
+        return found.provider_id, found.local_id
+
+
+@strawberry.type(description="Where a user lets the gateway act for them.")
+class AuthorizationBegun:
+    """Where a user lets the gateway act for them."""
+
+    authorization_url: str = strawberry.field(
+        description="To be opened in the user's browser, which is sent to the provider and back."
+        " It can be opened any number of times, and nothing is kept until it is."
+    )
+    expires_at: datetime = strawberry.field(description="Until when it can be opened.")
+
+    @classmethod
+    def from_record(cls, record: contexts.AuthorizationLink) -> AuthorizationBegun:
+        """Build the type from its record."""
+        return cls(authorization_url=record.url, expires_at=record.expires_at)
+
+
 ProviderResult = Annotated[
     ProviderPayload | ProviderRefused,
     strawberry.union("ProviderResult", description="The changed provider, or why not."),
@@ -104,12 +147,16 @@ RevokeSessionResult = Annotated[
     SessionRevoked | ProviderRefused,
     strawberry.union("RevokeSessionResult", description="What was ended, or why not."),
 ]
+BeginAuthorizationResult = Annotated[
+    AuthorizationBegun | ProviderRefused,
+    strawberry.union("BeginAuthorizationResult", description="Where to send the user, or why not."),
+]
 
 
 @strawberry.type(
-    description="What can be changed. Everything here needs the scope write:providers."
+    description="What can be changed. Needs the scope write:providers, unless another is named."
 )
-class Mutation:
+class Mutation(RosterMutation):
     """What can be changed."""
 
     @strawberry.mutation(
@@ -197,6 +244,25 @@ class Mutation:
         if not seen or not await context.registration.revoke(provider_id, subject):
             return _NO_SESSION
         return SessionRevoked(provider_id=provider_id, subject=subject)
+
+    @strawberry.mutation(
+        description="Make an address at which a user lets the gateway act for them, for the first"
+        " time or again. Needs the scope act:users instead of write:providers."
+    )
+    async def begin_authorization(
+        self,
+        info: GatewayInfo,
+        input: Annotated[  # noqa: A002 - Relay's name
+            BeginAuthorizationInput, strawberry.argument(description="The provider and the user.")
+        ],
+    ) -> BeginAuthorizationResult:
+        """Make an address for a user to open."""
+        context = info.context
+        context.require(Scope.ACT_AS_USERS)
+        begun = await authorizing.begin_authorization(context, input.provider_id, input.user())
+        if isinstance(begun, contexts.Refusal):
+            return ProviderRefused.from_record(begun)
+        return AuthorizationBegun.from_record(begun)
 
 
 _NOT_FOUND = ProviderRefused(

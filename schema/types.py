@@ -14,9 +14,9 @@ import strawberry
 from graphql import FieldNode, FragmentSpreadNode, InlineFragmentNode, SelectionSetNode
 from strawberry.types import Info
 
+from resolvers import authorizing, paging, roster
 from resolvers import context as contexts
-from resolvers import paging, roster
-from resolvers.context import RequestContext, Scope
+from resolvers.context import RequestContext
 from resolvers.roster import DEFAULT_FIRST
 from schema import global_ids
 from schema.enums import ErrorCode, error_code
@@ -32,6 +32,7 @@ from storage.records import (
     EnrollmentSource,
     EnrollmentState,
     IdentifierType,
+    MilestoneState,
     ProgressMethod,
     ProviderState,
     RoleValue,
@@ -115,7 +116,8 @@ class ProviderSession:
     """One session the gateway holds with a provider."""
 
     subject: str = strawberry.field(
-        description="On whose behalf: service for the organisation, else a user's external id."
+        description="On whose behalf: service for the organisation, user: and the external id of"
+        " a user who authorised the gateway."
     )
     state: SessionState = strawberry.field(description="Where the session is in its life.")
     version: int = strawberry.field(description="Rises by one with every login and renewal.")
@@ -135,6 +137,15 @@ class ProviderSession:
     problem: str | None = strawberry.field(
         description="The same for a person; null when all is well."
     )
+    record: strawberry.Private[SessionStatusRecord]
+
+    @strawberry.field(
+        description="Where the user signs in again, to be opened within an hour; null unless the"
+        " session is a user's and REAUTH_REQUIRED."
+    )
+    def authorization_url(self, info: GatewayInfo) -> str | None:
+        """Return where the user signs in again."""
+        return authorizing.url_for_session(info.context.authorizing, self.record)
 
     @classmethod
     def from_record(cls, record: SessionStatusRecord) -> ProviderSession:
@@ -149,6 +160,7 @@ class ProviderSession:
             failures=record.failures,
             problem_code=error_code(record.problem_code),
             problem=record.problem,
+            record=record,
         )
 
 
@@ -191,13 +203,34 @@ class Provider(Node):
         description="Sessions the gateway holds with it, by subject. Needs the scope"
         " read:providers; null without."
     )
-    def sessions(self, info: GatewayInfo) -> list[ProviderSession] | None:
+    def sessions(
+        self,
+        info: GatewayInfo,
+        states: Annotated[
+            list[SessionState] | None,
+            strawberry.argument(description="Only those in one of these states; null for all."),
+        ] = None,
+        subject: Annotated[
+            str | None,
+            strawberry.argument(
+                description="Only this one: service, or user: and a user's external id; null for"
+                " all."
+            ),
+        ] = None,
+        first: Annotated[
+            int | None,
+            strawberry.argument(description="How many at most: 1 to 1000; null for 50."),
+        ] = 50,
+    ) -> list[ProviderSession] | None:
         """Return how its sessions stand."""
-        info.context.require(Scope.READ_PROVIDERS)
-        return later(
-            info.context.loaders.statuses_by_provider.load(self.record.id),
-            lambda statuses: [ProviderSession.from_record(status) for status in statuses],
+        found = roster.sessions_of(
+            info.context,
+            self.record,
+            states=states,
+            subject=subject,
+            first=DEFAULT_FIRST if first is None else first,
         )
+        return later(found, lambda rows: [ProviderSession.from_record(row) for row in rows])
 
     @classmethod
     def from_record(cls, record: records.Provider) -> Provider:
@@ -344,6 +377,128 @@ class Progress:
             time_spent_seconds=record.time_spent_seconds,
             score=None if record.score is None else Score.from_record(record.score),
             method=record.method,
+        )
+
+
+@strawberry.type(
+    description="One piece of work of one user in one course, such as what was handed in to a"
+    " Canvas assignment. Null always means not reported."
+)
+class Milestone:
+    """One piece of work of one user in one course."""
+
+    external_id: str = strawberry.field(description="The provider's own id, exactly.")
+    title: str | None = strawberry.field(
+        description="Of the piece of work, the provider's text untouched; null when not reported."
+    )
+    state: MilestoneState = strawberry.field(description="How far it is.")
+    due_at: datetime | None = strawberry.field(
+        description="When it is to be handed in; null when there is no such date, or it is not"
+        " reported."
+    )
+    submitted_at: datetime | None = strawberry.field(
+        description="When it was last handed in; null when it was not, or not reported."
+    )
+    graded_at: datetime | None = strawberry.field(
+        description="When it was last given marks; null when it was not, or not reported."
+    )
+    score: Score | None = strawberry.field(description="The marks; null when not reported.")
+    attempt: int | None = strawberry.field(
+        description="How many times it was handed in; null when not reported."
+    )
+    late: bool | None = strawberry.field(
+        description="Whether it was handed in after it was due; null when not reported."
+    )
+    missing: bool | None = strawberry.field(
+        description="Whether it is due and was not handed in; null when not reported."
+    )
+    provenance: Provenance = strawberry.field(
+        description="Where the milestone comes from and how fresh it is."
+    )
+
+    @classmethod
+    def from_record(cls, record: records.Milestone) -> Milestone:
+        """Build the type from its record."""
+        return cls(
+            external_id=record.external_id,
+            title=record.title,
+            state=record.state,
+            due_at=record.due_at,
+            submitted_at=record.submitted_at,
+            graded_at=record.graded_at,
+            score=None if record.score is None else Score.from_record(record.score),
+            attempt=record.attempt,
+            late=record.late,
+            missing=record.missing,
+            provenance=Provenance.from_record(record.provenance),
+        )
+
+
+@strawberry.type(
+    description="A part of a course that users are enrolled in, such as a Canvas section. Null"
+    " always means not reported."
+)
+class Section:
+    """A part of a course that users are enrolled in."""
+
+    external_id: str = strawberry.field(description="The provider's own id, exactly.")
+    title: str = strawberry.field(description="The provider's text untouched.")
+    identifiers: list[Identifier] = strawberry.field(
+        description="Identifiers beside the external id, in the provider's order."
+    )
+    starts_at: datetime | None = strawberry.field(description="Null when not reported.")
+    ends_at: datetime | None = strawberry.field(description="Null when not reported.")
+    provenance: Provenance = strawberry.field(
+        description="Where the section comes from and how fresh it is."
+    )
+
+    @classmethod
+    def from_record(cls, record: records.Section) -> Section:
+        """Build the type from its record."""
+        return cls(
+            external_id=record.external_id,
+            title=record.title,
+            identifiers=[Identifier.from_record(row) for row in record.identifiers],
+            starts_at=record.starts_at,
+            ends_at=record.ends_at,
+            provenance=Provenance.from_record(record.provenance),
+        )
+
+
+@strawberry.type(
+    description="One thing a user did, such as a page looked at in Canvas. Null always means not"
+    " reported."
+)
+class Activity:
+    """One thing a user did."""
+
+    external_id: str = strawberry.field(description="The provider's own id, exactly.")
+    kind: str = strawberry.field(description="What was done, in the provider's own word.")
+    at: datetime = strawberry.field(description="When it was done.")
+    seconds: float | None = strawberry.field(
+        description="How long it took, in seconds; null when not reported."
+    )
+    course_id: strawberry.ID | None = strawberry.field(
+        description="Global id of the course it was done in; null when in none. Costs no call."
+    )
+    provenance: Provenance = strawberry.field(
+        description="Where the activity comes from and how fresh it is."
+    )
+
+    @classmethod
+    def from_record(cls, record: records.Activity) -> Activity:
+        """Build the type from its record."""
+        return cls(
+            external_id=record.external_id,
+            kind=record.kind,
+            at=record.at,
+            seconds=record.seconds,
+            course_id=None
+            if record.course_id is None
+            else strawberry.ID(
+                GlobalId(global_ids.COURSE, record.provider_id, record.course_id).encode()
+            ),
+            provenance=Provenance.from_record(record.provenance),
         )
 
 
@@ -526,6 +681,24 @@ class User(Node):
         )
         return later(found, EnrollmentConnection.from_record)
 
+    @strawberry.field(
+        description="The latest things the user did, newest first; null while the provider is"
+        " down, cannot tell, or no longer knows the user. Needs the scope read:enrollments. Costs"
+        " a provider that tells it user by user one call for each."
+    )
+    def activity(
+        self,
+        info: GatewayInfo,
+        first: Annotated[
+            int | None, strawberry.argument(description="How many at most: 1 to 100; null for 50.")
+        ] = 50,
+    ) -> list[Activity] | None:
+        """Return the future list of what the user did."""
+        found = roster.activity_of(
+            info.context, self.record, first=DEFAULT_FIRST if first is None else first
+        )
+        return later(found, lambda rows: [Activity.from_record(row) for row in rows])
+
     @classmethod
     def from_record(cls, record: records.User) -> User:
         """Build the type from its record."""
@@ -636,6 +809,15 @@ class Course(Node):
         )
         return later(found, EnrollmentConnection.from_record)
 
+    @strawberry.field(
+        description="The course's sections, by title; null while the provider is down, has none,"
+        " or no longer knows the course. Needs the scope read:courses."
+    )
+    def sections(self, info: GatewayInfo) -> list[Section] | None:
+        """Return the future sections."""
+        found = roster.sections_of(info.context, self.record)
+        return later(found, lambda rows: [Section.from_record(row) for row in rows])
+
     @classmethod
     def from_record(cls, record: records.Course) -> Course:
         """Build the type from its record."""
@@ -714,11 +896,32 @@ class Enrollment(Node):
         """Return the user's role in the course."""
         return Role.from_record(self.record.role)
 
-    @strawberry.field(description="How far the user is; null when not reported.")
-    def progress(self) -> Progress | None:
-        """Return how far the user is."""
-        record = self.record.progress
-        return None if record is None else Progress.from_record(record)
+    @strawberry.field(
+        description="In which part of the course; null when in none, and as for course. Needs the"
+        " scope read:courses."
+    )
+    def section(self, info: GatewayInfo) -> Section | None:
+        """Return the future section."""
+        return later(roster.section_of(info.context, self.record), Section.from_record)
+
+    @strawberry.field(
+        description="How far the user is; null when not reported. Some providers, such as Canvas,"
+        " tell it by a call of its own, made for all enrollments of the answer together: null too"
+        " while that fails."
+    )
+    def progress(self, info: GatewayInfo) -> Progress | None:
+        """Return how far the user is, in the future where a call tells it."""
+        return later(roster.progress_of(info.context, self.record), Progress.from_record)
+
+    @strawberry.field(
+        description="What the user has handed in and been given marks for in the course, by due"
+        " date, those without one last; null while the provider is down, or has no such thing."
+        " Needs the scope read:enrollments."
+    )
+    def milestones(self, info: GatewayInfo) -> list[Milestone] | None:
+        """Return the future milestones."""
+        found = roster.milestones_of(info.context, self.record)
+        return later(found, lambda rows: [Milestone.from_record(row) for row in rows])
 
     @strawberry.field(description="Where the enrollment comes from and how fresh it is.")
     def provenance(self) -> Provenance:

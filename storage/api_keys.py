@@ -33,6 +33,9 @@ _NAMED_SCOPES: Final = (
     "read:providers",
     "read:metrics",
     "write:providers",
+    "write:users",
+    "write:enrollments",
+    "act:users",
 )
 _PROVIDER_SCOPE: Final = re.compile(r"provider:[A-Za-z0-9_-]{1,64}")
 _TOKEN: Final = re.compile(r"gw_([a-z0-9]{8})_[A-Za-z0-9_-]{43}")
@@ -80,7 +83,9 @@ def parse_scopes(scopes: Collection[str]) -> frozenset[str]:
     """Check scopes and return them.
 
     ``admin`` may do everything. ``read:users``, ``read:courses``, ``read:enrollments``,
-    ``read:providers``, ``read:metrics`` and ``write:providers`` allow what they say.
+    ``read:providers``, ``read:metrics``, ``write:providers``, ``write:users`` and
+    ``write:enrollments`` allow what they say. ``act:users`` allows to act for users who agreed, and
+    to ask them.
     ``provider:<id>`` allows nothing by itself, but a key with any of them sees the named
     providers only; a key with none of them sees all.
 

@@ -206,3 +206,31 @@ callback = Table(
     Column("used", Boolean, nullable=False),
     Index(None, "provider_id"),
 )
+
+authorization_request = Table(
+    "authorization_request",
+    metadata,
+    Column("state_sha256", Text, primary_key=True),
+    Column("provider_id", Text, ForeignKey("provider.id", ondelete="CASCADE"), nullable=False),
+    Column("user_id", Text),  # whose consent is asked for; null for anybody's
+    Column("verifier", LargeBinary, nullable=False),  # sealed, bound to this row
+    Column("browser_sha256", Text, nullable=False),
+    Column("expires_at", Double, nullable=False),  # by the database's clock
+    Column("used", Boolean, nullable=False),
+    Index(None, "expires_at"),
+)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("caller", Text, primary_key=True),  # id of the caller's API key
+    Column("mutation", Text, primary_key=True),
+    Column("provider_id", Text, ForeignKey("provider.id", ondelete="CASCADE"), primary_key=True),
+    Column("key_sha256", Text, primary_key=True),
+    Column("input_sha256", Text, nullable=False),
+    Column("answer", LargeBinary),  # JSON; null while it is under way, or came to nothing
+    Column("fence", Integer, nullable=False),  # raised by every claim
+    Column("lease_until", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),  # by the database's clock
+    Index(None, "expires_at"),
+)

@@ -35,6 +35,7 @@ class PretendSlate:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[str]:
         listener = socket.create_server(("127.0.0.1", 0))
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         app = Starlette(
             routes=[
                 Route("/token", self.log_in, methods=["POST"]),

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from test_kolibri import VERSIONS, simulated
 
 from resolvers.icons import IconLimits, open_icons
-from sessions.base import ProviderSession
+from sessions.base import SERVICE, ProviderSession
 from storage.database import Database
 from storage.leases import SessionStatus
 from storage.media import MediaStore
@@ -26,11 +26,13 @@ class OneSession:
         self.talk = talk
 
     @asynccontextmanager
-    async def session(self, provider_id: str) -> AsyncIterator[ProviderSession]:
-        assert provider_id == "7"
+    async def session(
+        self, provider_id: str, subject: str = SERVICE, /
+    ) -> AsyncIterator[ProviderSession]:
+        assert (provider_id, subject) == ("7", SERVICE)
         yield self.talk.session
 
-    async def list_statuses(self) -> Sequence[SessionStatus]:
+    async def list_statuses(self, **_filters: object) -> Sequence[SessionStatus]:
         return []
 
 

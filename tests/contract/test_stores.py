@@ -717,6 +717,9 @@ def test_every_scope_there_is_can_be_given() -> None:
         "read:providers",
         "read:metrics",
         "write:providers",
+        "write:users",
+        "write:enrollments",
+        "act:users",
         "provider:A-1_z",
     }
 

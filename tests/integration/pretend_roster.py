@@ -19,21 +19,26 @@ from resolvers.context import (
 from schema import build_schema
 from schema.execution import execute
 from sessions.base import (
+    SERVICE,
     Authorization,
     Capability,
     Exports,
     Grant,
     NewGrant,
     Page,
+    Pair,
     Platform,
     ProviderCheck,
     ProviderSession,
+    Subject,
 )
-from sessions.errors import ProviderError, ProviderNotFound
+from sessions.errors import ProviderError, ProviderNotFound, ReauthRequired
 from sessions.http import ProviderHttp
+from sessions.strategies import Choice, note_choice
 from storage.credentials import Secret
 from storage.leases import SessionStatus
 from storage.records import (
+    Activity,
     Course,
     CourseKind,
     CourseState,
@@ -41,6 +46,8 @@ from storage.records import (
     EnrollmentSource,
     EnrollmentState,
     IconSource,
+    Milestone,
+    MilestoneState,
     Progress,
     ProgressMethod,
     Provenance,
@@ -48,6 +55,7 @@ from storage.records import (
     ProviderState,
     Role,
     RoleValue,
+    Section,
     SessionState,
     User,
 )
@@ -61,12 +69,21 @@ ALL_SCOPES = frozenset({"admin"})
 
 @dataclass(slots=True)
 class Roster:
-    """What one provider has, whether it is up, and every call it got."""
+    """What one provider shows a subject, whether it is up, and every call it got.
+
+    ``sections``, ``milestones`` and ``activities`` are ``None`` where the platform has none;
+    ``progress`` is what a call of its own tells. ``seen_by`` holds what single users are shown.
+    """
 
     provider: Provider
     users: list[User] = field(default_factory=list)
     courses: list[Course] = field(default_factory=list)
     enrollments: list[Enrollment] = field(default_factory=list)
+    sections: list[Section] | None = None
+    milestones: list[Milestone] | None = None
+    activities: list[Activity] | None = None
+    progress: dict[Pair, Progress] = field(default_factory=dict)
+    seen_by: dict[str, "Roster"] = field(default_factory=dict)
     failure: ProviderError | None = None
     failures_by_call: dict[str, Exception] = field(default_factory=dict)
     delay_seconds: float = 0
@@ -81,9 +98,10 @@ class Roster:
 class RecordingSession(ProviderSession):
     """A session that reads a roster; positions are offsets."""
 
-    def __init__(self, roster: Roster) -> None:
+    def __init__(self, roster: Roster, subject: str = SERVICE) -> None:
         super().__init__(
             roster.provider,
+            subject=Subject.parse(subject),
             http=cast("ProviderHttp", None),  # never used: the roster is in memory
             authorization=cast("Authorization", None),  # the same
             exports=cast("Exports", None),  # the same
@@ -128,6 +146,16 @@ class RecordingSession(ProviderSession):
         self, user_ids: Collection[str]
     ) -> Mapping[str, Sequence[Enrollment]]:
         await self._called("fetch_enrollments_by_user", list(user_ids))
+        note_choice(
+            Choice(
+                provider_id=self.provider.id,
+                subject=str(self.subject),
+                wanted="enrollments by user",
+                keys=len(user_ids),
+                chosen="all at once",
+                calls_by_strategy={"all at once": 1, "by user": len(user_ids)},
+            )
+        )
         known = {row.external_id for row in self.roster.users}
         found: dict[str, list[Enrollment]] = {key: [] for key in user_ids if key in known}
         for row in self.roster.enrollments:
@@ -145,6 +173,44 @@ class RecordingSession(ProviderSession):
             if row.course_id in found:
                 found[row.course_id].append(row)
         return found
+
+    async def fetch_progress(self, pairs: Collection[Pair]) -> Mapping[Pair, Progress]:
+        await self._called("fetch_progress", list(pairs))
+        return {pair: self.roster.progress[pair] for pair in pairs if pair in self.roster.progress}
+
+    async def fetch_milestones(self, pairs: Collection[Pair]) -> Mapping[Pair, Sequence[Milestone]]:
+        if self.roster.milestones is None:
+            return await super().fetch_milestones(pairs)
+        await self._called("fetch_milestones", list(pairs))
+        found: dict[Pair, list[Milestone]] = {pair: [] for pair in pairs}
+        for row in self.roster.milestones:
+            if (row.user_id, row.course_id) in found:
+                found[row.user_id, row.course_id].append(row)
+        return found
+
+    async def fetch_sections_by_course(
+        self, course_ids: Collection[str]
+    ) -> Mapping[str, Sequence[Section]]:
+        if self.roster.sections is None:
+            return await super().fetch_sections_by_course(course_ids)
+        await self._called("fetch_sections_by_course", list(course_ids))
+        known = {row.external_id for row in self.roster.courses}
+        return {
+            key: [row for row in self.roster.sections if row.course_id == key]
+            for key in course_ids
+            if key in known
+        }
+
+    async def fetch_activity_by_user(
+        self, user_ids: Collection[str], *, limit: int
+    ) -> Mapping[str, Sequence[Activity]]:
+        if self.roster.activities is None:
+            return await super().fetch_activity_by_user(user_ids, limit=limit)
+        await self._called("fetch_activity_by_user", (list(user_ids), limit))
+        return {
+            key: [row for row in self.roster.activities if row.user_id == key][:limit]
+            for key in user_ids
+        }
 
     async def _called(self, name: str, arguments: object) -> None:
         self.roster.calls.append((name, arguments))
@@ -182,6 +248,8 @@ class World:
 
     rosters: dict[str, Roster] = field(default_factory=dict)
     statuses: list[SessionStatus] = field(default_factory=list)
+    status_questions: list[tuple[Any, ...]] = field(default_factory=list)
+    lent: list[tuple[str, str]] = field(default_factory=list)
     icon_batches: list[int] = field(default_factory=list)
     platform: Platform = PLATFORM
     limits: ReadingLimits = field(default_factory=lambda: ReadingLimits(cursor_key=Secret(b"key")))
@@ -202,13 +270,37 @@ class World:
     # Sessions
 
     @asynccontextmanager
-    async def session(self, provider_id: str) -> AsyncIterator[ProviderSession]:
-        if provider_id not in self.rosters:
+    async def session(
+        self, provider_id: str, subject: str = SERVICE, /
+    ) -> AsyncIterator[ProviderSession]:
+        self.lent.append((provider_id, subject))
+        roster: Roster | None = self.rosters.get(provider_id)
+        if roster is None:
             raise ProviderNotFound("No such provider is registered", provider_id=provider_id)
-        yield RecordingSession(self.rosters[provider_id])
+        if subject != SERVICE:
+            roster = roster.seen_by.get(subject)
+        if roster is None:
+            raise ReauthRequired("The user has not agreed", provider_id=provider_id)
+        yield RecordingSession(roster, subject)
 
-    async def list_statuses(self) -> Sequence[SessionStatus]:
-        return self.statuses
+    async def list_statuses(
+        self,
+        *,
+        provider_ids: Collection[str] | None = None,
+        states: Collection[SessionState] | None = None,
+        subject: str | None = None,
+        limit: int | None = None,
+    ) -> Sequence[SessionStatus]:
+        self.status_questions.append((provider_ids, states, subject, limit))
+        found: dict[str, list[SessionStatus]] = {}
+        for row in sorted(self.statuses, key=lambda row: (row.provider_id, row.subject)):
+            if (
+                (provider_ids is None or row.provider_id in provider_ids)
+                and (states is None or row.state in states)
+                and subject in {None, row.subject}
+            ):
+                found.setdefault(row.provider_id, []).append(row)
+        return [row for rows in found.values() for row in rows[:limit]]
 
     # Providers
 
@@ -287,6 +379,7 @@ class Key:
 
     scopes: frozenset[str] = ALL_SCOPES
     hidden: frozenset[str] = frozenset()
+    key_id: str = "key"
 
     def allows(self, scope: str, /) -> bool:
         return "admin" in self.scopes or scope in self.scopes
@@ -295,7 +388,9 @@ class Key:
         return provider_id not in self.hidden
 
 
-def a_context(world: World, key: Key | None = None) -> RequestContext:
+def a_context(
+    world: World, key: Key | None = None, subjects: Mapping[str, str] | None = None
+) -> RequestContext:
     return RequestContext(
         access=key or Key(),
         sessions=world,
@@ -305,23 +400,32 @@ def a_context(world: World, key: Key | None = None) -> RequestContext:
         icons=world,
         limits=world.limits,
         request_id="request-1",
+        subjects=subjects or {},
     )
 
 
 async def ask(
-    world: World, query: str, variables: Mapping[str, Any] | None = None, key: Key | None = None
+    world: World,
+    query: str,
+    variables: Mapping[str, Any] | None = None,
+    key: Key | None = None,
+    subjects: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the whole answer to a query."""
     body = {"query": query, "variables": variables}
-    _status, answer = await execute(SCHEMA, body, a_context(world, key))
+    _status, answer = await execute(SCHEMA, body, a_context(world, key, subjects))
     return answer
 
 
 async def answer_of(
-    world: World, query: str, variables: Mapping[str, Any] | None = None, key: Key | None = None
+    world: World,
+    query: str,
+    variables: Mapping[str, Any] | None = None,
+    key: Key | None = None,
+    subjects: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the data of an answer that has no errors."""
-    answer = await ask(world, query, variables, key)
+    answer = await ask(world, query, variables, key, subjects)
     assert "errors" not in answer, answer["errors"]
     data: dict[str, Any] = answer["data"]
     return data
@@ -394,6 +498,47 @@ def an_enrollment(provider_id: str, user_id: str, course_id: str, **changes: Any
         "provenance": provenance(provider_id, external_id, "membership"),
     }
     return Enrollment(**{**values, **changes})
+
+
+def a_section(provider_id: str, course_id: str, number: int, **changes: Any) -> Section:
+    external_id = f"{course_id}-s{number}"
+    values: dict[str, Any] = {
+        "provider_id": provider_id,
+        "external_id": external_id,
+        "course_id": course_id,
+        "title": f"Section {number}",
+        "provenance": provenance(provider_id, external_id, "group"),
+    }
+    return Section(**{**values, **changes})
+
+
+def a_milestone(
+    provider_id: str, user_id: str, course_id: str, number: int, **changes: Any
+) -> Milestone:
+    external_id = f"{user_id}-{course_id}-m{number}"
+    values: dict[str, Any] = {
+        "provider_id": provider_id,
+        "external_id": external_id,
+        "user_id": user_id,
+        "course_id": course_id,
+        "title": f"Essay {number}",
+        "state": MilestoneState.OPEN,
+        "provenance": provenance(provider_id, external_id, "handing in"),
+    }
+    return Milestone(**{**values, **changes})
+
+
+def an_activity(provider_id: str, user_id: str, number: int, **changes: Any) -> Activity:
+    external_id = f"{user_id}-a{number}"
+    values: dict[str, Any] = {
+        "provider_id": provider_id,
+        "external_id": external_id,
+        "user_id": user_id,
+        "kind": "look",
+        "at": NOW - timedelta(minutes=number),
+        "provenance": provenance(provider_id, external_id, "click"),
+    }
+    return Activity(**{**values, **changes})
 
 
 def a_status(provider_id: str, **changes: Any) -> SessionStatus:

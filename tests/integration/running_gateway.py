@@ -94,6 +94,7 @@ async def running_gateway(folder: Path, **settings: str) -> AsyncIterator[Runnin
 @contextlib.contextmanager
 def listening() -> Any:
     listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         yield listener
     finally:

@@ -95,9 +95,9 @@ def test_fields_that_need_a_provider_can_be_null() -> None:
 
     assert [name for name in nullable if str(query.fields[name].type).endswith("!")] == []
     for kind_name, fields in {
-        "User": ["enrollments"],
-        "Course": ["enrollments", "iconUrl", "icon"],
-        "Enrollment": ["user", "course"],
+        "User": ["enrollments", "activity"],
+        "Course": ["enrollments", "iconUrl", "icon", "sections"],
+        "Enrollment": ["user", "course", "section", "milestones", "progress"],
         "Provider": ["sessions"],
     }.items():
         kind = SCHEMA._schema.type_map[kind_name]

@@ -11,8 +11,11 @@ from pretend_roster import (
     Key,
     World,
     a_course,
+    a_milestone,
+    a_section,
     a_status,
     a_user,
+    an_activity,
     an_enrollment,
     answer_of,
     ask,
@@ -124,6 +127,36 @@ async def test_a_learners_record_is_three_calls() -> None:
         "score": {"raw": 7.0, "min": None, "max": 10.0, "scaled": None, "grade": None},
     }
     assert school.call_names() == ["fetch_users", "fetch_enrollments_by_user", "fetch_courses"]
+
+
+async def test_a_learners_work_is_six_calls() -> None:
+    world = World()
+    school = world.add("1", user_count=1, course_count=2)
+    school.sections = [a_section("1", "c0", 1)]
+    school.enrollments = [
+        an_enrollment("1", "u0", "c0", section_id="c0-s1"),
+        an_enrollment("1", "u0", "c1"),
+    ]
+    school.milestones = [a_milestone("1", "u0", "c1", 1, attempt=2)]
+    school.activities = [an_activity("1", "u0", 1)]
+    users = (await answer_of(world, "{ users { nodes { id } } }"))["users"]["nodes"]
+    school.calls.clear()
+
+    data = await answer_of(world, operation("learner_work"), {"userId": users[0]["id"]})
+
+    first, second = data["user"]["enrollments"]["nodes"]
+    assert [row["kind"] for row in data["user"]["activity"]] == ["look"]
+    assert first["section"] == {"externalId": "c0-s1", "title": "Section 1"}
+    assert (first["milestones"], second["section"]) == ([], None)
+    assert [(row["title"], row["attempt"]) for row in second["milestones"]] == [("Essay 1", 2)]
+    assert sorted(school.call_names()) == [
+        "fetch_activity_by_user",
+        "fetch_courses",
+        "fetch_enrollments_by_user",
+        "fetch_milestones",
+        "fetch_sections_by_course",
+        "fetch_users",
+    ]
 
 
 async def test_providers_show_how_their_sessions_stand() -> None:

@@ -27,6 +27,9 @@ from starlette.responses import (
 )
 
 from resolvers.callback import CallbackTerms, open_callback, sign
+from simulators.canvas.app import running as running_canvas
+from simulators.canvas.population import build_population as build_canvas
+from simulators.canvas.state import ADMIN_TOKEN, CLIENT_ID, CLIENT_SECRET, Canvas
 from simulators.kolibri.app import running
 from simulators.kolibri.population import PASSWORD, build_population
 from simulators.kolibri.state import Kolibri
@@ -138,7 +141,8 @@ async def test_credentials_are_in_no_answer_and_not_legible_in_the_database(
         ({"username": "", "password": ""}, 422, "BAD_INPUT", "username", "Username"),
         ({"account_id": "0" * 32}, 422, "REAUTH_REQUIRED", None, "no facility"),
         ({"username": "learner02"}, 422, "PROVIDER_FORBIDDEN", None, "facility admin"),
-        ({"type": "canvas_oss"}, 422, "BAD_INPUT", "type", "'canvas' is not one of kolibri"),
+        ({"type": "moodle"}, 422, "BAD_INPUT", "type", "'moodle' is not one of canvas, kolibri"),
+        ({"type": "canvas_oss"}, 422, "BAD_INPUT", "password", "Canvas does not know it"),
         ({"url": "ftp://kolibri.example"}, 422, "BAD_INPUT", "url", "http:// or https://"),
         ({"url": "http://user:pass@kolibri.example"}, 422, "BAD_INPUT", "url", "credentials"),
         ({"url": "http://169.254.169.254/"}, 422, "BAD_INPUT", "url", "link-local"),
@@ -171,6 +175,26 @@ async def test_what_is_wrong_is_said_and_nothing_is_stored(
     assert words in answer.json()["detail"]
     assert PASSWORD not in answer.text
     assert await stored(gateway) == []
+
+
+async def test_a_developer_key_comes_beside_the_token(gateway: RunningGateway) -> None:
+    canvas = Canvas(build_canvas())
+
+    async with running_canvas(canvas) as url:
+        given = {"id": 2, "type": "canvas_oss", "url": url, "api_key": ADMIN_TOKEN}
+        added = await gateway.add_provider(
+            **given, client_id=int(CLIENT_ID), client_secret=CLIENT_SECRET
+        )
+        stored_ones = await gateway.parts.providers.credentials("2")
+        astray = await gateway.add_provider(**{**given, "id": 3, "client_id": ["x"]})
+
+    assert added.status_code == 200, added.text
+    assert (added.json()["type"], CLIENT_SECRET in added.text) == ("canvas", False)
+    assert stored_ones.reveal() == {
+        "api_key": ADMIN_TOKEN, "client_id": CLIENT_ID, "client_secret": CLIENT_SECRET,
+    }  # fmt: skip
+    assert problem_of(astray) == (400, "BAD_INPUT")
+    assert await stored(gateway) == ["2"]
 
 
 async def test_a_refused_change_leaves_the_provider_as_it_was(

@@ -26,7 +26,7 @@ from resolvers.image_decoder import (
     answer_images,
     render,
 )
-from sessions.base import Grant, NewGrant, Page, ProviderCheck, ProviderSession
+from sessions.base import SERVICE, Grant, NewGrant, Page, ProviderCheck, ProviderSession
 from sessions.errors import (
     NotSupported,
     ProviderBadResponse,
@@ -186,12 +186,15 @@ class FileSessions:
         }
 
     @asynccontextmanager
-    async def session(self, provider_id: str) -> AsyncIterator[ProviderSession]:
+    async def session(
+        self, provider_id: str, subject: str = SERVICE, /
+    ) -> AsyncIterator[ProviderSession]:
+        assert subject == SERVICE
         if provider_id not in self.by_provider:
             raise ProviderNotFound("There is no such provider", provider_id=provider_id)
         yield self.by_provider[provider_id]
 
-    async def list_statuses(self) -> Sequence[SessionStatus]:
+    async def list_statuses(self, **_filters: object) -> Sequence[SessionStatus]:
         return []
 
 
