@@ -23,6 +23,7 @@ from sessions.errors import ProviderRateLimited
 GRANTS: Final = "grants"
 """Name of the pacer that a provider's logins, exchanges and renewals stand in line for."""
 
+_TURNS_IN_RESERVE: Final = 15  # for deadlines that come later and are nearer
 _FIRST_PAUSE_SECONDS: Final = 1.0
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 _ROUNDING: Final = 0.01
@@ -209,9 +210,13 @@ class Pacer:
         return heapq.heappop(self._deadlines)
 
     def _can_wait(self, now: float) -> bool:
+        """Whether everybody's deadline is kept with one more before them, and some more to come."""
         seconds_each = self._bucket.cost / self._bucket.leak_per_second
         living = sorted(each.place for each in self._deadlines if not each.ready.done())
-        return all(now + (turn + 2) * seconds_each <= at for turn, at in enumerate(living))
+        return all(
+            now + (turn + 2 + _TURNS_IN_RESERVE) * seconds_each <= at
+            for turn, at in enumerate(living)
+        )
 
 
 class Turn:
