@@ -1,0 +1,81 @@
+"""One nested query over a large Canvas: the calls of the cheapest ways, and which they were."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running_gateway import running_gateway
+
+from simulators.canvas.app import running
+from simulators.canvas.population import Population, build_large_population
+from simulators.canvas.profiles import PROFILES
+from simulators.canvas.state import ADMIN_TOKEN, Canvas
+
+NESTED = """{ users(first: 100) {
+    nodes { id enrollments(first: 100) { nodes { id course { title } } } }
+} }"""
+USERS = ("GET", "/api/v1/accounts/:account_id/users")
+COURSES = ("GET", "/api/v1/accounts/:account_id/courses")
+ENROLLMENTS = ("GET", "/api/v1/users/:user_id/enrollments")
+GRAPHQL = ("POST", "/api/graphql")
+
+
+@pytest.fixture(scope="module")
+def school() -> Population:
+    return build_large_population()
+
+
+@pytest.mark.parametrize(
+    ("release", "ways", "calls"),
+    [
+        # 100 users are 5 calls of 20 users; their courses are more than 10 pages of 100 hold
+        ("hosted-now", ["graphql by user", "rest list"], {USERS: 1, GRAPHQL: 5, COURSES: 10}),
+        ("oss-2024", ["graphql by user", "rest list"], {USERS: 1, GRAPHQL: 5, COURSES: 10}),
+        # no GraphQL worth its name, and pages of 50
+        ("oss-2019", ["rest by user", "rest list"], {USERS: 2, ENROLLMENTS: 100, COURSES: 20}),
+    ],
+)
+async def test_courses_of_a_hundred_users_cost_what_the_cheapest_ways_cost(
+    release: str,
+    ways: list[str],
+    calls: dict[tuple[str, str], int],
+    school: Population,
+    tmp_path: Path,
+) -> None:
+    canvas = Canvas(school, profile=PROFILES[release])
+    async with running(canvas) as url, running_gateway(tmp_path) as gateway:
+        await registered(gateway, url)
+        canvas.counts.calls.clear()
+        answer = await gateway.client.post(
+            "/graphql", json={"query": NESTED}, headers={"Gateway-Debug": "strategies"}
+        )
+
+    body = answer.json()
+    chosen = body["extensions"]["strategies"]
+    users = body["data"]["users"]["nodes"]
+    rows = [row for user in users for row in user["enrollments"]["nodes"]]
+    ids = {user.id for user in list(school.users.values())[:100]}
+    assert len(users) == 100
+    assert len(rows) == sum(row.user_id in ids for row in school.enrollments.values())
+    assert all(row["course"]["title"] for row in rows)
+    assert canvas.counts.calls == Counter(calls)
+    assert [choice["chosen"] for choice in chosen] == ways
+    for choice in chosen:
+        reckoned = choice["callsByStrategy"]
+        assert reckoned[choice["chosen"]] == min(reckoned.values())
+    assert canvas.counts.throttled == 0
+
+
+async def registered(gateway: Any, url: str) -> None:
+    answer = await gateway.graphql(
+        """mutation ($input: RegisterProviderInput!) { registerProvider(input: $input) {
+            ... on ProviderRefused { message } } }""",
+        input={
+            "providerId": "2",
+            "platform": "canvas",
+            "baseUrl": url,
+            "credentials": {"apiKey": ADMIN_TOKEN},
+        },
+    )
+    assert answer == {"data": {"registerProvider": {}}}
