@@ -30,6 +30,7 @@ from resolvers.context import Asset, Sessions
 from resolvers.data_uris import DataUriInvalid, is_data_uri, read_data_uri
 from resolvers.image_decoder import DecoderUnavailable, ImageDecoder, ImageRefused
 from sessions.errors import (
+    FileUnavailable,
     NotSupported,
     ProviderAddressRefused,
     ProviderBadResponse,
@@ -328,6 +329,8 @@ class IconService:
         except _FINAL_ERRORS:
             queue.failures = 0
             raise
+        except FileUnavailable:
+            raise  # says nothing of the provider's other icons
         except ProviderError:
             queue.failures += 1
             if queue.failures >= _FAILURES_UNTIL_REST:

@@ -3,6 +3,7 @@
 ProviderError                 a provider could not do what was asked
 ├── ProviderUnavailable       not reached, 5xx, connection lost
 │   └── ProviderTimeout       no answer within the deadline
+├── FileUnavailable           a file on another host cannot be had now
 ├── ProviderRateLimited       429 or the platform's own throttle
 ├── ProviderAuthFailed        the stored credentials are refused
 │   └── ReauthRequired        a person must give new credentials
@@ -54,6 +55,10 @@ class ProviderTimeout(ProviderUnavailable):
     """No complete answer within the deadline."""
 
     code = "PROVIDER_TIMEOUT"
+
+
+class FileUnavailable(ProviderError):
+    """A file a provider names on another host cannot be had now, which is no outage of its own."""
 
 
 class ProviderRateLimited(ProviderError):

@@ -53,6 +53,7 @@ from httpx_aiohttp import AiohttpTransport
 
 from sessions.addresses import AddressPolicy, Origin, checked_path, split_url
 from sessions.errors import (
+    FileUnavailable,
     ProviderAddressRefused,
     ProviderAuthFailed,
     ProviderBadResponse,
@@ -381,14 +382,19 @@ class ProviderHttp:
         the policy allows.
 
         Raises:
-            ProviderError: As for ``request``; ``ProviderBadResponse`` when it is no success.
+            FileUnavailable: Its host is not reached, too slow, or fails.
+            ProviderBadResponse: It is no success, or too large.
+            ProviderAddressRefused: It leads to a place that may not be called.
         """
         seconds = self.seconds_left(total_seconds)
         try:
             async with asyncio.timeout(seconds) as limit:
                 return await self._followed(url, max_body_bytes, ends_at=limit.when())
-        except TimeoutError as error:
-            raise self._late(seconds) from error
+        except (TimeoutError, ProviderUnavailable, ProviderRateLimited) as error:
+            raise FileUnavailable(
+                f"A file at {_target(url, base=self._origin)} cannot be had now",
+                provider_id=self.provider_id,
+            ) from error
 
     async def _followed(self, url: str, max_body_bytes: int, *, ends_at: float | None) -> Response:
         for _ in range(_MAX_REDIRECTS + 1):
@@ -413,7 +419,8 @@ class ProviderHttp:
             url = urljoin(url, response.headers.get("location", ""))
         if response.status != HTTPStatus.OK:
             raise ProviderBadResponse(
-                f"A file could not be downloaded (status {response.status})",
+                f"A file at {_target(url, base=self._origin)} cannot be had"
+                f" (status {response.status})",
                 provider_id=self.provider_id,
             )
         return response

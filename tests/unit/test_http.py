@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from sessions.addresses import AddressPolicy
 from sessions.errors import (
+    FileUnavailable,
     ProviderAddressRefused,
     ProviderAuthFailed,
     ProviderBadResponse,
@@ -545,6 +546,74 @@ async def test_a_cancelled_call_is_cancelled_and_frees_its_turn() -> None:
 
 
 # Bodies
+
+
+# Files on other hosts
+
+
+async def test_a_file_is_asked_for_as_a_stranger_wherever_redirects_lead() -> None:
+    handler, asked = answering(
+        httpx.Response(302, headers={"Location": "https://cdn.example/a?sig=1"}),
+        httpx.Response(301, headers={"Location": "/b#top"}),
+        httpx.Response(200, content=b"image"),
+    )
+
+    async with pretend(handler) as http:
+        found = await http.download("http://images.example/x?verifier=2", max_body_bytes=10)
+
+    assert found.body == b"image"
+    assert [str(request.url) for request in asked] == [
+        "http://images.example/x?verifier=2",
+        "https://cdn.example/a?sig=1",
+        "https://cdn.example/b",
+    ]
+    assert not [request for request in asked if {"authorization", "cookie"} & set(request.headers)]
+
+
+@pytest.mark.parametrize(
+    ("location", "calls"),
+    [("https://loop.example/x", 4), ("http://169.254.169.254/x", 1), ("javascript:x", 1)],
+)
+async def test_a_file_that_leads_nowhere_good_is_refused(location: str, calls: int) -> None:
+    handler, asked = answering(httpx.Response(302, headers={"Location": location}))
+
+    async with pretend(handler) as http:
+        with pytest.raises((ProviderBadResponse, ProviderAddressRefused)) as refused:
+            await http.download(f"https://images.example/{CANARY}", max_body_bytes=10)
+
+    assert len(asked) == calls
+    assert CANARY not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        httpx.Response(503),
+        httpx.Response(429, headers={"Retry-After": "60"}),
+        httpx.ConnectError("no such host"),
+        httpx.ReadTimeout("late"),
+    ],
+)
+async def test_a_file_whose_host_fails_is_no_outage_of_the_provider(
+    reply: httpx.Response | Exception,
+) -> None:
+    handler, _ = answering(reply)
+
+    async with pretend(handler, limits=HttpLimits(backoff_seconds=0)) as http:
+        with pytest.raises(FileUnavailable) as failed:
+            await http.download("https://images.example/x?verifier=2", max_body_bytes=10)
+
+    assert not isinstance(failed.value, ProviderUnavailable)
+    assert failed.value.message == "A file at https://images.example cannot be had now"
+
+
+@pytest.mark.parametrize("reply", [httpx.Response(404), httpx.Response(200, content=b"x" * 11)])
+async def test_a_file_that_is_not_there_or_too_large_is_told(reply: httpx.Response) -> None:
+    handler, _ = answering(reply)
+
+    async with pretend(handler) as http:
+        with pytest.raises(ProviderBadResponse):
+            await http.download("https://images.example/x", max_body_bytes=10)
 
 
 async def test_gzip_of_several_members_is_read_whole() -> None:
