@@ -545,9 +545,6 @@ async def test_a_cancelled_call_is_cancelled_and_frees_its_turn() -> None:
     assert http._slots._value == 1
 
 
-# Bodies
-
-
 # Files on other hosts
 
 
@@ -614,6 +611,9 @@ async def test_a_file_that_is_not_there_or_too_large_is_told(reply: httpx.Respon
     async with pretend(handler) as http:
         with pytest.raises(ProviderBadResponse):
             await http.download("https://images.example/x", max_body_bytes=10)
+
+
+# Bodies
 
 
 async def test_gzip_of_several_members_is_read_whole() -> None:
