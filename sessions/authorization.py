@@ -25,7 +25,7 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from contextvars import Context
 from dataclasses import dataclass, field
 from math import ceil, inf
@@ -712,12 +712,24 @@ class SharedAuthorization:
         wait_seconds = pacer.expected_wait(with_deadline=deadline is not None)
         self._served_at = time.monotonic() + wait_seconds
         try:
-            async with pacer.turn(patience_seconds=left, deadline=deadline):
+            async with AsyncExitStack() as stack:
+                # Whoever came by and did not come back is not renewed for in the end.
+                async with asyncio.timeout(_LONGEST_LINE_SECONDS if deadline is None else None):
+                    turn = pacer.turn(patience_seconds=left, deadline=deadline)
+                    await stack.enter_async_context(turn)
                 self._served_at = None
                 seen = await self._read()  # standing in line may have taken long
                 if self._is_usable(seen, newer_than=ahead_of) or seen.grant is None:
                     return None
                 return await self._claimed_and_renewed(seen)
+        except TimeoutError as error:
+            raise self._pausing(
+                ProviderRateLimited(
+                    "The provider limits the rate of renewals, and others were before this one",
+                    provider_id=self._provider.id,
+                ),
+                seconds=pacer.expected_wait(),
+            ) from error
         except ProviderRateLimited as error:
             raise self._pausing(error, seconds=error.retry_after_seconds or 1) from error
         finally:

@@ -10,13 +10,14 @@ Driver errors become ``StorageError`` here, and nowhere else.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import importlib.util
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeAlias
 
@@ -135,6 +136,7 @@ class Database:
         else:
             self._writers = _postgresql_engine(url)
             self._readers = self._writers.execution_options(postgresql_readonly=True)
+        self._returning: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
@@ -149,7 +151,7 @@ class Database:
             StorageError: The database refused a statement; nothing was changed.
         """
         try:
-            async with self._writers.begin() as connection:
+            async with self._lent(self._writers) as connection, connection.begin():
                 yield connection
         except (DBAPIError, PoolTimeout) as error:
             self._raise_translated(error)
@@ -163,7 +165,7 @@ class Database:
             StorageError: The database refused a statement, such as one that writes.
         """
         try:
-            async with self._readers.connect() as connection:
+            async with self._lent(self._readers) as connection:
                 yield connection
         except (DBAPIError, PoolTimeout) as error:
             self._raise_translated(error)
@@ -201,11 +203,42 @@ class Database:
 
     async def close(self) -> None:
         """Close every connection not on loan; ``open_database`` does it."""
+        if self._returning:
+            await asyncio.wait(self._returning)
         await self._writers.dispose()
         await self._readers.dispose()
 
+    @asynccontextmanager
+    async def _lent(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+        """Lend a connection, taken and given back whole even if the task is cancelled meanwhile.
+
+        One that is being opened when its task is cancelled would be lost, and never closed.
+        """
+        connection = engine.connect()
+        opening = asyncio.create_task(connection.start())
+        try:
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            self._return(_close_when_open(opening))
+            raise
+        try:
+            yield connection
+        finally:
+            await asyncio.shield(self._return(connection.close()))
+
+    def _return(self, closing: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(closing)
+        self._returning.add(task)
+        task.add_done_callback(self._returning.discard)
+        return task
+
     def _raise_translated(self, error: SQLAlchemyError) -> NoReturn:
         raise _translated(error, self.place) from error
+
+
+async def _close_when_open(opening: asyncio.Task[AsyncConnection]) -> None:
+    with suppress(DBAPIError, PoolTimeout):  # then there is nothing to close
+        await (await opening).close()
 
 
 @asynccontextmanager

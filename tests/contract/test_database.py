@@ -1,6 +1,7 @@
 """What both databases promise: no change is lost or half done, and every failure has a name."""
 
 import asyncio
+import gc
 import sqlite3
 import stat
 import subprocess
@@ -403,6 +404,22 @@ async def test_no_thread_outlives_a_database(sqlite_url: str) -> None:
         thread.join(timeout=5)
     assert 5 <= len(threads) <= 6  # four readers, a writer, and maybe one that is just ending
     assert database_threads() == []
+
+
+async def test_a_connection_being_opened_for_a_task_that_is_cancelled_is_not_lost(
+    any_database_url: str,
+) -> None:
+    async with open_database(any_database_url) as database:
+        for moment in range(60):
+            await database.close()  # so that each one opens a connection
+            task = asyncio.create_task(count_rows(database, job))
+            await asyncio.sleep(moment * 0.0002)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            gc.collect()  # one that was lost would warn, and warnings are errors
+        count = await count_rows(database, job)
+
+    assert count == 0
 
 
 def database_threads() -> Sequence[threading.Thread]:
