@@ -186,7 +186,8 @@ async def _by_user(session: CanvasSession) -> int:
     async def work_off() -> None:
         nonlocal rows
         for user_id in ids:
-            rows += len(await reader._read_user_enrollments(user_id) or ())  # noqa: SLF001 - the same
+            found = await reader._read_user_enrollments(user_id)  # noqa: SLF001 - the same
+            rows += len(found or ())
 
     await asyncio.gather(*(work_off() for _ in range(6)))
     return rows

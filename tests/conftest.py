@@ -26,12 +26,13 @@ from real_servers import Kolibri, free_port, kolibri_server
 from running_gateway import TOKEN
 from sqlalchemy import Connection, create_engine, delete, make_url, text
 
+from simulators.canvas.state import ADMIN_TOKEN, CLIENT_SECRET
 from simulators.kolibri.population import PASSWORD, SUPERUSER_PASSWORD
 from storage.credentials import KeyRing
 from storage.database import Database, open_database
 from storage.tables import metadata
 
-_CANARIES = (PASSWORD, SUPERUSER_PASSWORD, TOKEN)
+_CANARIES = (PASSWORD, SUPERUSER_PASSWORD, TOKEN, ADMIN_TOKEN, CLIENT_SECRET)
 _numbers = count(1)
 
 

@@ -245,6 +245,32 @@ async def test_a_user_another_gateway_created_meanwhile_is_found(lab: Lab) -> No
     assert lab.users("ann@school.test") == 1
 
 
+async def test_a_user_created_between_the_two_looks_is_found(lab: Lab) -> None:
+    asked = asyncio.Event()
+
+    async def create() -> None:
+        await asked.wait()
+        lab.canvas.population.add_user(
+            ANN.display_name, ANN.username, email=ANN.email, sis_user_id=ANN.sis_id
+        )
+
+    other = asyncio.create_task(create())
+    find = lab.session._writing._user_by
+
+    async def slow_find(name: str) -> Any:
+        found = await find(name)
+        asked.set()
+        await other
+        return found
+
+    lab.session._writing._user_by = slow_find  # type: ignore[method-assign]  # the moment between
+    written = await lab.session.create_user(ANN)
+
+    assert not written.created
+    assert lab.users("ann@school.test") == 1
+    assert lab.sent() == []
+
+
 async def test_a_user_somebody_else_took_the_name_of_meanwhile_is_refused(lab: Lab) -> None:
     lab.canvas.latency_seconds = 0.05
     bea = NewUser(username=ANN.username, display_name="Bea")

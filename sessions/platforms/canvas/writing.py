@@ -178,13 +178,18 @@ class CanvasWriting:
             if _is_same(row, user):
                 return row
             raise self._rejected("This username belongs to somebody else", "username")
-        if user.sis_id is not None and await self._user_by(f"sis_user_id:{user.sis_id}"):
-            raise self._rejected(
-                "This SIS id belongs to a user with another username: give them a further login"
-                " instead",
-                "sis_id",
-            )
-        return None
+        if user.sis_id is None:
+            return None
+        row = await self._user_by(f"sis_user_id:{user.sis_id}")
+        if row is None:
+            return None
+        if (row.login_id or "").casefold() == user.username.casefold() and _is_same(row, user):
+            return row  # it came between the two looks
+        raise self._rejected(
+            "This SIS id belongs to a user with another username: give them a further login"
+            " instead",
+            "sis_id",
+        )
 
     async def _user_by(self, name: str) -> UserRow | None:
         return await self._wire.find(f"users/{segment(name)}", UserRow, params=USER_PARAMS)
