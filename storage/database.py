@@ -202,7 +202,10 @@ class Database:
         )
 
     async def close(self) -> None:
-        """Close every connection not on loan; ``open_database`` does it."""
+        """Close every connection, those on loan when they are given back.
+
+        ``open_database`` does it; what is asked afterwards opens connections anew.
+        """
         if self._returning:
             await asyncio.wait(self._returning)
         await self._writers.dispose()
@@ -214,7 +217,7 @@ class Database:
 
         One that is being opened when its task is cancelled would be lost, and never closed.
         """
-        connection = engine.connect()
+        connection, pool = engine.connect(), engine.pool
         opening = asyncio.create_task(connection.start())
         try:
             await asyncio.shield(opening)
@@ -224,7 +227,7 @@ class Database:
         try:
             yield connection
         finally:
-            await asyncio.shield(self._return(connection.close()))
+            await asyncio.shield(self._return(_give_back(connection, keep=engine.pool is pool)))
 
     def _return(self, closing: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(closing)
@@ -234,6 +237,12 @@ class Database:
 
     def _raise_translated(self, error: SQLAlchemyError) -> NoReturn:
         raise _translated(error, self.place) from error
+
+
+async def _give_back(connection: AsyncConnection, *, keep: bool) -> None:
+    if not keep:  # the pool it came from was closed meanwhile
+        await connection.invalidate()
+    await connection.close()
 
 
 async def _close_when_open(opening: asyncio.Task[AsyncConnection]) -> None:

@@ -422,6 +422,19 @@ async def test_a_connection_being_opened_for_a_task_that_is_cancelled_is_not_los
     assert count == 0
 
 
+async def test_a_connection_on_loan_while_the_database_is_closed_is_closed_when_given_back(
+    any_database_url: str,
+) -> None:
+    async with open_database(any_database_url) as database:
+        async with database.transaction() as connection:
+            await database.close()
+            await connection.execute(make_job("late"))
+        gc.collect()  # one that was lost would warn, and warnings are errors
+        count = await count_rows(database, job)
+
+    assert count == 1
+
+
 def database_threads() -> Sequence[threading.Thread]:
     return [thread for thread in threading.enumerate() if "_connection_worker" in thread.name]
 
