@@ -188,10 +188,13 @@ class Installations:
         self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    async def enter(self, provider_id: str) -> Installation:
-        """Return the provider's installation, opened if need be, and count a user of it.
+    async def enter(self, provider_id: str, subject: str) -> tuple[Installation, Machinery]:
+        """Return the provider's installation, opened if need be, and what serves the subject.
+
+        A user of the installation is counted.
 
         Raises:
+            NotSupported: The platform's sessions cannot act for the subject.
             ProviderNotFound: No provider of that id is registered.
             ProviderUnavailable: It is disabled, or the gateway is shutting down.
             ProviderError: Its platform or address cannot be used.
@@ -200,8 +203,9 @@ class Installations:
         installation = self._open.get(provider_id)
         if installation is None:
             installation = await self._opened(provider_id)
+        behind = installation.machinery(subject)
         installation.users += 1
-        return installation
+        return installation, behind
 
     def leave(self, installation: Installation) -> None:
         """Count a user less; the last one of a dropped installation closes it."""
@@ -428,13 +432,11 @@ class SessionLoan:
             ProviderError: See ``Installations.enter``.
             StorageError: The same.
         """
-        self._installation = await self._installations.enter(self._provider_id)
+        self._installation, behind = await self._installations.enter(
+            self._provider_id, self._subject
+        )
         self._began_at = time.monotonic()
-        try:
-            return self._installation.machinery(self._subject).session
-        except BaseException:
-            self._installations.leave(self._installation)
-            raise
+        return behind.session
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _trace: object
@@ -460,12 +462,10 @@ class MachineryLoan:
             ProviderError: See ``Installations.enter``.
             StorageError: The same.
         """
-        self._installation = await self._installations.enter(self._provider_id)
-        try:
-            return self._installation.machinery(self._subject)
-        except BaseException:
-            self._installations.leave(self._installation)
-            raise
+        self._installation, behind = await self._installations.enter(
+            self._provider_id, self._subject
+        )
+        return behind
 
     async def __aexit__(self, *_error: object) -> None:
         self._installations.leave(self._installation)

@@ -65,7 +65,6 @@ from sessions.base import (
     Subject,
 )
 from sessions.errors import (
-    NotSupported,
     ProviderAuthFailed,
     ProviderBadResponse,
     ProviderError,
@@ -76,6 +75,7 @@ from sessions.errors import (
     SessionLost,
 )
 from sessions.http import ProviderHttp, Response
+from sessions.mapping import check_role_options, instant, printable, role_map
 from sessions.names import parse_name
 from sessions.sharing import Shared, together
 from storage.credentials import Secret
@@ -377,7 +377,7 @@ class KolibriSession(ProviderSession):
         super().__init__(
             provider, http=http, authorization=authorization, exports=exports, subject=subject
         )
-        self._roles = _role_map(provider.options)
+        self._roles = role_map(_ROLES, provider.options)
         self._classrooms = Shared(self._read_classrooms)
         self._channels = Shared(self._read_channels)
         self._course_sessions = Shared(self._read_course_sessions)
@@ -477,7 +477,7 @@ class KolibriSession(ProviderSession):
             ProviderForbidden: The account may not read the users of the facility.
             NotSupported: An option names a role that does not exist.
         """
-        _check_options(self.provider)
+        check_role_options(self.provider)
         info = await self._read_info()
         facilities = {facility.id: facility.name for facility in await self._read_facilities()}
 
@@ -486,7 +486,7 @@ class KolibriSession(ProviderSession):
             return await self._with_reach(account)
 
         account = await self.authorised(read)
-        facility = _printable(facilities.get(account.facility_id, account.facility_id))
+        facility = printable(facilities.get(account.facility_id, account.facility_id))
         self._require_reader(account, facility=facility)
         missing: tuple[str, ...] = ()
         if account.reach not in _MAY_EXPORT:
@@ -498,7 +498,7 @@ class KolibriSession(ProviderSession):
             )
         return ProviderCheck(
             version=info.kolibri_version,
-            name=_printable(info.device_name or facility),
+            name=printable(info.device_name or facility),
             account=f"{_REACH_TITLES[account.reach]}, reading {facility}",
             missing=missing,
         )
@@ -1051,7 +1051,7 @@ class KolibriSession(ProviderSession):
                 external_id,
                 "channel",
                 fetched_at=fetched_at,
-                modified_at=_instant(row.last_updated),
+                modified_at=instant(row.last_updated),
             ),
         )
 
@@ -1344,7 +1344,7 @@ class KolibriSession(ProviderSession):
             raise self._bad("No Kolibri answers at this address: it is another program")
         if _release(info.kolibri_version) < _OLDEST:
             raise self._bad(
-                f"Kolibri {_printable(info.kolibri_version)} is too old: 0.17 or later is needed"
+                f"Kolibri {printable(info.kolibri_version)} is too old: 0.17 or later is needed"
             )
         return info
 
@@ -1362,7 +1362,7 @@ class KolibriSession(ProviderSession):
     ) -> ProviderError:
         """Say what is wrong with a login, as exactly as the release tells."""
         problems = _problem_ids(response)
-        names = {facility.id: _printable(facility.name) for facility in facilities}
+        names = {facility.id: printable(facility.name) for facility in facilities}
         facility = f"facility {names[facility_id]}" if facility_id else "the default facility"
         if "NOT_FOUND" in problems:
             vague = facility_id is None and _release(info.kolibri_version) < _STRICT_LOGIN_SINCE
@@ -1659,7 +1659,7 @@ def _condense(
         row = _table_row(line)
         if user is None:
             continue
-        joined_at = _instant(user.date_joined)
+        joined_at = instant(user.date_joined)
         reused = user.username in reused_names and joined_at is not None
         if reused and joined_at is not None and row.first_at < joined_at.timestamp():
             continue
@@ -1745,24 +1745,6 @@ class _Window:
         return cls(size=limit, page=offset // limit + 1, pages=2, skip=offset % limit)
 
 
-def _role_map(options: Mapping[str, str]) -> dict[str, RoleValue]:
-    roles = dict(_ROLES)
-    for name, value in options.items():
-        kind = name.removeprefix("role.")
-        if name.startswith("role.") and value in RoleValue.__members__:
-            roles[kind] = RoleValue(value)
-    return roles
-
-
-def _check_options(provider: Provider) -> None:
-    for name, value in provider.options.items():
-        if name.startswith("role.") and value not in RoleValue.__members__:
-            raise NotSupported(
-                f"The option {_printable(name)} must be one of {', '.join(RoleValue)}",
-                provider_id=provider.id,
-            )
-
-
 def _role_kinds(row: _UserRow) -> list[str]:
     """Return what the user is, in Kolibri's words and in order of weight; each word once."""
     kinds = {role.kind for role in row.roles}
@@ -1826,24 +1808,9 @@ def _chunks(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
 
 def _listed(facilities: Sequence[_Facility]) -> str:
     """Name facilities with their ids, for a message."""
-    named = [f"{_printable(facility.name)} ({_printable(facility.id)})" for facility in facilities]
+    named = [f"{printable(facility.name)} ({printable(facility.id)})" for facility in facilities]
     unnamed = len(named[_NAMED_AT_MOST:])
     return ", ".join(named[:_NAMED_AT_MOST]) + (f" and {unnamed} more" if unnamed else "")
-
-
-def _printable(text: str) -> str:
-    return "".join(character for character in text if character.isprintable())[:80]
-
-
-def _instant(text: str | None) -> datetime | None:
-    """Return the instant in UTC; ``None`` where Kolibri gives none, or none that can be read."""
-    if not text:
-        return None
-    try:
-        instant = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
 
 
 def _moment(unix_seconds: float) -> datetime:

@@ -16,7 +16,6 @@ from sessions.platforms.canvas.rows import (
     ProgressRow,
     SubmissionRow,
     UserRow,
-    instant,
     is_web_address,
     name_parts,
     plain_text,
@@ -104,26 +103,6 @@ def test_a_missing_key_is_as_good_as_null(body: bytes) -> None:
 
     assert (user.username, user.email, user.display_name) == (None, None, "")
     assert user.identifiers == ()
-
-
-@pytest.mark.parametrize(
-    ("text", "at"),
-    [
-        ("2025-01-06T08:00:00Z", datetime(2025, 1, 6, 8, tzinfo=UTC)),
-        ("2025-01-06T02:00:00-06:00", datetime(2025, 1, 6, 8, tzinfo=UTC)),
-        ("2025-01-06T08:00:00.500Z", datetime(2025, 1, 6, 8, 0, 0, 500_000, tzinfo=UTC)),
-        ("2025-01-06T08:00:00", datetime(2025, 1, 6, 8, tzinfo=UTC)),
-        ("2025-01-06", datetime(2025, 1, 6, tzinfo=UTC)),
-        ("0001-01-01T00:00:00+14:00", None),
-        ("tomorrow", None),
-        ("", None),
-        (None, None),
-    ],
-)
-def test_instants_are_read_with_offsets_and_fractions(
-    text: str | None, at: datetime | None
-) -> None:
-    assert instant(text) == at
 
 
 def test_a_course_takes_its_terms_dates_where_it_has_none() -> None:

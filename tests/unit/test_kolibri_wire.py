@@ -37,7 +37,6 @@ from sessions.platforms.kolibri import (
     _condense,
     _days_of,
     _facility_id,
-    _instant,
     _problem_ids,
     _Reach,
     _release,
@@ -753,21 +752,6 @@ def test_a_facility_id_is_read_however_it_is_written(
     text: str | None, facility_id: str | None
 ) -> None:
     assert _facility_id(text) == facility_id
-
-
-@pytest.mark.parametrize(
-    ("text", "instant"),
-    [
-        ("2026-11-23T19:53:23Z", datetime(2026, 11, 23, 19, 53, 23, tzinfo=UTC)),
-        ("2026-11-23T22:53:23+03:00", datetime(2026, 11, 23, 19, 53, 23, tzinfo=UTC)),
-        ("2026-11-23 19:53:23", datetime(2026, 11, 23, 19, 53, 23, tzinfo=UTC)),
-        ("2026-11-23 19:53:23.000000(UTC)", None),
-        ("", None),
-        (None, None),
-    ],
-)
-def test_an_instant_that_cannot_be_read_is_none(text: str | None, instant: datetime | None) -> None:
-    assert _instant(text) == instant
 
 
 def account(grant_version: int = 1) -> _Account:

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from sessions.errors import NotSupported
+from sessions.mapping import instant, role_map
 from storage.records import (
     Activity,
     Course,
@@ -95,7 +95,6 @@ _MILESTONE_STATES = {
     "graded": MilestoneState.GRADED,
 }
 _DELETED = "deleted"
-_ROLE_OPTION = "role."
 _SUFFIX = re.compile(
     r"(?:[js]n?r|esq)\.?|junior|senior|esquire|ii|iii|iv|v|vi", flags=re.IGNORECASE
 )
@@ -288,7 +287,7 @@ class Converter:
     def __init__(self, provider: Provider, *, root: str) -> None:
         self._provider_id = provider.id
         self._root = root
-        self._roles = _role_map(provider.options)
+        self._roles = role_map(ROLES, provider.options)
 
     def user(self, row: UserRow) -> User:
         """Return a user; the email is the email, never the login."""
@@ -564,41 +563,6 @@ def _unsorted_parts(words: Sequence[str]) -> NameParts:
     if len(words) <= 1:
         return NameParts(given=words[0] if words else None)
     return NameParts(" ".join(words[:-1]), words[-1], suffix)
-
-
-def _role_map(options: Mapping[str, str]) -> dict[str, RoleValue]:
-    roles = dict(ROLES)
-    for name, value in options.items():
-        word = name.removeprefix(_ROLE_OPTION)
-        if name.startswith(_ROLE_OPTION) and value in RoleValue.__members__:
-            roles[word] = RoleValue(value)
-    return roles
-
-
-def check_role_options(provider: Provider) -> None:
-    """Refuse options that map to a role which does not exist.
-
-    Raises:
-        NotSupported: There is one.
-    """
-    for name, value in provider.options.items():
-        if name.startswith(_ROLE_OPTION) and value not in RoleValue.__members__:
-            shown = "".join(character for character in name if character.isprintable())[:80]
-            raise NotSupported(
-                f"The option {shown} must be one of {', '.join(RoleValue)}",
-                provider_id=provider.id,
-            )
-
-
-def instant(text: str | None) -> datetime | None:
-    """Return an ISO 8601 instant in UTC, with or without fraction and offset; ``None`` if none."""
-    if not text:
-        return None
-    try:
-        found = datetime.fromisoformat(text)
-        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
-    except (ValueError, OverflowError):
-        return None
 
 
 def number_order(external_id: str) -> tuple[int, str]:

@@ -34,6 +34,7 @@ from sessions.errors import (
     SessionLost,
 )
 from sessions.http import Params, ProviderHttp
+from sessions.mapping import check_role_options, printable
 from sessions.platforms.canvas import oauth
 from sessions.platforms.canvas.graph import Abilities, find_abilities
 from sessions.platforms.canvas.reading import (
@@ -49,7 +50,6 @@ from sessions.platforms.canvas.rows import (
     CourseRow,
     RoleRow,
     UserRow,
-    check_role_options,
     is_web_address,
 )
 from sessions.platforms.canvas.wire import (
@@ -296,10 +296,10 @@ class CanvasSession(ProviderSession):
         check_role_options(self.provider)
         if self.subject.kind is not SubjectKind.SERVICE:
             user = await self._wire.get("users/self", UserRow)
-            name = _printable(user.name or user.id)
+            name = printable(user.name or user.id)
             return ProviderCheck(version="unknown", name="Canvas", account=f"Canvas user {name}")
         account = await self._wire.get(self._account, AccountRow)
-        name = _printable(account.name or account.id)
+        name = printable(account.name or account.id)
         params: Params = (("sort", "id"), *USER_PARAMS, ("per_page", _CHECKED_USERS))
         try:
             users = await self._wire.page(f"{self._account}/users", dict[str, Any], params=params)
@@ -463,7 +463,3 @@ class CanvasSession(ProviderSession):
 
     def _bad(self, message: str) -> ProviderBadResponse:
         return ProviderBadResponse(message, provider_id=self.provider.id)
-
-
-def _printable(text: str) -> str:
-    return "".join(character for character in text if character.isprintable())[:80]
