@@ -6,7 +6,7 @@ Three stories, each on a fresh database and a fresh simulator, whose clock and t
 the same and are moved forward between steps:
 
 day        everybody comes by twice a day for twenty minutes; the token endpoint is not throttled
-busy       everybody is in use all the time for three hours; not throttled
+busy       everybody is in use all the time for two hours; not throttled
 throttled  130 users, who signed in over the first hour, in use all the time for 24 hours, and 60
            more each hour who come once, with the token endpoint throttled as Canvas's defaults
            are: about 180 grants an hour, which is less than all of them together want
@@ -214,10 +214,10 @@ async def _busy(users: int) -> Story:
         visits: dict[int, list[int]] = defaultdict(list)
         for user_id in ids:
             at = dice.uniform(0, 600)
-            while at < 3 * HOUR:
+            while at < 2 * HOUR:
                 visits[int(at // STEP_SECONDS)].append(user_id)
                 at += dice.uniform(480, 600)
-        return await _told(stage, ids, visits, hours=3)
+        return await _told(stage, ids, visits, hours=2)
 
 
 async def _throttled(_users: int) -> Story:
