@@ -234,7 +234,10 @@ class Mutation(RosterMutation):
         provider_id: Annotated[strawberry.ID, strawberry.argument(description=_PROVIDER_ID)],
         subject: Annotated[
             str,
-            strawberry.argument(description="On whose behalf: service, or a user's external id."),
+            strawberry.argument(
+                description="On whose behalf: service, or user: and a user's external id. A user's"
+                " grant is ended at the provider too; they have to sign in again."
+            ),
         ] = "service",
     ) -> RevokeSessionResult:
         """End a session."""
