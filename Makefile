@@ -28,8 +28,8 @@ run-kolibri: $(READY) ## the same with a real Kolibri, in its own virtual enviro
 stop-kolibri: $(READY) ## stop the real Kolibri of run-kolibri
 	$(BIN)/python -m simulators.kolibri.real stop --home .kolibri --port $(KOLIBRI_PORT)
 
-test: $(READY) ## the whole suite, without real servers; it mostly waits, so four at once
-	$(BIN)/python -m pytest -n 4 --cov --cov-report=term:skip-covered
+test: $(READY) ## the whole suite, without real servers; it mostly waits, so three at once
+	$(BIN)/python -m pytest -n 3 --cov --cov-report=term:skip-covered
 
 test-kolibri: $(READY) ## the suite against a real Kolibri (installs it into .kolibri first)
 	$(BIN)/python -m pytest -m e2e --timeout 900
