@@ -152,6 +152,7 @@ class SessionSettings:
         export_limit_seconds: Limit of one export.
         export_patience_seconds: How long a caller waits for the very first result.
         shutdown_seconds: How long work in flight may take to end at shutdown.
+        max_subjects: How many subjects of one provider are kept in memory.
 
     Raises:
         ValueError: A login may take longer than 70 % of the lease.
@@ -175,6 +176,7 @@ class SessionSettings:
     export_limit_seconds: float = 900
     export_patience_seconds: float = 20
     shutdown_seconds: float = 20
+    max_subjects: int = 20_000
 
     def __post_init__(self) -> None:
         if self.transition_seconds > _LEASE_SHARE * self.lease_seconds:
@@ -801,16 +803,14 @@ class SharedAuthorization:
         stored = await self._read()
         if stored.version != version:
             return
-        error = self._refused(None)
         if stored.grant is None or stored.terms != self._terms:
-            raise error  # there is nothing to end: the address may yet be changed back
+            raise self._refused(None)  # nothing to end: the address may yet be changed back
         claim = await self._leases.claim_session(
             stored, Transition.RENEW, lease_seconds=self._settings.lease_seconds
         )
         if claim is not None:
-            with suppress(ReauthRequired):
-                await self._note_failed_login(claim, error, cause=error)
-            raise error
+            error = ReauthRequired(self._to_sign_in(), provider_id=self._provider.id)
+            await self._note_failed_login(claim, error, cause=error)
 
     # Keeping alive, under the lease.
 
@@ -940,7 +940,7 @@ class SharedAuthorization:
     def _refused(self, problem: Problem | None) -> ReauthRequired:
         message = "The credentials are refused" if problem is None else problem.message
         if self._is_user and problem is None:
-            message = f"The user has to sign in to {self._provider.name} to authorise the gateway"
+            message = self._to_sign_in()
         error = ReauthRequired(message, provider_id=self._provider.id)
         error.subject = self.subject
         self._refusal = _Refusal(
@@ -991,6 +991,9 @@ class SharedAuthorization:
     def _error_of(self, problem: Problem) -> ProviderError:
         kind = _ERRORS_BY_CODE.get(problem.code, ProviderUnavailable)
         return kind(problem.message, provider_id=self._provider.id)
+
+    def _to_sign_in(self) -> str:
+        return f"The user has to sign in to {self._provider.name} to authorise the gateway"
 
     def _not_found(self) -> ProviderNotFound:
         return ProviderNotFound(

@@ -16,7 +16,6 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from contextvars import Context
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final
 
 import structlog
 
@@ -54,8 +53,6 @@ from storage.leases import LeaseStore
 from storage.providers import ProviderStore
 from storage.records import Provider, ProviderState
 
-_MAX_SUBJECTS: Final = 20_000
-
 _log = structlog.get_logger(__name__)
 
 
@@ -83,6 +80,7 @@ class Installation:
         http: HTTP to it.
         connections: Closes ``http``.
         machine: Makes what serves a subject.
+        max_subjects: How many of those are kept.
     """
 
     def __init__(
@@ -93,6 +91,7 @@ class Installation:
         http: ProviderHttp,
         connections: AsyncExitStack,
         machine: Callable[[Installation, str], Machinery],
+        max_subjects: int,
     ) -> None:
         self.provider = provider
         self.platform = platform
@@ -102,6 +101,7 @@ class Installation:
         self.dropped = False
         self._connections = connections
         self._machine = machine
+        self._max_subjects = max_subjects
         self._machinery_by_subject: dict[str, Machinery] = {}
 
     @property
@@ -120,14 +120,15 @@ class Installation:
         found = known.pop(subject, None)
         if found is None:
             found = self._machine(self, subject)
-            if len(known) >= _MAX_SUBJECTS:
+            if len(known) >= self._max_subjects:
                 self._forget_idle()
         known[subject] = found  # behind all others: the order is that of use
         return found
 
     def _forget_idle(self) -> None:
         """Forget the quarter used longest ago, but nobody whose transition is under way."""
-        for subject, machinery in list(self._machinery_by_subject.items())[: _MAX_SUBJECTS // 4]:
+        oldest = list(self._machinery_by_subject.items())[: self._max_subjects // 4 + 1]
+        for subject, machinery in oldest:
             if subject != SERVICE and not machinery.authorization.busy:
                 del self._machinery_by_subject[subject]
 
@@ -140,7 +141,7 @@ class Installation:
 
     async def aclose(self, *, within_seconds: float) -> None:
         """End what is in flight, then close the connections."""
-        for machinery in self._machinery_by_subject.values():
+        for machinery in list(self._machinery_by_subject.values()):  # callers still change it
             await machinery.exports.settle()
             await machinery.authorization.settle(within_seconds=within_seconds)
         await self._connections.aclose()
@@ -306,6 +307,7 @@ class Installations:
                 http=http,
                 connections=stack.pop_all(),
                 machine=lambda owner, subject: self._machinery(owner, subject, credentials),
+                max_subjects=self._settings.max_subjects,
             )
         await installation.machinery(SERVICE).exports.plan()
         self._open[provider_id] = installation

@@ -29,7 +29,7 @@ def school() -> Population:
 @pytest.mark.parametrize(
     ("release", "ways", "calls"),
     [
-        # 100 users are 5 calls of 20 users; their courses are more than 10 pages of 100 hold
+        # 100 users are 5 calls of 20; all courses are 10 pages of 100, theirs alone 99 calls
         ("hosted-now", ["graphql by user", "rest list"], {USERS: 1, GRAPHQL: 5, COURSES: 10}),
         ("oss-2024", ["graphql by user", "rest list"], {USERS: 1, GRAPHQL: 5, COURSES: 10}),
         # no GraphQL worth its name, and pages of 50

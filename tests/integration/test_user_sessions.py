@@ -2,19 +2,20 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 from user_sessions import Lab, canvas_lab
 
 from sessions.errors import ProviderRateLimited, ProviderUnavailable, ReauthRequired
-from sessions.manager import SessionManager
+from sessions.manager import SessionManager, SessionSettings
 from simulators.canvas.app import running
 from simulators.canvas.profiles import HOSTED_NOW, OSS_2019, OSS_2024, Profile
 from simulators.canvas.state import Canvas
 from simulators.moving_time import MovingTime, moving_time
 from storage.credentials import KeyRing, Secret
 from storage.database import open_database
-from storage.leases import Claim, LeaseStore, StoredSession
+from storage.leases import Claim, LeaseStore, StoredSession, Transition
 from storage.records import SessionState
 
 CODY = "3"
@@ -221,6 +222,51 @@ async def test_a_renewed_grant_that_is_refused_at_once_is_not_renewed_again(
 
     assert lab.refreshes(CODY) == 1
     assert (await lab.status(gateway, CODY)).state is SessionState.REAUTH_REQUIRED
+
+
+async def test_a_session_somebody_else_is_putting_right_is_not_given_up(
+    lab: Lab, clock: MovingTime
+) -> None:
+    user = lab.canvas.population.users[int(CODY)]
+
+    class SecondClaimTooLate(LeaseStore):
+        claims = 0
+
+        async def claim_session(
+            self, seen: StoredSession, transition: Transition, **more: Any
+        ) -> Claim | None:
+            type(self).claims += transition is Transition.RENEW
+            if transition is Transition.RENEW and self.claims == 2:
+                user.workflow_state = "registered"
+                clock.advance(10)
+                return None
+            return await super().claim_session(seen, transition, **more)
+
+    async with lab.gateway(leases=SecondClaimTooLate) as gateway:
+        await lab.authorize(gateway, CODY)
+        clock.advance(10)
+        user.workflow_state = "deleted"
+        found = await lab.whoami(gateway, CODY)
+        status = await lab.status(gateway, CODY)
+
+    assert found == CODY
+    assert (status.state, status.problem) == (SessionState.ACTIVE, None)
+
+
+async def test_of_many_users_those_used_last_are_kept_and_the_others_come_back(lab: Lab) -> None:
+    users = [str(user_id) for user_id in (2, 3, 4, 6, 7, 8, 9, 12)]
+    settings = SessionSettings(max_subjects=4)
+    async with lab.gateway(settings=settings) as gateway:
+        for user_id in users:
+            await lab.authorize(gateway, user_id)
+        found = [await lab.whoami(gateway, user_id) for user_id in (*users, *users)]
+        kept = list(gateway._installations._open["2"]._machinery_by_subject)
+
+    assert found == [*users, *users]
+    assert "service" in kept
+    assert kept[-1] == "user:12"
+    assert len(kept) <= 5
+    assert sum(lab.canvas.counts.refreshes_by_user.values()) == 0
 
 
 async def test_nobody_who_never_signed_in_leaves_a_row(lab: Lab, gateway: SessionManager) -> None:

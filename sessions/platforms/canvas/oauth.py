@@ -36,7 +36,7 @@ from sessions.errors import (
 )
 from sessions.http import ParamValue, ProviderHttp, Response
 from sessions.pacing import GRANTS, Bucket
-from sessions.platforms.canvas.wire import ACCESS_TOKEN, api_root
+from sessions.platforms.canvas.wire import ACCESS_TOKEN, api_root, is_throttled, retry_after
 from storage.credentials import Secret
 from storage.records import Provider
 
@@ -53,7 +53,6 @@ _AUTHORIZE_PATH: Final = "/login/oauth2/auth"
 _TOKEN_PATH: Final = "/login/oauth2/token"  # noqa: S105 - a path
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _ANSWERS: Final = _REDIRECTS | {400, 401, 403, 429}
-_THROTTLED: Final = b"Rate Limit Exceeded"
 _MAX_QUERY: Final = 7900  # Canvas refuses requests whose head is over 8000
 _CALL_SECONDS: Final = 15.0
 _GUARD_SECONDS: Final = 5
@@ -265,22 +264,15 @@ async def _exchanged(http: ProviderHttp, form: Mapping[str, ParamValue]) -> Resp
         total_seconds=_CALL_SECONDS,
     )
     pacer = http.pacers.get(GRANTS, GRANT_BUCKET)
-    if not _is_throttled(response):
+    if not is_throttled(response):
         pacer.note_room(response.headers.get("x-rate-limit-remaining"))
         return response
-    asked = response.headers.get("retry-after", "")
-    pause = pacer.note_refusal(float(asked) if asked.isdecimal() and asked.isascii() else None)
+    pause = pacer.note_refusal(retry_after(response))
     raise ProviderRateLimited(
         "Canvas limits how many authorisations there are at once",
         provider_id=response.provider_id,
         retry_after_seconds=ceil(pause),
     )
-
-
-def _is_throttled(response: Response) -> bool:
-    if response.status == HTTPStatus.TOO_MANY_REQUESTS:
-        return True
-    return response.status == HTTPStatus.FORBIDDEN and _THROTTLED in response.body
 
 
 def _grant_of(answer: _Answer, response: Response, *, predecessor: str | None = None) -> NewGrant:

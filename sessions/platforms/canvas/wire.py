@@ -311,10 +311,10 @@ class CanvasWire:
                     pause_seconds = pacer.expected_wait()
                     break
                 response = await request(ends_at - loop.time())
-                if not _is_throttled(response):
+                if not is_throttled(response):
                     pacer.note_room(response.headers.get("x-rate-limit-remaining"))
                     return response
-                pause_seconds = pacer.note_refusal(_retry_after(response))
+                pause_seconds = pacer.note_refusal(retry_after(response))
             if loop.time() + pause_seconds >= ends_at:
                 break
         raise ProviderRateLimited(
@@ -483,10 +483,21 @@ def _shown(text: str) -> str | None:
     return (short if short == plain else f"{short[:-1]}…") or None
 
 
-def _is_throttled(response: Response) -> bool:
+def is_throttled(response: Response) -> bool:
+    """Whether Canvas turned a call away for being too fast: 429, or its older 403 that says so.
+
+    Source:
+        https://canvas.instructure.com/doc/api/file.throttling.html
+    """
     if response.status == HTTPStatus.TOO_MANY_REQUESTS:
         return True
     return response.status == HTTPStatus.FORBIDDEN and _THROTTLED in response.body
+
+
+def retry_after(response: Response) -> float | None:
+    """Return the seconds to wait; no Canvas read says any, so dates are not worth reading."""
+    seconds = _whole(response.headers.get("retry-after"))
+    return None if seconds is None else float(seconds)
 
 
 def _is_html(response: Response) -> bool:
@@ -494,12 +505,6 @@ def _is_html(response: Response) -> bool:
     return media_type.startswith(("text/html", "application/xhtml")) or (
         response.body[:64].lstrip().startswith(b"<")
     )
-
-
-def _retry_after(response: Response) -> float | None:
-    """Return the seconds to wait; no Canvas read says any, so dates are not worth reading."""
-    seconds = _whole(response.headers.get("retry-after"))
-    return None if seconds is None else float(seconds)
 
 
 def _links(header: str) -> Iterator[tuple[str, str]]:
