@@ -13,9 +13,11 @@ from gateway.access import KeyRegister, open_token
 from gateway.metrics import Metrics
 from gateway.settings import Settings
 from resolvers.authorizing import Authorizer
+from resolvers.caching import CacheTerms, RecordCache, open_cache
 from resolvers.callback import CallbackTerms, ProductCallback, open_callback
 from resolvers.context import Access, ReadingLimits, RequestContext
 from resolvers.icons import IconService, open_icons
+from resolvers.reading import ReadingTerms
 from resolvers.registration import ProviderRegistration
 from resolvers.writing import Writes, open_writes
 from sessions.addresses import AddressPolicy
@@ -52,6 +54,8 @@ class Gateway:
     callback: ProductCallback | None
     registration: ProviderRegistration
     limits: ReadingLimits
+    cache: RecordCache
+    terms: ReadingTerms
     metrics: Metrics
     token_made: Secret[str] | None
 
@@ -82,6 +86,8 @@ class Gateway:
             writes=self.writes,
             authorizing=self.authorizer,
             limits=self.limits,
+            cache=self.cache,
+            terms=self.terms,
             request_id=request_id or uuid.uuid4().hex,
             subjects=subjects or {},
         )
@@ -105,10 +111,11 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
         database = await stack.enter_async_context(open_database(settings.database_url))
         providers = ProviderStore(database, key_ring)
         leases = LeaseStore(database, key_ring, owner=new_owner())
+        kept = CacheStore(database)
         sessions = SessionManager(
             providers=providers,
             leases=leases,
-            cache=CacheStore(database),
+            cache=kept,
             registry=platforms,
             policy=policy,
             settings=SessionSettings(
@@ -119,6 +126,9 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             http_observer=metrics.on_call,
         )
         stack.push_async_callback(sessions.aclose)
+        cache = await stack.enter_async_context(
+            open_cache(kept, terms=CacheTerms(max_bytes=settings.cache_mib * 1024 * 1024))
+        )
         media = MediaStore(database, settings.media_folder)
         icons = await stack.enter_async_context(
             open_icons(sessions=sessions, store=media, public_url=settings.public_url)
@@ -170,11 +180,17 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
                 policy=policy,
                 allowed_urls=settings.allowed_provider_urls,
                 callback=callback,
+                cache=cache,
             ),
             limits=ReadingLimits(
                 max_page_size=settings.max_page_size,
                 max_collected_rows=settings.max_collected_rows,
                 cursor_key=_derived_key(token, purpose=b"cursors"),
+            ),
+            cache=cache,
+            terms=ReadingTerms(
+                max_age_seconds=settings.max_age_seconds,
+                provider_seconds=settings.provider_seconds,
             ),
             metrics=metrics,
             token_made=token if made else None,

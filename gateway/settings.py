@@ -52,6 +52,9 @@ class Settings:
     max_collected_rows: int
     max_body_bytes: int
     deadline_seconds: float
+    provider_seconds: float
+    max_age_seconds: float
+    cache_mib: int
     stream_seconds: float
     heartbeat_seconds: float | None
     graphiql: bool
@@ -405,6 +408,35 @@ SETTINGS: Final = (
         form="a number of seconds from 1 to 300",
         default="30",
         read=_seconds(1, 300),
+    ),
+    Setting(
+        name="GATEWAY_PROVIDER_SECONDS",
+        field="provider_seconds",
+        meaning="How long one GraphQL request waits for one provider, over all it reads there. "
+        "What comes later is kept for the next request; this one is answered with what is kept, "
+        "marked stale, or without the provider.",
+        form="a number of seconds from 0.1 to 300",
+        default="10",
+        read=_seconds(0.1, 300),
+    ),
+    Setting(
+        name="GATEWAY_MAX_AGE_SECONDS",
+        field="max_age_seconds",
+        meaning="How old kept answers may be that GraphQL queries without maxAge are served; up "
+        "to twice as old while they are read anew. 0 reads everything live. The option max_age of "
+        "a provider goes before.",
+        form="a number of seconds from 0 to 86400",
+        default="60",
+        read=_seconds(0, 86_400),
+    ),
+    Setting(
+        name="GATEWAY_CACHE_MIB",
+        field="cache_mib",
+        meaning="How much memory kept answers may take in each process. What does not fit is read "
+        "from the database.",
+        form="a whole number of mebibytes from 1 to 65536",
+        default="64",
+        read=_whole(1, 65_536),
     ),
     Setting(
         name="GATEWAY_STREAM_SECONDS",

@@ -15,8 +15,12 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
-from resolvers.errors import Forbidden, RequestLimitExceeded
+import structlog
+
+from resolvers.caching import RecordCache
+from resolvers.errors import BadInput, Forbidden, RequestLimitExceeded
 from resolvers.loaders import Loaders
+from resolvers.reading import Reading, ReadingTerms
 from sessions.base import (
     ACT_AS,
     MASQUERADE,
@@ -28,6 +32,7 @@ from sessions.base import (
 )
 from sessions.errors import ProviderError, ProviderNotFound
 from storage.credentials import Secret
+from storage.errors import StorageError
 from storage.leases import SessionStatus
 from storage.records import Course, Provider, SessionState
 
@@ -41,6 +46,8 @@ NOT_FOR_USERS = (
 
 _DEFAULT_PAGE_SIZE = 100
 _PROVIDER_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+_log = structlog.get_logger("context")
 
 
 class Scope(StrEnum):
@@ -107,10 +114,13 @@ class Sessions(Statuses, Protocol):
 
 
 class Providers(Protocol):
-    """Where registered providers are read."""
+    """Where registered providers are read, and writes at them are noted."""
 
     async def list_all(self) -> Sequence[Provider]:
         """Return every provider in order of registration."""
+
+    async def note_write(self, provider_id: str, /) -> None:
+        """Take note that something was written at a provider: what was read before is old."""
 
 
 class Platforms(Protocol):
@@ -332,10 +342,13 @@ class RequestContext:
         writes: Carries writes at providers out; ``None`` where there are none.
         authorizing: How users are asked; ``None`` where nobody is, such as in an export.
         limits: How much a list may cost.
+        cache: What is kept of providers' answers; ``None`` to read everything live.
+        terms: How fresh answers are unless asked otherwise, and how long they are waited for.
         request_id: Shown to the caller and written to the log.
         subjects: External ids of the users acted for by provider id; none for the organisation.
         failures: Providers that failed so far without failing the request.
         loaders: This request's batches.
+        reading: How it reads providers.
     """
 
     access: Access
@@ -347,10 +360,13 @@ class RequestContext:
     writes: Writes | None = None
     authorizing: Authorizing | None = None
     limits: ReadingLimits
+    cache: RecordCache | None = None
+    terms: ReadingTerms = field(default_factory=ReadingTerms)
     request_id: str
     subjects: Mapping[str, str] = field(default_factory=dict)
     failures: list[SourceFailure] = field(default_factory=list)
     loaders: Loaders = field(init=False)
+    reading: Reading = field(init=False)
     _sessions: Sessions = field(init=False, repr=False)
     _providers_by_id: dict[str, Provider] | None = field(default=None, init=False, repr=False)
     _nested_rows: int = field(default=0, init=False, repr=False)
@@ -360,7 +376,7 @@ class RequestContext:
         if self.subjects:
             self.require(Scope.ACT_AS_USERS)
         self._sessions = sessions
-        self.loaders = self._new_loaders()
+        self._begin_reading()
 
     def count_nested_rows(self, count: int) -> None:
         """Take note of rows that go into the answer, wherever and however often they do.
@@ -374,6 +390,16 @@ class RequestContext:
                 f"The answer would hold more than {self.limits.max_nested_rows} rows in lists"
                 " inside lists; ask for smaller pages, or for less inside each other"
             )
+
+    def note_max_age(self, seconds: int | None) -> None:
+        """Take note of how old what a field reads, and what hangs on it, may be.
+
+        Raises:
+            BadInput: It is negative.
+        """
+        if seconds is not None and seconds < 0:
+            raise BadInput("maxAge", f"{seconds} is negative; 0 asks for live answers")
+        self.reading.note_max_age(seconds)
 
     def require(self, scope: Scope) -> None:
         """Refuse to go on unless the caller's key has the scope.
@@ -453,16 +479,35 @@ class RequestContext:
         """Read the providers anew when next asked: a mutation has changed them."""
         self._providers_by_id = None
 
-    def forget_loaded(self) -> None:
-        """Read everything at providers anew when next asked: a mutation has changed it."""
-        self.loaders.cancel()
-        self.loaders = self._new_loaders()
+    async def note_write(self, provider_id: str) -> None:
+        """Have everything read anew, by every request: a mutation wrote at a provider.
 
-    def _new_loaders(self) -> Loaders:
-        return Loaders(
+        When others cannot be told, because the database does not answer, they may be served what
+        was read before for as long as it counts as fresh.
+        """
+        self.loaders.cancel()
+        if self.cache is not None:
+            self.cache.drop(provider_id)
+        try:
+            await self.providers.note_write(provider_id)
+            self.forget_providers()
+            await self.visible_providers()
+        except StorageError as error:
+            _log.warning("write_not_noted", provider_id=provider_id, problem=str(error))
+        self._begin_reading()
+
+    def _begin_reading(self) -> None:
+        self.reading = Reading(
             self.session,
+            self.cache,
+            terms=self.terms,
+            find=self.get_provider,
+            subject_of=self.subject_of,
+        )
+        self.loaders = Loaders(
             self._sessions,
             self.icons,
+            reading=self.reading,
             page_size_of=self.page_size_of,
             max_collected_rows=self.limits.max_collected_rows,
         )

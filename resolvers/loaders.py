@@ -9,15 +9,27 @@ once is remembered for the request, failures included; nothing outlives it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
 
+import msgspec
+
+from resolvers.caching import Answers, Kept, Kind, Resource
 from resolvers.errors import RequestLimitExceeded
 from resolvers.paging import Connection
+from resolvers.reading import Ask, Reading
 from sessions.base import Page, Pair, ProviderSession
-from sessions.errors import ProviderBadResponse
+from sessions.errors import ProviderBadResponse, ProviderError
 from storage.leases import SessionStatus
 from storage.records import (
     Activity,
@@ -38,14 +50,14 @@ _MAX_QUIET_CHECKS = 20
 K = TypeVar("K")
 V = TypeVar("V")
 
-FetchGroup: TypeAlias = Callable[[str, Sequence[K]], Awaitable[Mapping[K, V]]]
-"""Fetches the keys of one group, given its name; keys it does not find are left out."""
+FetchGroup: TypeAlias = Callable[[str, Sequence[K]], Awaitable[Mapping[K, V | ProviderError]]]
+"""Fetches the keys of one group, given its name; keys it does not find are left out.
 
-ListPage: TypeAlias = Callable[[ProviderSession, str | None, int], Awaitable[Page[V]]]
+A key that cannot be had, while others can, has the reason in the place of its value.
+"""
+
+ListPage: TypeAlias = Callable[[ProviderSession, str | None, int], Coroutine[Any, Any, Page[V]]]
 """Asks a session for a page, given position and limit."""
-
-Lend: TypeAlias = Callable[[str], AbstractAsyncContextManager[ProviderSession]]
-"""Lends the session a request reads a provider with, given the provider's id."""
 
 ExternalKey: TypeAlias = tuple[str, str]
 """Provider id and external id."""
@@ -94,7 +106,7 @@ class BatchLoader(Generic[K, V]):
         self._fetch = fetch
         self._futures: dict[K, asyncio.Future[V | None]] = {}
         self._wanted: list[K] = []
-        self._tasks: set[asyncio.Task[Mapping[K, V]]] = set()
+        self._tasks: set[asyncio.Task[Mapping[K, V | ProviderError]]] = set()
 
     def load(self, key: K) -> asyncio.Future[V | None]:
         """Return the future value of one key; ``None`` where there is none.
@@ -144,14 +156,14 @@ class BatchLoader(Generic[K, V]):
             self._start(loop, group, keys)
 
     def _start(self, loop: asyncio.AbstractEventLoop, group: str, keys: list[K]) -> None:
-        async def call() -> Mapping[K, V]:
+        async def call() -> Mapping[K, V | ProviderError]:
             return await self._fetch(group, keys)
 
         task = loop.create_task(call())
         self._tasks.add(task)
         task.add_done_callback(lambda done: self._settle(done, keys))
 
-    def _settle(self, task: asyncio.Task[Mapping[K, V]], keys: list[K]) -> None:
+    def _settle(self, task: asyncio.Task[Mapping[K, V | ProviderError]], keys: list[K]) -> None:
         self._tasks.discard(task)
         futures = [future for key in keys if not (future := self._futures[key]).done()]
         if task.cancelled():
@@ -161,13 +173,22 @@ class BatchLoader(Generic[K, V]):
         error = task.exception()
         if error is not None:
             for future in futures:
-                future.set_exception(error)
-                future.exception()  # read once: a branch that was given up is no warning
+                _fail(future, error)
             return
         values = task.result()
         for key in keys:
-            if not self._futures[key].done():
-                self._futures[key].set_result(values.get(key))
+            future, value = self._futures[key], values.get(key)
+            if future.done():
+                continue
+            if isinstance(value, ProviderError):
+                _fail(future, value)
+            else:
+                future.set_result(value)
+
+
+def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
+    future.set_exception(error)
+    future.exception()  # read once: a branch that was given up is no warning
 
 
 async def list_users(session: ProviderSession, position: str | None, limit: int) -> Page[User]:
@@ -187,19 +208,79 @@ async def list_enrollments(
     return await session.list_enrollments(position=position, limit=limit)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListKind(Generic[V]):
+    """What users, courses and enrollments have in common as lists.
+
+    Attributes:
+        name: ``users``, ``courses`` or ``enrollments``.
+        list_page: Asks a session for a page of it.
+        id_of: A row's id within its provider.
+        page: A page as it is kept.
+        whole: All rows of a provider as they are kept.
+    """
+
+    name: str
+    list_page: ListPage[V]
+    id_of: Callable[[V], str]
+    page: Kind[Page[V]]
+    whole: Kind[Sequence[V]]
+
+
+USERS: Final[ListKind[User]] = ListKind(
+    name="users",
+    list_page=list_users,
+    id_of=lambda user: user.external_id,
+    page=Kind.of("users", Resource.USERS, Page[User]),
+    whole=Kind.of("all_users", Resource.USERS, tuple[User, ...]),
+)
+COURSES: Final[ListKind[Course]] = ListKind(
+    name="courses",
+    list_page=list_courses,
+    id_of=lambda course: course.external_id,
+    page=Kind.of("courses", Resource.COURSES, Page[Course]),
+    whole=Kind.of("all_courses", Resource.COURSES, tuple[Course, ...]),
+)
+ENROLLMENTS: Final[ListKind[Enrollment]] = ListKind(
+    name="enrollments",
+    list_page=list_enrollments,
+    id_of=lambda enrollment: enrollment.id,
+    page=Kind.of("enrollments", Resource.ENROLLMENTS, Page[Enrollment]),
+    whole=Kind.of("all_enrollments", Resource.ENROLLMENTS, tuple[Enrollment, ...]),
+)
+
+_USER: Final[Kind[User]] = Kind.of("user", Resource.USERS, User)
+_COURSE: Final[Kind[Course]] = Kind.of("course", Resource.COURSES, Course)
+_BY_USER: Final[Kind[Sequence[Enrollment]]] = Kind.of(
+    "enrollments_by_user", Resource.ENROLLMENTS, tuple[Enrollment, ...]
+)
+_BY_COURSE: Final[Kind[Sequence[Enrollment]]] = Kind.of(
+    "enrollments_by_course", Resource.ENROLLMENTS, tuple[Enrollment, ...]
+)
+_SECTIONS: Final[Kind[Sequence[Section]]] = Kind.of(
+    "sections_by_course", Resource.COURSES, tuple[Section, ...]
+)
+_MILESTONES: Final[Kind[Sequence[Milestone]]] = Kind.of(
+    "milestones_by_pair", Resource.ENROLLMENTS, tuple[Milestone, ...]
+)
+_PROGRESS: Final[Kind[Progress]] = Kind.of("progress_by_pair", Resource.ENROLLMENTS, Progress)
+_ACTIVITY: Final[Kind[Sequence[Activity]]] = Kind.of(
+    "activity_by_user", Resource.ENROLLMENTS, tuple[Activity, ...]
+)
+
+
 async def pages_of(
-    lend: Lend, provider_id: str, list_page: ListPage[V], *, limit: int
+    fetch: Callable[[str | None], Coroutine[Any, Any, Page[V]]], provider_id: str
 ) -> AsyncGenerator[Page[V], None]:
     """Yield every page of one provider's list, the next one fetched while one is used.
+
+    Args:
+        fetch: Fetches the page at a position.
+        provider_id: Whose list it is.
 
     Raises:
         ProviderError: The provider could not answer; the pages before it were good.
     """
-
-    async def fetch(position: str | None) -> Page[V]:
-        async with lend(provider_id) as session:
-            return await list_page(session, position, limit)
-
     page = await fetch(None)
     position: str | None = None
     while page.next_position is not None:
@@ -236,30 +317,27 @@ class Loaders:
         progress_by_pair: What a call of its own tells of how far a user is in a course.
         activity_by_user: The latest things a user did; users asked for with different lengths
             share a call, which asks for the longest.
-        all_users: Every user of a provider.
-        all_courses: Every course of a provider.
-        all_enrollments: Every enrollment of a provider.
         enrollment_pages: Pages of enrollments, a batch for each set of arguments.
 
     Args:
-        lend: Where sessions are borrowed, each of the subject this request acts for.
         statuses: Where it is told how sessions stand.
         icons: Icon service, if there is one.
+        reading: How the request reads providers.
         page_size_of: The page size that suits a provider best.
-        max_collected_rows: How many rows ``all_...`` may read together.
+        max_collected_rows: How many rows whole lists may have together.
     """
 
     def __init__(
         self,
-        lend: Lend,
         statuses: Statuses,
         icons: Icons | None,
         *,
+        reading: Reading,
         page_size_of: Callable[[str], int],
         max_collected_rows: int,
     ) -> None:
-        self._lend = lend
         self._statuses = statuses
+        self._reading = reading
         self._page_size_of = page_size_of
         self._max_collected_rows = max_collected_rows
         self._collected_rows = 0
@@ -289,15 +367,7 @@ class Loaders:
         self.activity_by_user: BatchLoader[ActivityKey, Sequence[Activity]] = BatchLoader(
             group_of=_provider_of, fetch=self._fetch_activity_by_user
         )
-        self.all_users: BatchLoader[str, Sequence[User]] = BatchLoader(
-            group_of=_own_group, fetch=self._all_of(list_users)
-        )
-        self.all_courses: BatchLoader[str, Sequence[Course]] = BatchLoader(
-            group_of=_own_group, fetch=self._all_of(list_courses)
-        )
-        self.all_enrollments: BatchLoader[str, Sequence[Enrollment]] = BatchLoader(
-            group_of=_own_group, fetch=self._all_of(list_enrollments)
-        )
+        self._whole_lists: dict[object, BatchLoader[str, Kept[Sequence[Any]]]] = {}
         self.enrollment_pages: dict[object, BatchLoader[ExternalKey, Connection[Enrollment]]] = {}
         self._status_pages: dict[StatusFilter, BatchLoader[str, Sequence[SessionStatus]]] = {}
         self._icon_urls: BatchLoader[IconKey, str] = BatchLoader(
@@ -318,9 +388,7 @@ class Loaders:
             self.milestones_by_pair,
             self.progress_by_pair,
             self.activity_by_user,
-            self.all_users,
-            self.all_courses,
-            self.all_enrollments,
+            *self._whole_lists.values(),
             self._icon_urls,
             self._icon_assets,
             *self.enrollment_pages.values(),
@@ -340,6 +408,17 @@ class Loaders:
             )
         return loader.load(provider_id)
 
+    def whole_list(
+        self, kind: ListKind[V], provider_id: str, *, max_age_seconds: float | None = None
+    ) -> asyncio.Future[Kept[Sequence[V]] | None]:
+        """Return the future list of everything of a kind that a provider has, never ``None``."""
+        loader = self._whole_lists.get((kind.name, max_age_seconds))
+        if loader is None:
+            loader = self._whole_lists[kind.name, max_age_seconds] = BatchLoader(
+                group_of=_own_group, fetch=self._whole_list_fetcher(kind, max_age_seconds)
+            )
+        return loader.load(provider_id)
+
     def icon_url(self, course: Course, width: int) -> asyncio.Future[str | None]:
         """Return the future address of the course's icon at about ``width`` pixels."""
         self._iconic_courses[course.provider_id, course.external_id] = course
@@ -353,77 +432,115 @@ class Loaders:
 
     async def _fetch_users(
         self, provider_id: str, keys: Sequence[ExternalKey]
-    ) -> Mapping[ExternalKey, User]:
-        async with self._lend(provider_id) as session:
-            found = await session.fetch_users(_external_ids(keys))
-        return _keyed(provider_id, found)
+    ) -> Mapping[ExternalKey, User | ProviderError]:
+        return await self._fetched(provider_id, _USER, keys, _ask_users)
 
     async def _fetch_courses(
         self, provider_id: str, keys: Sequence[ExternalKey]
-    ) -> Mapping[ExternalKey, Course]:
-        async with self._lend(provider_id) as session:
-            found = await session.fetch_courses(_external_ids(keys))
-        return _keyed(provider_id, found)
+    ) -> Mapping[ExternalKey, Course | ProviderError]:
+        return await self._fetched(provider_id, _COURSE, keys, _ask_courses)
 
     async def _fetch_enrollments_by_user(
         self, provider_id: str, keys: Sequence[ExternalKey]
-    ) -> Mapping[ExternalKey, Sequence[Enrollment]]:
-        async with self._lend(provider_id) as session:
-            found = await session.fetch_enrollments_by_user(_external_ids(keys))
-        return _keyed(provider_id, found)
+    ) -> Mapping[ExternalKey, Sequence[Enrollment] | ProviderError]:
+        return await self._fetched(provider_id, _BY_USER, keys, _ask_enrollments_by_user)
 
     async def _fetch_enrollments_by_course(
         self, provider_id: str, keys: Sequence[ExternalKey]
-    ) -> Mapping[ExternalKey, Sequence[Enrollment]]:
-        async with self._lend(provider_id) as session:
-            found = await session.fetch_enrollments_by_course(_external_ids(keys))
-        return _keyed(provider_id, found)
+    ) -> Mapping[ExternalKey, Sequence[Enrollment] | ProviderError]:
+        return await self._fetched(provider_id, _BY_COURSE, keys, _ask_enrollments_by_course)
 
     async def _fetch_sections_by_course(
         self, provider_id: str, keys: Sequence[ExternalKey]
-    ) -> Mapping[ExternalKey, Sequence[Section]]:
-        async with self._lend(provider_id) as session:
-            found = await session.fetch_sections_by_course(_external_ids(keys))
-        return _keyed(provider_id, found)
+    ) -> Mapping[ExternalKey, Sequence[Section] | ProviderError]:
+        return await self._fetched(provider_id, _SECTIONS, keys, _ask_sections_by_course)
+
+    async def _fetched(
+        self, provider_id: str, kind: Kind[V], keys: Sequence[ExternalKey], ask: Ask[V]
+    ) -> Mapping[ExternalKey, V | ProviderError]:
+        external_ids = [external_id for _provider_id, external_id in keys]
+        found = await self._reading.answers(provider_id, kind, external_ids, ask)
+        return {(provider_id, key): value for key, value in _values(found).items()}
 
     async def _fetch_milestones(
         self, provider_id: str, keys: Sequence[PairKey]
-    ) -> Mapping[PairKey, Sequence[Milestone]]:
-        async with self._lend(provider_id) as session:
-            found = await session.fetch_milestones(_pairs(keys))
-        return _keyed_pairs(provider_id, found)
+    ) -> Mapping[PairKey, Sequence[Milestone] | ProviderError]:
+        return await self._fetched_pairs(
+            provider_id, _MILESTONES, keys, lambda session, pairs: session.fetch_milestones(pairs)
+        )
 
     async def _fetch_progress(
         self, provider_id: str, keys: Sequence[PairKey]
-    ) -> Mapping[PairKey, Progress]:
-        async with self._lend(provider_id) as session:
-            found = await session.fetch_progress(_pairs(keys))
-        return _keyed_pairs(provider_id, found)
+    ) -> Mapping[PairKey, Progress | ProviderError]:
+        return await self._fetched_pairs(
+            provider_id, _PROGRESS, keys, lambda session, pairs: session.fetch_progress(pairs)
+        )
+
+    async def _fetched_pairs(
+        self,
+        provider_id: str,
+        kind: Kind[V],
+        keys: Sequence[PairKey],
+        ask: Callable[[ProviderSession, Sequence[Pair]], Awaitable[Mapping[Pair, V]]],
+    ) -> Mapping[PairKey, V | ProviderError]:
+        key_by_text = {_text_of(key[1:]): key for key in keys}
+
+        async def ask_pairs(session: ProviderSession, texts: Sequence[str]) -> Mapping[str, V]:
+            found = await ask(session, [key_by_text[text][1:] for text in texts])
+            return {_text_of(pair): value for pair, value in found.items()}
+
+        answers = await self._reading.answers(provider_id, kind, [*key_by_text], ask_pairs)
+        return {key_by_text[text]: value for text, value in _values(answers).items()}
 
     async def _fetch_activity_by_user(
         self, provider_id: str, keys: Sequence[ActivityKey]
-    ) -> Mapping[ActivityKey, Sequence[Activity]]:
-        user_ids = list(dict.fromkeys(user_id for _provider_id, user_id, _first in keys))
+    ) -> Mapping[ActivityKey, Sequence[Activity] | ProviderError]:
         limit = max(first for _provider_id, _user_id, first in keys)
-        async with self._lend(provider_id) as session:
-            found = await session.fetch_activity_by_user(user_ids, limit=limit)
-        return {key: found[key[1]][: key[2]] for key in keys if key[1] in found}
 
-    def _all_of(self, list_page: ListPage[V]) -> FetchGroup[str, Sequence[V]]:
-        async def fetch(provider_id: str, _keys: Sequence[str]) -> Mapping[str, Sequence[V]]:
+        async def ask(
+            session: ProviderSession, texts: Sequence[str]
+        ) -> Mapping[str, Sequence[Activity]]:
+            user_ids = [text.partition(":")[2] for text in texts]
+            found = await session.fetch_activity_by_user(user_ids, limit=limit)
+            return {f"{limit}:{user_id}": rows for user_id, rows in found.items()}
+
+        texts = dict.fromkeys(f"{limit}:{user_id}" for _provider_id, user_id, _first in keys)
+        answers = await self._reading.answers(provider_id, _ACTIVITY, [*texts], ask)
+        found = {text.partition(":")[2]: value for text, value in _values(answers).items()}
+        return {
+            key: rows if isinstance(rows, ProviderError) else rows[: key[2]]
+            for key in keys
+            if (rows := found.get(key[1])) is not None
+        }
+
+    def _whole_list_fetcher(
+        self, kind: ListKind[V], max_age_seconds: float | None
+    ) -> FetchGroup[str, Kept[Sequence[V]]]:
+        async def ask(session: ProviderSession) -> Sequence[V]:
             rows: list[V] = []
+            provider_id = session.provider.id
             limit = self._page_size_of(provider_id)
-            async with aclosing(pages_of(self._lend, provider_id, list_page, limit=limit)) as pages:
+            pages = pages_of(lambda position: kind.list_page(session, position, limit), provider_id)
+            async with aclosing(pages):
                 async for page in pages:
-                    self._count_collected(len(page.items))
                     rows.extend(page.items)
-            return {provider_id: rows}
+                    self._check_collected(len(rows))
+            return rows
+
+        async def fetch(
+            provider_id: str, _keys: Sequence[str]
+        ) -> Mapping[str, Kept[Sequence[V]] | ProviderError]:
+            kept = await self._reading.answer(
+                provider_id, kind.whole, "", ask, max_age_seconds=max_age_seconds
+            )
+            self._collected_rows += len(kept.value)
+            self._check_collected(0)
+            return {provider_id: kept}
 
         return fetch
 
-    def _count_collected(self, rows: int) -> None:
-        self._collected_rows += rows
-        if self._collected_rows > self._max_collected_rows:
+    def _check_collected(self, more: int) -> None:
+        if self._collected_rows + more > self._max_collected_rows:
             raise RequestLimitExceeded(
                 f"A filtered or ordered list may read {self._max_collected_rows} rows, and this"
                 " one needs more; name fewer providers in filter.providerIds, or ask without"
@@ -477,17 +594,38 @@ def _one_group(_key: object) -> str:
     return ""
 
 
-def _external_ids(keys: Sequence[ExternalKey]) -> list[str]:
-    return [external_id for _provider_id, external_id in keys]
+def _values(answers: Answers[V]) -> dict[str, V | ProviderError]:
+    return {
+        key: answer if isinstance(answer, ProviderError) else answer.value
+        for key, answer in answers.items()
+    }
 
 
-def _keyed(provider_id: str, found: Mapping[str, V]) -> dict[ExternalKey, V]:
-    return {(provider_id, external_id): value for external_id, value in found.items()}
+def _text_of(pair: Pair) -> str:
+    return msgspec.json.encode(pair).decode()
 
 
-def _pairs(keys: Sequence[PairKey]) -> list[Pair]:
-    return [(user_id, course_id) for _provider_id, user_id, course_id in keys]
+async def _ask_users(session: ProviderSession, ids: Sequence[str]) -> Mapping[str, User]:
+    return await session.fetch_users(ids)
 
 
-def _keyed_pairs(provider_id: str, found: Mapping[Pair, V]) -> dict[PairKey, V]:
-    return {(provider_id, *pair): value for pair, value in found.items()}
+async def _ask_courses(session: ProviderSession, ids: Sequence[str]) -> Mapping[str, Course]:
+    return await session.fetch_courses(ids)
+
+
+async def _ask_enrollments_by_user(
+    session: ProviderSession, ids: Sequence[str]
+) -> Mapping[str, Sequence[Enrollment]]:
+    return await session.fetch_enrollments_by_user(ids)
+
+
+async def _ask_enrollments_by_course(
+    session: ProviderSession, ids: Sequence[str]
+) -> Mapping[str, Sequence[Enrollment]]:
+    return await session.fetch_enrollments_by_course(ids)
+
+
+async def _ask_sections_by_course(
+    session: ProviderSession, ids: Sequence[str]
+) -> Mapping[str, Sequence[Section]]:
+    return await session.fetch_sections_by_course(ids)

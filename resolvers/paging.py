@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -38,9 +39,13 @@ FetchPage: TypeAlias = Callable[[str, str | None, int], Awaitable[Page[T]]]
 
 
 class SourceState(StrEnum):
-    """OK: answered; FAILED: did not; NOT_ASKED: its turn comes on a later page."""
+    """OK: answered, now or a while ago; FAILED: did not; NOT_ASKED: its turn comes later.
+
+    STALE: did not, and an earlier answer of it stands in.
+    """
 
     OK = "OK"
+    STALE = "STALE"
     FAILED = "FAILED"
     NOT_ASKED = "NOT_ASKED"
 
@@ -52,13 +57,15 @@ class SourceStatus:
     Attributes:
         provider_id: The product's own id of it, as it was asked for.
         provider: ``None`` when there is no such provider.
-        error: Why it failed.
+        error: Why it failed; of a STALE one, why nothing newer could be had.
+        as_of: When the oldest of its rows was read; ``None`` when none was.
     """
 
     provider_id: str
     provider: Provider | None
     state: SourceState
     error: ProviderError | None = None
+    as_of: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

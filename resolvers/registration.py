@@ -15,10 +15,12 @@ from typing import Final, TypeAlias
 
 import structlog
 
+from resolvers.caching import RecordCache
 from resolvers.callback import ProductCallback
 from resolvers.context import ProviderChanges, ProviderCheckReport, ProviderDraft, Refusal
+from resolvers.reading import parse_max_age
 from sessions.addresses import AddressPolicy, split_url
-from sessions.base import NewGrant, Platform, ProviderCheck
+from sessions.base import COMMON_OPTIONS, MAX_AGE, NewGrant, Platform, ProviderCheck
 from sessions.errors import ProviderAddressRefused, ProviderError, ProviderNotFound
 from sessions.manager import SERVICE, SessionManager
 from sessions.registry import Registry
@@ -46,6 +48,7 @@ class ProviderRegistration:
         policy: Where providers may be.
         allowed_urls: The only base URLs at or below which they may be; any, when empty.
         callback: The way to the product; ``None`` when unknown ids are simply not found.
+        cache: What is kept of providers' answers; forgotten with whom it was read for.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class ProviderRegistration:
         policy: AddressPolicy,
         allowed_urls: Collection[str] = (),
         callback: ProductCallback | None,
+        cache: RecordCache | None = None,
     ) -> None:
         self._providers = providers
         self._sessions = sessions
@@ -64,6 +68,7 @@ class ProviderRegistration:
         self._policy = policy
         self._allowed_urls = tuple(allowed_urls)
         self._callback = callback
+        self._cache = cache
 
     async def find(self, provider_id: str) -> Provider | None:
         """Return the provider; asks the product for the details of one not registered yet.
@@ -192,6 +197,8 @@ class ProviderRegistration:
         await self._sessions.revoke_all(provider_id)
         removed = await self._providers.remove(provider_id)
         await self._sessions.forget(provider_id)
+        if self._cache is not None:
+            self._cache.drop(provider_id)
         if removed:
             _log.info("provider_removed", provider_id=provider_id)
         return removed
@@ -241,6 +248,10 @@ class ProviderRegistration:
             # It cannot be logged out of, disabled as it may be: what is kept of it is forgotten.
             _log.info("session_not_logged_out", provider_id=provider_id, problem=error.message)
             await self._sessions.forget(provider_id, subject)
+        if self._cache is not None and subject != SERVICE:
+            # What was read for a user is nobody's any more, in no gateway.
+            await self._providers.note_write(provider_id)
+            await self._cache.forget(provider_id, subject=subject)
         return True
 
     def _judged(self, provider: Provider, credentials: Secret[_Values]) -> Provider | Refusal:
@@ -336,10 +347,16 @@ def _wrong_values(
 
 
 def _wrong_option(platform: Platform, options: _Values) -> Refusal | None:
+    known = {*platform.option_names, *COMMON_OPTIONS}
     for name in sorted(options):
-        if name not in platform.option_names:
-            known = ", ".join(sorted(platform.option_names)) or "no options"
-            return _refused("options", f"{_quoted(name)} is not one; there are {known}")
+        if name not in known:
+            return _refused(
+                "options", f"{_quoted(name)} is not one; there are {', '.join(sorted(known))}"
+            )
+    try:
+        parse_max_age(options.get(MAX_AGE, "0"))
+    except ValueError as error:
+        return _refused("options", f"{MAX_AGE}: {error}")
     return None
 
 

@@ -16,22 +16,24 @@ from collections.abc import (
 )
 from contextlib import aclosing
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
-from typing import Generic, TypeAlias, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
+from resolvers.caching import Kept
 from resolvers.collation import fold, sort_key
 from resolvers.context import RequestContext, Scope, SourceFailure
 from resolvers.cursors import CursorSealer
 from resolvers.errors import BadInput, RequestRefused
 from resolvers.loaders import (
+    COURSES,
+    ENROLLMENTS,
+    USERS,
     BatchLoader,
     ExternalKey,
     FetchGroup,
-    ListPage,
+    ListKind,
     StatusFilter,
-    list_courses,
-    list_enrollments,
-    list_users,
     pages_of,
 )
 from resolvers.paging import (
@@ -143,10 +145,15 @@ class EnrollmentFilter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageArguments:
-    """The paging arguments of a list as the caller gave them."""
+    """The paging arguments of a list as the caller gave them.
+
+    Attributes:
+        max_age_seconds: How old kept rows may be; ``None`` for the provider's usual age.
+    """
 
     first: int = DEFAULT_FIRST
     after: str | None = None
+    max_age_seconds: int | None = None
 
 
 ANY_USER = UserFilter()
@@ -155,41 +162,46 @@ ANY_ENROLLMENT = EnrollmentFilter()
 FIRST_PAGE = PageArguments()
 
 
+_SCOPES: Final = {
+    USERS.name: Scope.READ_USERS,
+    COURSES.name: Scope.READ_COURSES,
+    ENROLLMENTS.name: Scope.READ_ENROLLMENTS,
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _ListKind(Generic[T]):
-    """What users, courses and enrollments have in common as lists.
+class _Age:
+    """How old one provider's part of a list is.
 
     Attributes:
-        name: Goes into cursors.
-        scope: What a key needs to read it.
-        list_page: Asks a session for a page of it.
-        id_of: A row's id within its provider.
+        as_of: When the oldest of it was read; ``None`` for nothing.
+        error: Why nothing newer could be had; ``None`` while it is as fresh as was asked.
     """
 
-    name: str
-    scope: Scope
-    list_page: ListPage[T]
-    id_of: Callable[[T], str]
+    as_of: datetime | None
+    error: ProviderError | None = None
+
+    @classmethod
+    def of(cls, kept: Kept[Any]) -> _Age:
+        return cls(as_of=kept.read_at, error=kept.error)
+
+    def and_also(self, other: _Age | None) -> _Age:
+        """Return the age of both together."""
+        if other is None:
+            return self
+        instants = [at for at in (self.as_of, other.as_of) if at is not None]
+        return _Age(as_of=min(instants, default=None), error=self.error or other.error)
 
 
-_USERS: _ListKind[User] = _ListKind(
-    name="users",
-    scope=Scope.READ_USERS,
-    list_page=list_users,
-    id_of=lambda user: user.external_id,
-)
-_COURSES: _ListKind[Course] = _ListKind(
-    name="courses",
-    scope=Scope.READ_COURSES,
-    list_page=list_courses,
-    id_of=lambda course: course.external_id,
-)
-_ENROLLMENTS: _ListKind[Enrollment] = _ListKind(
-    name="enrollments",
-    scope=Scope.READ_ENROLLMENTS,
-    list_page=list_enrollments,
-    id_of=lambda enrollment: enrollment.id,
-)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Collected(Generic[T]):
+    """Rows of one provider, in any order, with their age."""
+
+    rows: Iterable[T]
+    age: _Age
+
+
+_Collect: TypeAlias = Callable[[Provider], Awaitable[_Collected[T]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,7 +215,7 @@ class _Selection(Generic[T]):
         descending: Whether the order is turned round.
     """
 
-    collect: Callable[[Provider], Awaitable[Iterable[T]]]
+    collect: _Collect[T]
     matches: Callable[[T], bool]
     text_of: Callable[[T], str | None] | None = None
     descending: bool = False
@@ -220,7 +232,7 @@ class _Query(Generic[T]):
         selection: ``None`` for the list as the providers have it.
     """
 
-    kind: _ListKind[T]
+    kind: ListKind[T]
     fingerprint: object
     provider_ids: Sequence[str] | None
     selection: _Selection[T] | None
@@ -253,15 +265,15 @@ async def users(
     selection: _Selection[User] | None = None
     if not _is_native(filter, UserFilter(provider_ids=filter.provider_ids), order, descending):
         selection = _Selection(
-            collect=_collector(
-                context.loaders.all_users, context.loaders.user_by_id, filter.user_ids
-            ),
+            collect=_everything(context, USERS, page)
+            if filter.user_ids is None
+            else _by_id(context, filter.user_ids),
             matches=_user_matcher(filter),
             text_of=text_of,
             descending=descending,
         )
     query = _Query(
-        kind=_USERS,
+        kind=USERS,
         fingerprint=[dataclasses.astuple(filter), order, descending],
         provider_ids=_providers_named(filter.provider_ids, filter.user_ids),
         selection=selection,
@@ -291,13 +303,13 @@ async def courses(
     selection: _Selection[Course] | None = None
     if not _is_native(filter, CourseFilter(provider_ids=filter.provider_ids), order, descending):
         selection = _Selection(
-            collect=_collector(context.loaders.all_courses),
+            collect=_everything(context, COURSES, page),
             matches=_course_matcher(filter),
             text_of=None if order is CourseOrderField.PROVIDER else _title_of,
             descending=descending,
         )
     query = _Query(
-        kind=_COURSES,
+        kind=COURSES,
         fingerprint=[dataclasses.astuple(filter), order, descending],
         provider_ids=filter.provider_ids,
         selection=selection,
@@ -329,14 +341,14 @@ async def enrollments(
     selection: _Selection[Enrollment] | None = None
     if filter != EnrollmentFilter(provider_ids=filter.provider_ids):
         if filter.user_ids is not None:
-            collect = _flat_collector(loaders.enrollments_by_user, filter.user_ids)
+            collect = _under(context, loaders.enrollments_by_user, filter.user_ids)
         elif filter.course_ids is not None:
-            collect = _flat_collector(loaders.enrollments_by_course, filter.course_ids)
+            collect = _under(context, loaders.enrollments_by_course, filter.course_ids)
         else:
-            collect = _collector(loaders.all_enrollments)
+            collect = _everything(context, ENROLLMENTS, page)
         selection = _Selection(collect=collect, matches=_enrollment_matcher(filter))
     query = _Query(
-        kind=_ENROLLMENTS,
+        kind=ENROLLMENTS,
         fingerprint=dataclasses.astuple(filter),
         provider_ids=_providers_named(filter.provider_ids, filter.user_ids or filter.course_ids),
         selection=selection,
@@ -574,7 +586,7 @@ async def list_user_pages(
         Forbidden: A scope is missing.
         ProviderError: The provider could not answer; ``ProviderNotFound`` when there is none.
     """
-    async with aclosing(_pages(context, provider_id, _USERS)) as pages:
+    async with aclosing(_pages(context, provider_id, USERS)) as pages:
         async for page in pages:
             yield page
 
@@ -588,7 +600,7 @@ async def list_course_pages(
         Forbidden: A scope is missing.
         ProviderError: The provider could not answer; ``ProviderNotFound`` when there is none.
     """
-    async with aclosing(_pages(context, provider_id, _COURSES)) as pages:
+    async with aclosing(_pages(context, provider_id, COURSES)) as pages:
         async for page in pages:
             yield page
 
@@ -602,20 +614,25 @@ async def list_enrollment_pages(
         Forbidden: A scope is missing.
         ProviderError: The provider could not answer; ``ProviderNotFound`` when there is none.
     """
-    async with aclosing(_pages(context, provider_id, _ENROLLMENTS)) as pages:
+    async with aclosing(_pages(context, provider_id, ENROLLMENTS)) as pages:
         async for page in pages:
             yield page
 
 
 async def _pages(
-    context: RequestContext, provider_id: str, kind: _ListKind[T]
+    context: RequestContext, provider_id: str, kind: ListKind[T]
 ) -> AsyncGenerator[Page[T], None]:
-    context.require(kind.scope)
+    context.require(_SCOPES[kind.name])
     if await context.find_provider(provider_id) is None:
         raise _not_found(provider_id)
     seen: set[str] = set()
     limit = context.page_size_of(provider_id)
-    pages = pages_of(context.session, provider_id, kind.list_page, limit=limit)
+
+    async def fetch(position: str | None) -> Page[T]:
+        async with context.session(provider_id) as session:
+            return await kind.list_page(session, position, limit)
+
+    pages = pages_of(fetch, provider_id)
     async with aclosing(pages):
         async for page in pages:
             new = [row for row in page.items if kind.id_of(row) not in seen]
@@ -632,13 +649,15 @@ async def _answer(
     wants_total: bool,
 ) -> Connection[T]:
     """Return a page of the list; providers that failed are in its sources and the context."""
-    context.require(query.kind.scope)
+    context.require(_SCOPES[query.kind.name])
+    context.note_max_age(page.max_age_seconds)
     request = _page_request(context, query.kind.name, query.fingerprint, page)
     providers, unknown = await _providers_meant(context, query.provider_ids)
+    ages: dict[str, _Age] = {}
     if query.selection is None:
         connection = await walk_providers(
             providers,
-            fetch_page=_page_fetcher(context, query.kind),
+            fetch_page=_page_fetcher(context, query.kind, page, ages),
             id_of=query.kind.id_of,
             limit_of=lambda provider: context.page_size_of(provider.id),
             request=request,
@@ -646,10 +665,10 @@ async def _answer(
             wants_total=wants_total,
         )
     else:
-        connection = await _collected(providers, query.kind, query.selection, request)
-    sources = [*connection.sources, *unknown]
+        connection = await _collected(providers, query.kind, query.selection, request, ages)
+    sources = [*(_aged(source, ages) for source in connection.sources), *unknown]
     for source in sources:
-        if source.error is not None:
+        if source.state is SourceState.FAILED and source.error is not None:
             context.failures.append(
                 SourceFailure(provider_id=source.provider_id, error=source.error, path=path)
             )
@@ -706,21 +725,43 @@ def _subjects(context: RequestContext) -> list[tuple[str, str]]:
     return sorted(context.subjects.items())
 
 
-def _page_fetcher(context: RequestContext, kind: _ListKind[T]) -> FetchPage[T]:
+def _page_fetcher(
+    context: RequestContext, kind: ListKind[T], page: PageArguments, ages: dict[str, _Age]
+) -> FetchPage[T]:
+    """Return what fetches pages, and takes down in ``ages`` how old they are."""
+
     async def fetch(provider_id: str, position: str | None, limit: int) -> Page[T]:
-        async with context.session(provider_id) as session:
-            return await kind.list_page(session, position, limit)
+        kept = await context.reading.answer(
+            provider_id,
+            kind.page,
+            f"{limit}:{position or ''}",
+            lambda session: kind.list_page(session, position, limit),
+            max_age_seconds=page.max_age_seconds,
+        )
+        ages[provider_id] = _Age.of(kept).and_also(ages.get(provider_id))
+        return kept.value
 
     return fetch
 
 
+def _aged(source: SourceStatus, ages: Mapping[str, _Age]) -> SourceStatus:
+    """Return the status of a source with the age of what it gave."""
+    age = ages.get(source.provider_id)
+    if age is None or source.state is not SourceState.OK:
+        return source
+    if age.error is None:
+        return dataclasses.replace(source, as_of=age.as_of)
+    return dataclasses.replace(source, state=SourceState.STALE, error=age.error, as_of=age.as_of)
+
+
 async def _collected(
     providers: Sequence[Provider],
-    kind: _ListKind[T],
+    kind: ListKind[T],
     selection: _Selection[T],
     request: PageRequest,
+    ages: dict[str, _Age],
 ) -> Connection[T]:
-    """Return a page of a list collected here."""
+    """Return a page of a list collected here, and take down in ``ages`` how old its parts are."""
     answers = await asyncio.gather(*(_collect(provider, selection) for provider in providers))
     rows: list[CollectedRow[T]] = []
     sources: list[SourceStatus] = []
@@ -735,20 +776,21 @@ async def _collected(
             )
         )
         if not isinstance(answer, ProviderError):
-            rows.extend(_keyed_rows(answer, provider, kind, selection))
+            ages[provider.id] = answer.age
+            rows.extend(_keyed_rows(answer.rows, provider, kind, selection))
     return page_of_rows(rows, sources=sources, request=request, descending=selection.descending)
 
 
-async def _collect(provider: Provider, selection: _Selection[T]) -> list[T] | ProviderError:
+async def _collect(provider: Provider, selection: _Selection[T]) -> _Collected[T] | ProviderError:
     try:
-        rows = await selection.collect(provider)
+        found = await selection.collect(provider)
     except ProviderError as error:
         return error
-    return [row for row in rows if selection.matches(row)]
+    return dataclasses.replace(found, rows=[row for row in found.rows if selection.matches(row)])
 
 
 def _keyed_rows(
-    rows: Iterable[T], provider: Provider, kind: _ListKind[T], selection: _Selection[T]
+    rows: Iterable[T], provider: Provider, kind: ListKind[T], selection: _Selection[T]
 ) -> Iterator[CollectedRow[T]]:
     """Give each row its place in the order; rows without the text come after those with."""
     rows_by_id = {kind.id_of(row): row for row in rows}
@@ -760,32 +802,54 @@ def _keyed_rows(
         yield CollectedRow(row=row, key=key, provider_id=provider.id)
 
 
-def _collector(
-    everything: BatchLoader[str, Sequence[T]],
-    by_id: BatchLoader[ExternalKey, T] | None = None,
-    keys: Sequence[ExternalKey] | None = None,
-) -> Callable[[Provider], Awaitable[Iterable[T]]]:
-    """Collect everything a provider has, or only what has one of the keys."""
+def _everything(context: RequestContext, kind: ListKind[T], page: PageArguments) -> _Collect[T]:
+    """Collect everything of a kind that a provider has."""
 
-    async def collect(provider: Provider) -> Iterable[T]:
-        if by_id is None or keys is None:
-            return await everything.load(provider.id) or ()
-        found = await by_id.load_many(_keys_of(provider, keys))
-        return [row for row in found if row is not None]
+    async def collect(provider: Provider) -> _Collected[T]:
+        kept = await context.loaders.whole_list(
+            kind, provider.id, max_age_seconds=page.max_age_seconds
+        )
+        if kept is None:
+            return _Collected(rows=(), age=_Age(as_of=None))
+        return _Collected(rows=kept.value, age=_Age.of(kept))
 
     return collect
 
 
-def _flat_collector(
-    rows_by_key: BatchLoader[ExternalKey, Sequence[T]], keys: Sequence[ExternalKey]
-) -> Callable[[Provider], Awaitable[Iterable[T]]]:
-    """Collect the rows a provider has under the keys."""
+def _by_id(context: RequestContext, keys: Sequence[ExternalKey]) -> _Collect[User]:
+    """Collect the users of these ids."""
 
-    async def collect(provider: Provider) -> Iterable[T]:
+    async def collect(provider: Provider) -> _Collected[User]:
+        found = await context.loaders.user_by_id.load_many(_keys_of(provider, keys))
+        rows = [row for row in found if row is not None]
+        return _Collected(rows=rows, age=_age_of(context, provider, rows))
+
+    return collect
+
+
+def _under(
+    context: RequestContext,
+    rows_by_key: BatchLoader[ExternalKey, Sequence[Enrollment]],
+    keys: Sequence[ExternalKey],
+) -> _Collect[Enrollment]:
+    """Collect the enrollments a provider has under the keys."""
+
+    async def collect(provider: Provider) -> _Collected[Enrollment]:
         found = await rows_by_key.load_many(_keys_of(provider, keys))
-        return [row for rows in found for row in rows or ()]
+        rows = [row for rows in found for row in rows or ()]
+        return _Collected(rows=rows, age=_age_of(context, provider, rows))
 
     return collect
+
+
+def _age_of(context: RequestContext, provider: Provider, rows: Sequence[User | Enrollment]) -> _Age:
+    """Return the age of rows by what each says of itself."""
+    if not any(row.provenance.stale for row in rows):
+        return _Age(as_of=min((row.provenance.fetched_at for row in rows), default=None))
+    return _Age(
+        as_of=min(row.provenance.fetched_at for row in rows if row.provenance.stale),
+        error=context.reading.problems.get(provider.id),
+    )
 
 
 def _keys_of(provider: Provider, keys: Iterable[ExternalKey]) -> list[ExternalKey]:

@@ -531,7 +531,8 @@ async def _carried_out(context: RequestContext, wish: _Wish[T]) -> Outcome[T]:
             provider_id=provider.id,
         )
     outcome = await context.writes.carry_out(_write_of(context, wish))
-    context.forget_loaded()
+    if not isinstance(outcome, WriteRefusal) or outcome.retryable:
+        await context.note_write(provider.id)
     return outcome
 
 

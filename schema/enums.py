@@ -111,7 +111,8 @@ _DESCRIPTIONS: dict[type[Enum], tuple[str, dict[str, str]]] = {
     SourceState: (
         "How a provider took part in a list.",
         {
-            "OK": "It answered.",
+            "OK": "It answered, now or so lately that its answer is kept.",
+            "STALE": "It did not; its rows are an earlier answer, see asOf.",
             "FAILED": "It did not; its rows are missing from this page.",
             "NOT_ASKED": "It was not needed for this page; its turn comes later.",
         },

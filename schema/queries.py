@@ -37,6 +37,15 @@ _FIRST = (
     "How many at most: 1 up to the gateway's largest page, 1000 unless set otherwise; null for 50."
 )
 _AFTER = "A cursor of the same list with the same filter and order: what comes behind it is given."
+_MAX_AGE = (
+    "How many seconds old kept rows may be: 0 for live; null for what is usual for each provider."
+    " What hangs on the rows is as fresh as the strictest maxAge of the request. When nothing"
+    " fresh enough can be had, older rows are given, marked stale."
+)
+_MAX_AGE_OF_ONE = (
+    "How many seconds old a kept answer may be: 0 for live; null for what is usual for the"
+    " provider. When nothing fresh enough can be had, an older one is given, marked stale."
+)
 _MAX_NODES = 1000
 
 
@@ -54,8 +63,10 @@ class Query:
         self,
         info: GatewayInfo,
         id: Annotated[strawberry.ID, strawberry.argument(description="Its global id.")],  # noqa: A002 - Relay's name
+        max_age: Annotated[int | None, strawberry.argument(description=_MAX_AGE_OF_ONE)] = None,
     ) -> Node | None:
         """Return what has the id."""
+        info.context.note_max_age(max_age)
         return await _node(info.context, global_ids.decode(id, argument="id"), "id")
 
     @strawberry.field(
@@ -66,8 +77,10 @@ class Query:
         self,
         info: GatewayInfo,
         ids: Annotated[list[strawberry.ID], strawberry.argument(description="Global ids.")],
+        max_age: Annotated[int | None, strawberry.argument(description=_MAX_AGE_OF_ONE)] = None,
     ) -> list[Node | None]:
         """Return what has the ids; several of one provider are one call."""
+        info.context.note_max_age(max_age)
         return await _nodes(info.context, ids)
 
     @strawberry.field(description="Every provider the key may see, in order of registration.")
@@ -93,8 +106,10 @@ class Query:
         self,
         info: GatewayInfo,
         id: Annotated[strawberry.ID, strawberry.argument(description="Global id of the user.")],  # noqa: A002 - Relay's name
+        max_age: Annotated[int | None, strawberry.argument(description=_MAX_AGE_OF_ONE)] = None,
     ) -> User | None:
         """Return the user of that id."""
+        info.context.note_max_age(max_age)
         found = global_ids.decode(id, argument="id", type_name=global_ids.USER)
         record = await roster.user(info.context, (found.provider_id, found.local_id))
         return None if record is None else User.from_record(record)
@@ -112,6 +127,7 @@ class Query:
         ] = None,
         first: Annotated[int | None, strawberry.argument(description=_FIRST)] = 50,
         after: Annotated[str | None, strawberry.argument(description=_AFTER)] = None,
+        max_age: Annotated[int | None, strawberry.argument(description=_MAX_AGE)] = None,
     ) -> UserConnection | None:
         """Return a page of users."""
         order = order_by or UserOrder()
@@ -120,7 +136,7 @@ class Query:
             filter=UserFilter.record_of(filter),
             order=order.field,
             descending=order.direction is OrderDirection.DESC,
-            page=PageArguments(first=DEFAULT_FIRST if first is None else first, after=after),
+            page=_page(first, after, max_age),
             path=path_of(info),
             wants_total=asks_for(info, "totalCount"),
         )
@@ -131,8 +147,10 @@ class Query:
         self,
         info: GatewayInfo,
         id: Annotated[strawberry.ID, strawberry.argument(description="Global id of the course.")],  # noqa: A002 - Relay's name
+        max_age: Annotated[int | None, strawberry.argument(description=_MAX_AGE_OF_ONE)] = None,
     ) -> Course | None:
         """Return the course of that id."""
+        info.context.note_max_age(max_age)
         found = global_ids.decode(id, argument="id", type_name=global_ids.COURSE)
         record = await roster.course(info.context, (found.provider_id, found.local_id))
         return None if record is None else Course.from_record(record)
@@ -150,6 +168,7 @@ class Query:
         ] = None,
         first: Annotated[int | None, strawberry.argument(description=_FIRST)] = 50,
         after: Annotated[str | None, strawberry.argument(description=_AFTER)] = None,
+        max_age: Annotated[int | None, strawberry.argument(description=_MAX_AGE)] = None,
     ) -> CourseConnection | None:
         """Return a page of courses."""
         order = order_by or CourseOrder()
@@ -158,7 +177,7 @@ class Query:
             filter=CourseFilter.record_of(filter),
             order=order.field,
             descending=order.direction is OrderDirection.DESC,
-            page=PageArguments(first=DEFAULT_FIRST if first is None else first, after=after),
+            page=_page(first, after, max_age),
             path=path_of(info),
             wants_total=asks_for(info, "totalCount"),
         )
@@ -173,16 +192,23 @@ class Query:
         ],
         first: Annotated[int | None, strawberry.argument(description=_FIRST)] = 50,
         after: Annotated[str | None, strawberry.argument(description=_AFTER)] = None,
+        max_age: Annotated[int | None, strawberry.argument(description=_MAX_AGE)] = None,
     ) -> EnrollmentConnection | None:
         """Return a page of enrollments."""
         found = await roster.enrollments(
             info.context,
             filter=EnrollmentFilter.record_of(filter),
-            page=PageArguments(first=DEFAULT_FIRST if first is None else first, after=after),
+            page=_page(first, after, max_age),
             path=path_of(info),
             wants_total=asks_for(info, "totalCount"),
         )
         return EnrollmentConnection.from_record(found)
+
+
+def _page(first: int | None, after: str | None, max_age: int | None) -> PageArguments:
+    return PageArguments(
+        first=DEFAULT_FIRST if first is None else first, after=after, max_age_seconds=max_age
+    )
 
 
 async def _nodes(context: RequestContext, ids: Sequence[str]) -> list[Node | None]:

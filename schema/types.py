@@ -538,7 +538,7 @@ class SourceStatus:
     )
     status: paging.SourceState = strawberry.field(description="Whether it answered.")
     code: ErrorCode | None = strawberry.field(
-        description="Why it did not; null when it did or was not asked."
+        description="Why it did not answer; null when it did or was not asked."
     )
     message: str | None = strawberry.field(
         description="The same for a person; null when it did or was not asked."
@@ -548,6 +548,12 @@ class SourceStatus:
     )
     retry_after_seconds: int | None = strawberry.field(
         description="How many seconds the provider asked to be left alone; null when it did not."
+    )
+    stale: bool = strawberry.field(
+        description="Whether its rows are an earlier answer, because nothing newer could be had."
+    )
+    as_of: datetime | None = strawberry.field(
+        description="When the oldest of its rows was read; null when none was."
     )
 
     @classmethod
@@ -562,6 +568,8 @@ class SourceStatus:
             message=None if error is None else error.message,
             retryable=error is not None and error.retryable,
             retry_after_seconds=None if error is None else error.retry_after_seconds,
+            stale=record.state is paging.SourceState.STALE,
+            as_of=record.as_of,
         )
 
 

@@ -40,6 +40,14 @@ ACT_AS = "act_as"
 
 MASQUERADE = "masquerade"
 
+MAX_AGE = "max_age"
+"""Option of a provider: how old kept answers may be, such as ``60`` or ``users=60,courses=600``."""
+
+COMMON_OPTIONS: Mapping[str, str] = {
+    MAX_AGE: "How many seconds old kept answers of it may be: 60, or users=60,courses=600."
+}
+"""Options of every platform's providers, each with its meaning."""
+
 Pair: TypeAlias = tuple[str, str]
 """External ids of a user and of a course: one user's place in one course."""
 

@@ -12,6 +12,7 @@ ProviderError                 a provider could not do what was asked
 ├── ProviderBadResponse       an answer that is not what the platform promises
 ├── ProviderRejected          a write that the provider's own rules do not allow
 ├── ProviderAddressRefused    the URL or the address behind it is not allowed
+├── UpstreamCallsSpent        the operation has made as many calls as one may
 └── NotSupported              the platform cannot do this
 SessionLost                   the session is gone; its holder replaces it (never reaches callers)
 ProviderNotFound              no such provider is registered
@@ -138,6 +139,13 @@ class ProviderAddressRefused(ProviderError):
     """The URL, or an address its host name resolves to, is not one the gateway may call."""
 
     code = "BAD_INPUT"
+    retryable = False
+
+
+class UpstreamCallsSpent(ProviderError):
+    """The operation has made as many calls to providers as one may; no provider is at fault."""
+
+    code = "REQUEST_LIMIT_EXCEEDED"
     retryable = False
 
 

@@ -206,6 +206,12 @@ def deadline(seconds: float | None) -> Iterator[None]:
         _deadline.reset(token)
 
 
+def seconds_to_deadline() -> float | None:
+    """Return how long calls made here may take by the nearest deadline; ``None`` without one."""
+    ends_at = _deadline.get()
+    return None if ends_at is None else ends_at - asyncio.get_running_loop().time()
+
+
 class ProviderHttp:
     """HTTP to one provider; made by ``ProviderHttp.open``, used by any number of tasks.
 
@@ -435,9 +441,9 @@ class ProviderHttp:
             ProviderTimeout: There is no time left.
         """
         seconds = self._limits.total_seconds if total_seconds is None else total_seconds
-        ends_at = _deadline.get()
-        if ends_at is not None:
-            seconds = min(seconds, ends_at - asyncio.get_running_loop().time())
+        left = seconds_to_deadline()
+        if left is not None:
+            seconds = min(seconds, left)
         if seconds <= 0:
             raise ProviderTimeout(
                 f"No time was left to ask {self._source}", provider_id=self.provider_id

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from math import inf
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from sessions.errors import ProviderTimeout, SessionLost
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+@contextmanager
+def read_since(instant: float) -> Iterator[None]:
+    """Have nothing served inside that was read before an instant of the loop's clock."""
+    token = _earliest.set(instant)
+    try:
+        yield
+    finally:
+        _earliest.reset(token)
+
+
+def is_young(read_at: float, *, max_age_seconds: float) -> bool:
+    """Whether what was read at an instant of the loop's clock may be served here and now."""
+    return read_at > _now() - max_age_seconds and read_at >= _earliest.get()
 
 
 class Shared(Generic[P, T]):
@@ -55,9 +72,12 @@ class Shared(Generic[P, T]):
         if self._version != version:
             return False
         if not task.done():
-            return True
+            return self._begun_at >= _earliest.get()
         failed = task.cancelled() or task.exception() is not None
-        return not failed and _now() - self._begun_at < max_age_seconds
+        return not failed and is_young(self._begun_at, max_age_seconds=max_age_seconds)
+
+
+_earliest: ContextVar[float] = ContextVar("earliest", default=-inf)
 
 
 @asynccontextmanager

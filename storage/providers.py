@@ -167,6 +167,20 @@ class ProviderStore:
             )
         return None
 
+    async def note_write(self, provider_id: str) -> None:
+        """Take note that something was written at a provider: what was read before is old.
+
+        Raises:
+            StorageError: The database could not do it.
+        """
+        statement = (
+            update(provider)
+            .where(provider.c.id == provider_id)
+            .values(writes=provider.c.writes + 1)
+        )
+        async with self._database.transaction() as connection:
+            await connection.execute(statement)
+
     async def remove(self, provider_id: str) -> bool:
         """Remove a provider with its credentials, sessions and kept answers.
 

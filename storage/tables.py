@@ -87,6 +87,7 @@ provider = Table(
     Column("created_at", Instant, nullable=False),
     Column("updated_at", Instant, nullable=False),
     Column("checked_at", Instant),
+    Column("writes", Integer, nullable=False, server_default="0"),  # raised by our own writes there
 )
 
 session = Table(
@@ -151,8 +152,10 @@ cache = Table(
     Column("resource", Text, primary_key=True),
     Column("body", LargeBinary, nullable=False),
     Column("etag", Text),
+    Column("generation", Text),  # of the provider when it was read: its registration and writes
     Column("fetched_at", Instant, nullable=False),
     Column("fresh_until", Instant, nullable=False),
+    Index(None, "fetched_at"),
 )
 
 icon = Table(

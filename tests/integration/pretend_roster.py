@@ -256,6 +256,7 @@ class World:
     registered: list[ProviderDraft] = field(default_factory=list)
     updated: list[tuple[str, ProviderChanges]] = field(default_factory=list)
     asked_for: list[str] = field(default_factory=list)
+    writes: list[str] = field(default_factory=list)
     registrable: dict[str, Provider] = field(default_factory=dict)
     refusal: Refusal | None = None
 
@@ -310,6 +311,9 @@ class World:
             for roster in self.rosters.values()
             if roster.provider.id not in self.registrable
         ]
+
+    async def note_write(self, provider_id: str, /) -> None:
+        self.writes.append(provider_id)
 
     # Platforms
 

@@ -76,6 +76,7 @@ async def running_gateway(folder: Path, **settings: str) -> AsyncIterator[Runnin
     environment = {
         "GATEWAY_DATA_FOLDER": str(folder / "data"),
         "GATEWAY_TOKEN": TOKEN,
+        "GATEWAY_MAX_AGE_SECONDS": "0",  # what is kept has stories of its own
         **{f"GATEWAY_{name.upper()}": value for name, value in settings.items()},
     }
     with listening() as listener:

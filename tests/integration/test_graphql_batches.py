@@ -62,7 +62,11 @@ async def test_icons_of_many_courses_and_widths_are_one_batch() -> None:
 async def test_without_an_icon_service_there_are_no_icons() -> None:
     world = World()
     loaders = Loaders(
-        world.session, world, None, page_size_of=lambda _provider: 10, max_collected_rows=10
+        world,
+        None,
+        reading=a_context(world).reading,
+        page_size_of=lambda _provider: 10,
+        max_collected_rows=10,
     )
 
     course = a_course("a", 1)

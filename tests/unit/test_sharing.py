@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from sessions.errors import ProviderTimeout, ProviderUnavailable, SessionLost
-from sessions.sharing import Shared, together
+from sessions.sharing import Shared, is_young, read_since, together
 
 
 class Reads:
@@ -33,6 +33,25 @@ async def test_callers_at_once_and_shortly_after_share_one_read() -> None:
     assert set(found) == {"row 1 of Ada"}
     assert await shared.get(1, 60, " of Ada") == "row 1 of Ada"
     assert reads.count == 1
+
+
+async def test_who_wants_nothing_older_than_now_has_it_read_anew_also_while_it_is_being_read() -> (
+    None
+):
+    reads = Reads()
+    shared = Shared(reads.read)
+    await shared.get(1, 60)
+    under_way = asyncio.create_task(shared.get(2, 60))
+    await asyncio.sleep(0)
+    now = asyncio.get_running_loop().time()
+
+    with read_since(now + 0.001):
+        live = await shared.get(2, 60)
+
+    assert (await under_way, live) == ("row 3", "row 3")
+    assert reads.count == 3
+    assert not is_young(now, max_age_seconds=0)
+    assert is_young(now, max_age_seconds=60)
 
 
 async def test_another_grant_an_older_answer_and_a_change_are_read_anew() -> None:

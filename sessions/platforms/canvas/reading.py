@@ -64,7 +64,7 @@ from sessions.platforms.canvas.wire import (
     ScopesMissing,
     segment,
 )
-from sessions.sharing import Shared, together
+from sessions.sharing import Shared, is_young, together
 from sessions.strategies import Choice, note_choice
 from storage.records import (
     Activity,
@@ -934,9 +934,12 @@ class _Recent(Generic[RowT]):
         """Return those of these ids that were read with this grant, and not longer ago."""
         if self._version != version:
             return {}
-        earliest = asyncio.get_running_loop().time() - max_age_seconds
         known = ((id_, self._rows.get(id_)) for id_ in ids)
-        return {id_: each[0] for id_, each in known if each is not None and each[1] > earliest}
+        return {
+            id_: each[0]
+            for id_, each in known
+            if each is not None and is_young(each[1], max_age_seconds=max_age_seconds)
+        }
 
 
 async def _each(keys: Iterable[K], work: Callable[[K], Awaitable[T]]) -> dict[K, T]:

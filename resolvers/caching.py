@@ -1,0 +1,727 @@
+"""The one cache of what providers answered, shared by all requests and kept across restarts.
+
+An answer belongs to a provider, to the subject it was read for, and to what was asked for. How old
+an answer may be is each reader's own choice; the cache then serves, joins or reads:
+
+fresh              young enough: served from memory, or from the database after a restart
+while revalidated  a reader without a choice of its own gets one up to twice the usual age, and a
+                   read in the background makes it young again
+flights            what is not young enough is read once for all who want it at the time, also by
+                   several requests; what nobody waits for any more, because they left, is given up
+if error           an answer that cannot be had anew is served old, marked STALE; not when the
+                   provider refused the account, for then nobody may see it any more
+
+Memory holds encoded answers, those used last, up to a number of bytes. The database is written
+behind the readers' backs and read for what memory does not hold. Our own writes at a provider make
+everything read before old, in every gateway at once, by the number ``Provider.writes``; a changed
+registration makes it unusable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from contextvars import Context
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Final, Generic, TypeAlias, TypeVar
+
+import msgspec
+import structlog
+
+from sessions.base import Page
+from sessions.errors import (
+    ProviderBadResponse,
+    ProviderError,
+    ProviderRateLimited,
+    ProviderTimeout,
+    ProviderUnavailable,
+    UpstreamCallsSpent,
+)
+from sessions.http import deadline
+from sessions.sharing import read_since
+from storage.cache import CacheStore, KeptAnswer
+from storage.errors import StorageError
+from storage.records import DataSource, Provenance, Provider
+
+V = TypeVar("V")
+
+_SERVED_STALE: Final = (ProviderUnavailable, ProviderRateLimited, ProviderBadResponse)
+_ENTRY_BYTES: Final = 450  # more than an entry takes beside its body and its name
+_ANSWERS_AT_ONCE: Final = 500
+_SAVE_SECONDS: Final = 0.2
+_SWEEP_SECONDS: Final = 3600.0
+_NONE: Final = b""
+
+_log = structlog.get_logger("caching")
+
+
+class Resource(StrEnum):
+    """What an age is set for."""
+
+    USERS = "users"
+    COURSES = "courses"
+    ENROLLMENTS = "enrollments"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind(Generic[V]):
+    """One kind of answer.
+
+    Attributes:
+        name: Tells its keys from those of other kinds; goes into the database.
+        resource: Whose age counts.
+        decoder: Reads an encoded answer.
+    """
+
+    name: str
+    resource: Resource
+    decoder: msgspec.msgpack.Decoder[V]
+
+    @classmethod
+    def of(cls, name: str, resource: Resource, type_: Any) -> Kind[V]:
+        """Return the kind whose answers are of a type that msgspec can read."""
+        return cls(name=name, resource=resource, decoder=msgspec.msgpack.Decoder(type_))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Whose answers, and as what the provider was registered when they were read.
+
+    Attributes:
+        provider_id: The product's own id of the provider.
+        subject: On whose behalf, as text.
+        registration: Differs once the provider was changed.
+        writes: ``Provider.writes``.
+    """
+
+    provider_id: str
+    subject: str
+    registration: str
+    writes: int
+
+    @classmethod
+    def of(cls, provider: Provider, subject: str) -> Place:
+        """Return the place of a provider as it is registered now."""
+        registration = f"{provider.created_at.timestamp()}.{provider.revision}"
+        return cls(
+            provider_id=provider.id,
+            subject=subject,
+            registration=registration,
+            writes=provider.writes,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """How fresh an answer must be, and how long it is waited for.
+
+    Attributes:
+        began_at: When the request began, in seconds since 1970: what is read later is live.
+        max_age_seconds: How old at that time; ``None`` for the usual age, and then up to twice as
+            old while it is being read anew.
+        usual_age_seconds: What is usual for this provider and resource.
+        patience_seconds: How long to wait; an answer that comes later is kept for others.
+    """
+
+    began_at: float
+    max_age_seconds: float | None = None
+    usual_age_seconds: float = 0
+    patience_seconds: float = 30
+
+    @property
+    def oldest_at(self) -> float:
+        """The earliest time of reading that is good enough."""
+        age = self.usual_age_seconds if self.max_age_seconds is None else self.max_age_seconds
+        return self.began_at - age
+
+    @property
+    def oldest_while_read_anew(self) -> float:
+        """The earliest time of reading that will do while a newer answer is on its way."""
+        if self.max_age_seconds is not None:
+            return self.oldest_at
+        return self.began_at - 2 * self.usual_age_seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept(Generic[V]):
+    """One answer with its age.
+
+    Attributes:
+        value: The answer; records in it say in their provenance where it came from.
+        via: LIVE, CACHE or STALE.
+        read_at: When it was read.
+        error: Why nothing newer could be had; ``None`` unless it is STALE.
+    """
+
+    value: V
+    via: DataSource
+    read_at: datetime
+    error: ProviderError | None = None
+
+
+Answers: TypeAlias = Mapping[str, Kept[V] | ProviderError]
+"""Answers by key, and why others could not be had; what a provider does not have is left out."""
+
+Fetch: TypeAlias = Callable[[Sequence[str]], Awaitable[Mapping[str, V]]]
+"""Reads the answers of some keys at the provider."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheTerms:
+    """How much is kept, and for how long.
+
+    Attributes:
+        max_bytes: Of answers in memory, with what it takes to find them.
+        max_unsaved_bytes: Of answers that wait to be written to the database; beyond that they
+            are kept in memory only.
+        stale_seconds: How old an answer may be that is served because none newer can be had;
+            older ones are forgotten.
+        flight_seconds: How long one read may go on, when its readers have lost patience.
+    """
+
+    max_bytes: int = 64 * 1024 * 1024
+    max_unsaved_bytes: int = 16 * 1024 * 1024
+    stale_seconds: float = 7 * 24 * 3600
+    flight_seconds: float = 60
+
+
+@dataclass(slots=True)
+class CacheCounts:
+    """What happened since the start, key by key, and what is held."""
+
+    hits: int = 0
+    revalidations: int = 0
+    joined: int = 0
+    reads: int = 0
+    stale: int = 0
+    held: int = 0
+    held_bytes: int = 0
+
+
+class Listener:
+    """Hears what one request got from the cache; overridden by who wants to know."""
+
+    def note_hit(self, provider_id: str, count: int = 1) -> None:
+        """Take note of answers from memory or the database."""
+
+    def note_stale(self, provider_id: str, count: int = 1) -> None:
+        """Take note of old answers, served because none newer could be had."""
+
+    def note_shared(self, provider_id: str, count: int = 1) -> None:
+        """Take note of answers that another request was reading already."""
+
+
+_Name: TypeAlias = tuple[str, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """An encoded answer; without a body, what the provider has no longer."""
+
+    body: bytes
+    registration: str
+    writes: int
+    read_at: float
+
+    def serves(self, place: Place, oldest_at: float) -> bool:
+        return bool(self.body) and self.writes == place.writes and self.read_at >= oldest_at
+
+
+@dataclass(eq=False, slots=True)
+class _Flight:
+    """One read under way.
+
+    Attributes:
+        waiting: How many readers wait for it.
+        outlives: Whether it goes on when nobody waits: somebody lost patience, or nobody asked.
+    """
+
+    place: Place
+    began_at: float
+    task: asyncio.Task[Mapping[str, Any]]
+    waiting: int = 0
+    outlives: bool = False
+
+
+@dataclass(slots=True)
+class _Sorted(Generic[V]):
+    """What is to be had of the keys asked for: at once, and what else is to be done."""
+
+    answers: dict[str, Kept[V] | ProviderError] = field(default_factory=dict)
+    aging: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+
+
+class RecordCache:
+    """Answers of providers; made by ``open_cache``.
+
+    Args:
+        store: Where answers are kept across restarts.
+        terms: How much, and for how long.
+        clock: Seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        store: CacheStore,
+        *,
+        terms: CacheTerms | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.counts = CacheCounts()
+        self.clock = clock
+        self._store = store
+        self._terms = terms or CacheTerms()
+        self._entries: OrderedDict[_Name, _Entry] = OrderedDict()
+        self._flights: dict[_Name, _Flight] = {}
+        self._running: set[asyncio.Task[Mapping[str, Any]]] = set()
+        self._unsaved: dict[_Name, _Entry] = {}
+        self._unsaved_bytes = 0
+        self._to_save = asyncio.Event()
+        self._silent = False
+
+    async def read(
+        self,
+        place: Place,
+        kind: Kind[V],
+        keys: Sequence[str],
+        *,
+        wish: Wish,
+        fetch: Fetch[V],
+        listener: Listener | None = None,
+    ) -> Answers[V]:
+        """Return the answers of several keys of one kind, as fresh as wished.
+
+        Args:
+            place: Whose.
+            kind: Of what kind.
+            keys: Which, each once.
+            wish: How fresh, and how long to wait.
+            fetch: Reads at the provider what is not to be had otherwise.
+            listener: Hears where the answers came from.
+
+        Raises:
+            RequestRefused: ``fetch`` refused.
+            StorageError: ``fetch`` met with one; the cache's own are as if nothing were kept.
+        """
+        listener = listener or Listener()
+        found = self._sorted(place, kind, keys, wish)
+        if found.unknown and wish.oldest_while_read_anew < wish.began_at:
+            await self._recall(place, kind, found.unknown)
+            found = self._sorted(place, kind, keys, wish)
+        if found.answers:
+            self.counts.hits += len(found.answers)
+            listener.note_hit(place.provider_id, len(found.answers))
+        if found.aging:
+            self._refresh(place, kind, found.aging, wish=wish, fetch=fetch)
+        if found.missing:
+            read = await self._read_now(
+                place, kind, found.missing, wish=wish, fetch=fetch, listener=listener
+            )
+            found.answers.update(read)
+        return found.answers
+
+    def drop(self, provider_id: str, *, subject: str | None = None) -> None:
+        """Forget, in memory, a provider's answers, or one subject's; flights keep theirs too."""
+
+        def is_meant(name: _Name) -> bool:
+            return name[0] == provider_id and subject in {None, name[1]}
+
+        for name in [*filter(is_meant, self._entries)]:
+            self._forget(name)
+        for name in [*filter(is_meant, self._unsaved)]:
+            self._unsaved_bytes -= len(self._unsaved.pop(name).body)
+        for name in [*filter(is_meant, self._flights)]:
+            del self._flights[name]
+
+    async def forget(self, provider_id: str, *, subject: str) -> None:
+        """Forget one subject's answers, here and in the database.
+
+        Raises:
+            StorageError: The database still has them.
+        """
+        self.drop(provider_id, subject=subject)
+        await self._store.drop(provider_id, subject=subject)
+
+    async def run(self) -> None:
+        """Write answers to the database as they come, and forget old ones there, for ever."""
+        swept_at: float | None = None
+        while True:
+            if swept_at is None or time.monotonic() - swept_at > _SWEEP_SECONDS:
+                swept_at = time.monotonic()
+                await self._sweep()
+            try:
+                async with asyncio.timeout(_SWEEP_SECONDS):
+                    await self._to_save.wait()
+            except TimeoutError:
+                continue
+            await asyncio.sleep(_SAVE_SECONDS)  # what comes together is written together
+            await self.save()
+
+    async def save(self) -> None:
+        """Write to the database what it does not have yet; what fails is kept in memory only."""
+        self._to_save.clear()
+        while self._unsaved:
+            names = [*self._unsaved][:_ANSWERS_AT_ONCE]
+            entries = {name: self._unsaved.pop(name) for name in names}
+            self._unsaved_bytes -= sum(len(entry.body) for entry in entries.values())
+            now = self.clock()
+            answers = [
+                KeptAnswer(
+                    provider_id=name[0],
+                    subject=name[1],
+                    resource=name[2],
+                    body=entry.body,
+                    generation=f"{entry.registration}/{entry.writes}",
+                    age_seconds=max(0.0, now - entry.read_at),
+                )
+                for name, entry in entries.items()
+            ]
+            try:
+                await self._store.write_many(answers)
+            except StorageError as error:
+                self._note_trouble(error)
+                return
+            self._silent = False
+
+    async def aclose(self) -> None:
+        """Give up every read under way, and save what is not saved."""
+        for task in [*self._running]:
+            task.cancel()
+        if self._running:
+            await asyncio.wait(self._running)
+        await self.save()
+
+    # What is held.
+
+    def _sorted(self, place: Place, kind: Kind[V], keys: Sequence[str], wish: Wish) -> _Sorted[V]:
+        found: _Sorted[V] = _Sorted()
+        for key in keys:
+            entry = self._held(place, _name(place, kind, key))
+            if entry is None:
+                found.unknown.append(key)
+                found.missing.append(key)
+            elif entry.serves(place, wish.oldest_while_read_anew):
+                found.answers[key] = _kept(entry, kind, DataSource.CACHE)
+                if not entry.serves(place, wish.oldest_at):
+                    found.aging.append(key)
+            else:
+                found.missing.append(key)
+        return found
+
+    def _held(self, place: Place, name: _Name) -> _Entry | None:
+        entry = self._entries.get(name)
+        if entry is None:
+            return None
+        if entry.registration != place.registration:
+            return None
+        self._entries.move_to_end(name)
+        return entry
+
+    def _hold(self, name: _Name, entry: _Entry) -> None:
+        self._forget(name)
+        self._entries[name] = entry
+        self.counts.held += 1
+        self.counts.held_bytes += _size(name, entry)
+        while self.counts.held_bytes > self._terms.max_bytes:
+            self._forget(next(iter(self._entries)))
+
+    def _forget(self, name: _Name) -> None:
+        entry = self._entries.pop(name, None)
+        if entry is not None:
+            self.counts.held -= 1
+            self.counts.held_bytes -= _size(name, entry)
+
+    async def _recall(self, place: Place, kind: Kind[Any], keys: Sequence[str]) -> None:
+        """Bring into memory what the database has of these keys."""
+        names = {_name(place, kind, key)[2]: _name(place, kind, key) for key in keys}
+        try:
+            kept = await self._store.read_many(place.provider_id, place.subject, names)
+        except StorageError as error:
+            self._note_trouble(error)
+            return
+        for resource, answer in kept.items():
+            registration, _, writes = answer.generation.rpartition("/")
+            entry = _Entry(
+                answer.body,
+                registration,
+                int(writes) if writes.isdecimal() else -1,
+                self.clock() - answer.age_seconds,
+            )
+            is_news = names[resource] not in self._entries  # a flight may have landed meanwhile
+            if is_news and registration == place.registration and _is_readable(entry, kind):
+                self._hold(names[resource], entry)
+
+    # Reading at the provider.
+
+    async def _read_now(
+        self,
+        place: Place,
+        kind: Kind[V],
+        keys: Sequence[str],
+        *,
+        wish: Wish,
+        fetch: Fetch[V],
+        listener: Listener,
+    ) -> Answers[V]:
+        ends_at = asyncio.get_running_loop().time() + wish.patience_seconds
+        joined: dict[_Flight, list[str]] = {}
+        alone: list[str] = []
+        for key in keys:
+            flight = self._flights.get(_name(place, kind, key))
+            if flight is not None and flight.place == place and flight.began_at >= wish.oldest_at:
+                joined.setdefault(flight, []).append(key)
+            else:
+                alone.append(key)
+        shared = len(keys) - len(alone)
+        if shared:
+            self.counts.joined += shared
+            listener.note_shared(place.provider_id, shared)
+
+        def begin(some: Sequence[str]) -> _Flight:
+            return self._start(place, kind, some, wish=wish, fetch=fetch)
+
+        waits = [
+            self._landed(flight, kind, some, ends_at=ends_at, begin=begin)
+            for flight, some in joined.items()
+        ]
+        if alone and wish.patience_seconds > 0:
+            waits.append(self._landed(begin(alone), kind, alone, ends_at=ends_at))
+        elif alone:
+            waits.append(_too_late(place, alone))
+        answers: dict[str, Kept[V] | ProviderError] = {}
+        for outcome in await _all(waits):
+            answers.update(outcome)
+        return await self._with_stale(place, kind, answers, listener)
+
+    def _start(
+        self,
+        place: Place,
+        kind: Kind[V],
+        keys: Sequence[str],
+        *,
+        wish: Wish,
+        fetch: Fetch[V],
+        context: Context | None = None,
+    ) -> _Flight:
+        self.counts.reads += len(keys)
+        began_at = self.clock()
+        age = began_at - wish.oldest_at
+        task: asyncio.Task[Mapping[str, V]] = asyncio.create_task(
+            self._fly(fetch, keys, since=asyncio.get_running_loop().time() - age), context=context
+        )
+        flight = _Flight(place, began_at, task)
+        names = {key: _name(place, kind, key) for key in keys}
+        for name in names.values():
+            self._flights[name] = flight
+        self._running.add(task)
+        task.add_done_callback(lambda done: self._land(flight, done, names))
+        return flight
+
+    async def _fly(self, fetch: Fetch[V], keys: Sequence[str], *, since: float) -> Mapping[str, V]:
+        # Not under its starter's deadline: it reads for all who join, and for those who come later.
+        with deadline(None), deadline(self._terms.flight_seconds), read_since(since):
+            return await fetch(keys)
+
+    def _land(
+        self, flight: _Flight, task: asyncio.Task[Mapping[str, Any]], names: Mapping[str, _Name]
+    ) -> None:
+        """Keep what was read, unless it was dropped or read anew in the meantime."""
+        self._running.discard(task)
+        mine = {key: name for key, name in names.items() if self._flights.get(name) is flight}
+        for name in mine.values():
+            del self._flights[name]
+        if task.cancelled() or task.exception() is not None:
+            return
+        found = task.result()
+        place = flight.place
+        for key, name in mine.items():
+            if key in found:
+                body = msgspec.msgpack.encode(found[key])
+            elif name in self._entries:
+                body = _NONE
+            else:
+                continue
+            entry = _Entry(body, place.registration, place.writes, flight.began_at)
+            self._hold(name, entry)
+            self._save_later(name, entry)
+
+    async def _landed(
+        self,
+        flight: _Flight,
+        kind: Kind[V],
+        keys: Sequence[str],
+        *,
+        ends_at: float,
+        begin: Callable[[Sequence[str]], _Flight] | None = None,
+    ) -> dict[str, Kept[V] | ProviderError]:
+        """Wait for a flight; ``begin`` is given by those who joined it, for one of their own.
+
+        Such a flight may have failed for a reason that was its starter's only.
+        """
+        seconds = ends_at - asyncio.get_running_loop().time()
+        flight.waiting += 1
+        left = True
+        try:
+            await asyncio.wait({flight.task}, timeout=max(seconds, 0))
+            left = False
+        finally:
+            flight.waiting -= 1
+            if left and not flight.waiting and not flight.outlives:
+                flight.task.cancel()
+        place = flight.place
+        if not flight.task.done():
+            flight.outlives = True
+            return dict.fromkeys(keys, _late(place, "in time"))
+        if flight.task.cancelled():
+            error: BaseException | None = ProviderUnavailable(
+                "The gateway is shutting down", provider_id=place.provider_id
+            )
+        else:
+            error = flight.task.exception()
+        if error is None:
+            read_at = datetime.fromtimestamp(flight.began_at, UTC)
+            found = flight.task.result()
+            return {
+                key: Kept(value=found[key], via=DataSource.LIVE, read_at=read_at)
+                for key in keys
+                if key in found
+            }
+        is_anothers = not isinstance(error, ProviderError) or isinstance(error, UpstreamCallsSpent)
+        if begin is not None and is_anothers:
+            return await self._landed(begin(keys), kind, keys, ends_at=ends_at)
+        if not isinstance(error, ProviderError):
+            raise error
+        return dict.fromkeys(keys, error)
+
+    async def _with_stale(
+        self,
+        place: Place,
+        kind: Kind[V],
+        answers: dict[str, Kept[V] | ProviderError],
+        listener: Listener,
+    ) -> Answers[V]:
+        """Put old answers in the places of errors that allow it."""
+        failed = {key: error for key, error in answers.items() if isinstance(error, _SERVED_STALE)}
+        if not failed:
+            return answers
+        unknown = [key for key in failed if self._held(place, _name(place, kind, key)) is None]
+        if unknown:
+            await self._recall(place, kind, unknown)
+        for key, error in failed.items():
+            entry = self._held(place, _name(place, kind, key))
+            if entry is None or not entry.body:
+                continue
+            if entry.read_at < self.clock() - self._terms.stale_seconds:
+                continue
+            answers[key] = _kept(entry, kind, DataSource.STALE, error)
+            self.counts.stale += 1
+            listener.note_stale(place.provider_id)
+        return answers
+
+    def _refresh(
+        self, place: Place, kind: Kind[V], keys: Sequence[str], *, wish: Wish, fetch: Fetch[V]
+    ) -> None:
+        """Read in the background what is not being read already."""
+        due = [key for key in keys if _name(place, kind, key) not in self._flights]
+        if due:
+            self.counts.revalidations += len(due)
+            # A context of its own: it is no part of the request that happened to come by.
+            flight = self._start(place, kind, due, wish=wish, fetch=fetch, context=Context())
+            flight.outlives = True
+
+    # Saving.
+
+    def _save_later(self, name: _Name, entry: _Entry) -> None:
+        if self._unsaved_bytes + len(entry.body) > self._terms.max_unsaved_bytes:
+            return
+        earlier = self._unsaved.pop(name, None)
+        self._unsaved_bytes += len(entry.body) - (0 if earlier is None else len(earlier.body))
+        self._unsaved[name] = entry
+        self._to_save.set()
+
+    async def _sweep(self) -> None:
+        try:
+            await self._store.sweep(older_than_seconds=self._terms.stale_seconds)
+        except StorageError as error:
+            self._note_trouble(error)
+
+    def _note_trouble(self, error: StorageError) -> None:
+        """Log once that the database is no help; answers come from memory and providers."""
+        if not self._silent:
+            self._silent = True
+            _log.warning("cache_unavailable", problem=str(error))
+
+
+@asynccontextmanager
+async def open_cache(
+    store: CacheStore, *, terms: CacheTerms | None = None
+) -> AsyncIterator[RecordCache]:
+    """Lend a cache that saves what it holds while it is lent."""
+    cache = RecordCache(store, terms=terms)
+    saving = asyncio.create_task(cache.run())
+    try:
+        yield cache
+    finally:
+        saving.cancel()
+        await asyncio.wait({saving})
+        await cache.aclose()
+
+
+def _name(place: Place, kind: Kind[Any], key: str) -> _Name:
+    return place.provider_id, place.subject, f"{kind.name}:{key}"
+
+
+def _size(name: _Name, entry: _Entry) -> int:
+    return len(entry.body) + len(name[2]) + _ENTRY_BYTES
+
+
+def _is_readable(entry: _Entry, kind: Kind[Any]) -> bool:
+    """Whether this version of the gateway can read what an earlier one may have kept."""
+    try:
+        return not entry.body or kind.decoder.decode(entry.body) is not None
+    except msgspec.MsgspecError:
+        return False
+
+
+def _kept(
+    entry: _Entry, kind: Kind[V], via: DataSource, error: ProviderError | None = None
+) -> Kept[V]:
+    value = kind.decoder.decode(entry.body)
+    _mark(value, via)
+    return Kept(
+        value=value, via=via, read_at=datetime.fromtimestamp(entry.read_at, UTC), error=error
+    )
+
+
+def _mark(value: object, via: DataSource) -> None:
+    """Say in each record's provenance where it came from; nobody else has seen these records."""
+    if isinstance(value, Page):
+        value = value.items
+    for record in value if isinstance(value, (tuple, list)) else (value,):
+        provenance = getattr(record, "provenance", None)
+        if isinstance(provenance, Provenance):
+            object.__setattr__(provenance, "via", via)
+
+
+def _late(place: Place, how: str) -> ProviderTimeout:
+    return ProviderTimeout(
+        f"Provider {place.provider_id} did not answer {how}", provider_id=place.provider_id
+    )
+
+
+async def _too_late(place: Place, keys: Sequence[str]) -> dict[str, Kept[Any] | ProviderError]:
+    return dict.fromkeys(keys, _late(place, "earlier, and no time is left to ask again"))
+
+
+async def _all(waits: Sequence[Awaitable[V]]) -> list[V]:
+    """Wait for one without a task of its own, for several side by side."""
+    if len(waits) == 1:
+        return [await waits[0]]
+    return await asyncio.gather(*waits)

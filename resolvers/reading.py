@@ -1,0 +1,201 @@
+"""How one request reads providers: as its subject, as fresh as it asks, through the one cache."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, TypeAlias, TypeVar
+
+from resolvers.caching import Answers, Kept, Kind, Listener, Place, RecordCache, Resource, Wish
+from sessions.base import MAX_AGE, ProviderSession
+from sessions.errors import ProviderError
+from sessions.http import seconds_to_deadline
+from storage.records import DataSource, Provider
+
+V = TypeVar("V")
+
+Lend: TypeAlias = Callable[[str], AbstractAsyncContextManager[ProviderSession]]
+"""Lends the session a request reads a provider with, given the provider's id."""
+
+Ask: TypeAlias = Callable[[ProviderSession, Sequence[str]], Awaitable[Mapping[str, V]]]
+"""Asks a session for the answers of some keys; what the provider does not have is left out."""
+
+_AGE: Final = re.compile(r"[0-9]{1,9}")
+
+
+def parse_max_age(text: str) -> Mapping[Resource, float]:
+    """Read a provider's option ``max_age``: ``60``, or ``users=60,courses=600``; seconds.
+
+    Raises:
+        ValueError: It is of another form; says of which it should be.
+    """
+    ages: dict[Resource, float] = {}
+    for part in text.split(","):
+        name, equals, age = part.strip().rpartition("=")
+        if not _AGE.fullmatch(age) or (equals and name not in [*Resource]):
+            raise ValueError("seconds such as 60, or users=60,courses=600,enrollments=0 are needed")
+        for resource in [Resource(name)] if equals else Resource:
+            ages[resource] = float(age)
+    return ages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadingTerms:
+    """How fresh answers are unless a request says otherwise, and how long they are waited for.
+
+    Attributes:
+        max_age_seconds: How old a kept answer may be that is served as it is; a provider's option
+            ``max_age`` goes before.
+        provider_seconds: How long one request waits for one provider, over all it reads there.
+    """
+
+    max_age_seconds: float = 0
+    provider_seconds: float = 30
+
+
+class Reading:
+    """The reads of one request.
+
+    Args:
+        lend: Where sessions are borrowed, each of the subject this request acts for.
+        cache: What is kept; ``None`` to read everything live.
+        terms: Of age and patience.
+        find: Finds a provider already read for this request.
+        subject_of: Whom the request acts for at a provider, as text.
+        listener: Hears where answers came from.
+
+    Attributes:
+        max_age_seconds: The strictest wish of the request so far, for what hangs on its lists.
+        problems: Why providers last gave old answers only, by provider id.
+    """
+
+    def __init__(
+        self,
+        lend: Lend,
+        cache: RecordCache | None,
+        *,
+        terms: ReadingTerms,
+        find: Callable[[str], Provider | None],
+        subject_of: Callable[[str], str],
+        listener: Listener | None = None,
+    ) -> None:
+        self.max_age_seconds: float | None = None
+        self.problems: dict[str, ProviderError] = {}
+        self._lend = lend
+        self._cache = cache
+        self._terms = terms
+        self._find = find
+        self._subject_of = subject_of
+        self._listener = listener
+        self._began_at = time.time() if cache is None else cache.clock()
+        self._ends_at: dict[str, float] = {}
+
+    def note_max_age(self, seconds: float | None) -> None:
+        """Take note of how fresh a list is wished: what hangs on it is to be as fresh."""
+        if seconds is not None:
+            known = self.max_age_seconds
+            self.max_age_seconds = seconds if known is None else min(known, seconds)
+
+    async def answers(
+        self,
+        provider_id: str,
+        kind: Kind[V],
+        keys: Sequence[str],
+        ask: Ask[V],
+        *,
+        max_age_seconds: float | None = None,
+    ) -> Answers[V]:
+        """Return a provider's answers by key, and for those that cannot be had the reason.
+
+        Args:
+            provider_id: Whom to ask.
+            kind: Of what kind they are.
+            keys: Which, each once.
+            ask: Asks a session for some of them.
+            max_age_seconds: How old they may be; ``None`` as the request has it.
+
+        Raises:
+            RequestRefused: ``ask`` refused.
+            ProviderError: Whom the request acts for has no place at the provider.
+        """
+
+        async def fetch(some: Sequence[str]) -> Mapping[str, V]:
+            async with self._lend(provider_id) as session:
+                return await ask(session, some)
+
+        provider = self._find(provider_id)
+        if self._cache is None or provider is None:
+            return _live(await fetch(keys), read_at=datetime.now(UTC))
+        if max_age_seconds is None:
+            max_age_seconds = self.max_age_seconds
+        found = await self._cache.read(
+            Place.of(provider, self._subject_of(provider_id)),
+            kind,
+            keys,
+            wish=Wish(
+                began_at=self._began_at,
+                max_age_seconds=max_age_seconds,
+                usual_age_seconds=self._usual_age(provider, kind.resource),
+                patience_seconds=self._patience(provider_id),
+            ),
+            fetch=fetch,
+            listener=self._listener,
+        )
+        for answer in found.values():
+            if isinstance(answer, Kept) and answer.error is not None:
+                self.problems[provider_id] = answer.error
+        return found
+
+    async def answer(
+        self,
+        provider_id: str,
+        kind: Kind[V],
+        key: str,
+        ask: Callable[[ProviderSession], Awaitable[V]],
+        *,
+        max_age_seconds: float | None = None,
+    ) -> Kept[V]:
+        """Return one answer with its age.
+
+        Raises:
+            ProviderError: It cannot be had.
+            RequestRefused: ``ask`` refused.
+        """
+
+        async def ask_once(session: ProviderSession, _keys: Sequence[str]) -> Mapping[str, V]:
+            return {key: await ask(session)}
+
+        found = await self.answers(
+            provider_id, kind, [key], ask_once, max_age_seconds=max_age_seconds
+        )
+        answer = found[key]
+        if isinstance(answer, ProviderError):
+            raise answer
+        return answer
+
+    def _patience(self, provider_id: str) -> float:
+        """Return how long this request still waits for a provider; it began with its first read."""
+        now = asyncio.get_running_loop().time()
+        ends_at = self._ends_at.setdefault(provider_id, now + self._terms.provider_seconds)
+        left = seconds_to_deadline()
+        return min(ends_at - now, ends_at - now if left is None else left)
+
+    def _usual_age(self, provider: Provider, resource: Resource) -> float:
+        option = provider.options.get(MAX_AGE)
+        if option is not None:
+            try:
+                return parse_max_age(option).get(resource, self._terms.max_age_seconds)
+            except ValueError:  # registered when the rules were other ones
+                pass
+        return self._terms.max_age_seconds
+
+
+def _live(found: Mapping[str, V], *, read_at: datetime) -> Answers[V]:
+    return {
+        key: Kept(value=value, via=DataSource.LIVE, read_at=read_at) for key, value in found.items()
+    }

@@ -1,0 +1,280 @@
+"""What is kept of providers' answers, through the whole application."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running_gateway import RunningGateway, running_gateway
+from test_canvas_through_graphql import registered
+
+from simulators.canvas.app import running as running_canvas
+from simulators.canvas.population import build_population as build_canvas_population
+from simulators.canvas.profiles import HOSTED_NOW
+from simulators.canvas.state import Canvas
+from simulators.kolibri.app import running
+from simulators.kolibri.population import build_population
+from simulators.kolibri.state import Kolibri, Outage
+
+USERS = """query ($maxAge: Int, $first: Int = 5) { users(first: $first, maxAge: $maxAge) {
+    nodes { username provenance { via stale fetchedAt } }
+    sources { providerId status code stale asOf retryable } } }"""
+ROSTER = {"/api/auth/facilityuser/", "/api/auth/membership/", "/api/content/channel/"}
+NESTED = """{ users(first: 5) { nodes { enrollments { nodes { course { title } } } } } }"""
+
+
+@pytest.fixture
+async def kolibri() -> Kolibri:
+    return Kolibri(build_population())
+
+
+@pytest.fixture
+def canvas() -> Canvas:
+    return Canvas(build_canvas_population(), profile=HOSTED_NOW)
+
+
+@pytest.fixture
+async def gateway(kolibri: Kolibri, tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    async with (
+        running(kolibri) as url,
+        running_gateway(tmp_path, max_age_seconds="60") as gateway,
+    ):
+        await gateway.add_kolibri(url)
+        kolibri.counts.calls.clear()
+        yield gateway
+
+
+def reads(kolibri: Kolibri) -> Counter[str]:
+    """Return the calls for rosters and courses; exports run when they like."""
+    return Counter(
+        {path: count for (_, path), count in kolibri.counts.calls.items() if path in ROSTER}
+    )
+
+
+def vias(answer: dict[str, Any]) -> Counter[str]:
+    return Counter(row["provenance"]["via"] for row in answer["data"]["users"]["nodes"])
+
+
+async def test_the_second_query_is_answered_from_what_the_first_one_read(
+    gateway: RunningGateway, kolibri: Kolibri
+) -> None:
+    live = await gateway.graphql(USERS)
+    calls = reads(kolibri).total()
+
+    kept = await gateway.graphql(USERS)
+
+    assert (vias(live), vias(kept)) == (Counter(LIVE=5), Counter(CACHE=5))
+    assert reads(kolibri).total() == calls
+    (source,) = kept["data"]["users"]["sources"]
+    assert (source["status"], source["stale"], source["code"]) == ("OK", False, None)
+    assert source["asOf"] == live["data"]["users"]["sources"][0]["asOf"]
+    assert datetime.fromisoformat(source["asOf"]) <= datetime.fromisoformat(
+        kept["data"]["users"]["nodes"][0]["provenance"]["fetchedAt"]
+    )
+
+
+async def test_max_age_0_is_live(gateway: RunningGateway, kolibri: Kolibri) -> None:
+    await gateway.graphql(USERS)
+    calls = reads(kolibri).total()
+
+    answer = await gateway.graphql(USERS, maxAge=0)
+
+    assert vias(answer) == Counter(LIVE=5)
+    assert reads(kolibri).total() == calls + 1
+
+
+async def test_what_hangs_on_a_live_list_is_live_too(canvas: Canvas, tmp_path: Path) -> None:
+    async with (
+        running_canvas(canvas) as url,
+        running_gateway(tmp_path, max_age_seconds="60") as gateway,
+    ):
+        await registered(gateway, url)
+        canvas.counts.calls.clear()
+        await gateway.graphql(NESTED)
+        once = canvas.counts.calls.copy()
+        await gateway.graphql(NESTED)
+        kept = canvas.counts.calls.copy()
+        await gateway.graphql(NESTED.replace("first: 5", "first: 5, maxAge: 0", 1))
+
+    assert once.total() == 7  # users, courses, and enrollments of five users
+    assert kept == once
+    assert canvas.counts.calls == once + once
+
+
+async def test_ten_identical_queries_at_once_cost_the_calls_of_one(
+    canvas: Canvas, tmp_path: Path
+) -> None:
+    async with (
+        running_canvas(canvas) as url,
+        running_gateway(tmp_path, max_age_seconds="60") as gateway,
+    ):
+        await registered(gateway, url)
+        canvas.counts.calls.clear()
+        answers = await asyncio.gather(*(gateway.graphql(NESTED) for _ in range(10)))
+
+    assert all(answer == answers[0] for answer in answers)
+    assert canvas.counts.calls.total() == 7
+
+
+async def test_an_outage_is_answered_with_the_last_answer_marked_stale(
+    gateway: RunningGateway, kolibri: Kolibri
+) -> None:
+    live = await gateway.graphql(USERS)
+    kolibri.outages.append(Outage(remaining=1000, status=503))
+
+    answer = await gateway.graphql(USERS, maxAge=0)
+    unknown = await gateway.graphql(USERS, maxAge=0, first=6)
+
+    assert "errors" not in answer
+    assert [row["username"] for row in answer["data"]["users"]["nodes"]] == [
+        row["username"] for row in live["data"]["users"]["nodes"]
+    ]
+    assert {row["provenance"]["stale"] for row in answer["data"]["users"]["nodes"]} == {True}
+    (source,) = answer["data"]["users"]["sources"]
+    assert source == {
+        "providerId": "1",
+        "status": "STALE",
+        "code": "PROVIDER_UNAVAILABLE",
+        "stale": True,
+        "asOf": live["data"]["users"]["sources"][0]["asOf"],
+        "retryable": True,
+    }
+    assert [source["status"] for source in unknown["data"]["users"]["sources"]] == ["FAILED"]
+    assert [error["extensions"]["code"] for error in unknown["errors"]] == ["PROVIDER_UNAVAILABLE"]
+
+
+async def test_an_ordered_list_is_answered_from_the_last_whole_list(
+    gateway: RunningGateway, kolibri: Kolibri
+) -> None:
+    query = """query ($maxAge: Int) { users(first: 3, maxAge: $maxAge,
+        orderBy: {field: USERNAME}) { nodes { username } sources { status stale asOf } } }"""
+    live = await gateway.graphql(query)
+    kolibri.outages.append(Outage(remaining=1000, status=503))
+
+    answer = await gateway.graphql(query, maxAge=0)
+
+    assert answer["data"]["users"]["nodes"] == live["data"]["users"]["nodes"]
+    (source,) = answer["data"]["users"]["sources"]
+    assert (source["status"], source["stale"]) == ("STALE", True)
+    assert source["asOf"] == live["data"]["users"]["sources"][0]["asOf"]
+
+
+async def test_a_slow_provider_costs_its_deadline_and_the_next_query_has_its_answer(
+    kolibri: Kolibri, tmp_path: Path
+) -> None:
+    quick = Kolibri(build_population())
+    async with (
+        running(kolibri) as slow_url,
+        running(quick) as quick_url,
+        running_gateway(tmp_path, max_age_seconds="60", provider_seconds="0.4") as gateway,
+    ):
+        await gateway.add_kolibri(slow_url)
+        await gateway.add_kolibri(quick_url, id="2")
+        kolibri.latency_seconds = 1.0
+        began_at = asyncio.get_running_loop().time()
+        first = await gateway.graphql(USERS, first=1000)
+        seconds = asyncio.get_running_loop().time() - began_at
+        await asyncio.sleep(1.2)
+        again = await gateway.graphql(USERS, first=1000)
+
+    statuses = [
+        [(source["providerId"], source["status"]) for source in answer["data"]["users"]["sources"]]
+        for answer in (first, again)
+    ]
+    assert statuses == [[("1", "FAILED"), ("2", "OK")], [("1", "OK"), ("2", "OK")]]
+    assert [error["extensions"]["code"] for error in first["errors"]] == ["PROVIDER_TIMEOUT"]
+    assert len(again["data"]["users"]["nodes"]) == 2 * len(first["data"]["users"]["nodes"])
+    assert seconds < 0.9  # its deadline, and not the second it takes
+
+
+async def test_a_restarted_gateway_answers_from_what_it_had(canvas: Canvas, tmp_path: Path) -> None:
+    async with running_canvas(canvas) as url:
+        async with running_gateway(tmp_path, max_age_seconds="60") as before:
+            await registered(before, url)
+            first = await before.graphql(NESTED)
+        canvas.counts.calls.clear()
+        async with running_gateway(tmp_path, max_age_seconds="60") as after:
+            answer = await after.graphql(NESTED)
+            vias_after = vias(await after.graphql(USERS))
+
+    assert answer == first
+    assert vias_after == Counter(CACHE=5)
+    assert canvas.counts.calls.total() == 0
+
+
+async def test_a_write_makes_what_was_read_before_old_in_every_gateway(
+    canvas: Canvas, tmp_path: Path
+) -> None:
+    create = """mutation ($input: CreateUserInput!) { createUser(input: $input) {
+        ... on CreateUserPayload { created } ... on WriteRefused { message } } }"""
+    count = "{ users(first: 1000) { nodes { username } } }"
+    async with (
+        running_canvas(canvas) as url,
+        running_gateway(tmp_path, max_age_seconds="600") as one,
+        running_gateway(tmp_path, max_age_seconds="600") as two,
+    ):
+        await registered(one, url)
+        before = [await gateway.graphql(count) for gateway in (one, two)]
+        written = await one.graphql(
+            create, input={"providerId": "2", "username": "nova", "displayName": "Nova Star"}
+        )
+        after = [await gateway.graphql(count) for gateway in (one, two)]
+
+    assert written["data"]["createUser"]["created"] is True, written
+    sizes = [len(answer["data"]["users"]["nodes"]) for answer in (*before, *after)]
+    assert sizes == [sizes[0], sizes[0], sizes[0] + 1, sizes[0] + 1]
+
+
+async def test_a_changed_provider_starts_with_nothing_kept(
+    gateway: RunningGateway, kolibri: Kolibri, tmp_path: Path
+) -> None:
+    await gateway.graphql(USERS)
+    other = Kolibri(build_population())
+    async with running(other) as url:
+        await gateway.add_kolibri(url)
+        answer = await gateway.graphql(USERS)
+
+    assert vias(answer) == Counter(LIVE=5)
+
+
+@pytest.mark.parametrize(("option", "calls"), [("0", 2), ("users=0", 2), ("courses=0", 1)])
+async def test_a_providers_option_goes_before_the_setting(
+    option: str, calls: int, kolibri: Kolibri, tmp_path: Path
+) -> None:
+    change = """mutation ($input: UpdateProviderInput!) { updateProvider(input: $input) {
+        ... on ProviderRefused { message } } }"""
+    async with (
+        running(kolibri) as url,
+        running_gateway(tmp_path, max_age_seconds="60") as gateway,
+    ):
+        await gateway.add_kolibri(url)
+        options = [{"name": "max_age", "value": option}]
+        answer = await gateway.graphql(change, input={"providerId": "1", "options": options})
+        assert answer == {"data": {"updateProvider": {}}}
+        kolibri.counts.calls.clear()
+        for _ in range(2):
+            await gateway.graphql(USERS)
+
+    users = sum(count for (_, path), count in kolibri.counts.calls.items() if "user" in path)
+    assert users == calls
+
+
+async def test_a_wrong_option_or_max_age_is_refused_with_the_right_form(
+    gateway: RunningGateway,
+) -> None:
+    change = """mutation ($input: UpdateProviderInput!) { updateProvider(input: $input) {
+        ... on ProviderRefused { field message } } }"""
+    options = [{"name": "max_age", "value": "soon"}]
+
+    refused = await gateway.graphql(change, input={"providerId": "1", "options": options})
+    negative = await gateway.graphql(USERS, maxAge=-1)
+
+    assert refused["data"]["updateProvider"]["field"] == "options"
+    assert "users=60,courses=600" in refused["data"]["updateProvider"]["message"]
+    assert negative["data"] == {"users": None}
+    assert [error["message"] for error in negative["errors"]] == [
+        "maxAge: -1 is negative; 0 asks for live answers"
+    ]

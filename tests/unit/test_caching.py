@@ -1,0 +1,712 @@
+import asyncio
+import os
+import tracemalloc
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from pretend_platform import until
+
+from resolvers.caching import (
+    Answers,
+    CacheTerms,
+    Kept,
+    Kind,
+    Listener,
+    Place,
+    RecordCache,
+    Resource,
+    Wish,
+    _Entry,
+    open_cache,
+)
+from resolvers.errors import RequestLimitExceeded
+from resolvers.reading import parse_max_age
+from sessions.base import Page
+from sessions.errors import (
+    ProviderError,
+    ProviderForbidden,
+    ProviderTimeout,
+    ProviderUnavailable,
+    ReauthRequired,
+    UpstreamCallsSpent,
+)
+from sessions.http import deadline, seconds_to_deadline
+from storage.cache import CacheStore
+from storage.credentials import KeyRing, Secret
+from storage.database import Database
+from storage.errors import StorageUnavailable
+from storage.providers import ProviderStore
+from storage.records import DataSource, Provenance, User
+
+USER: Kind[User] = Kind.of("user", Resource.USERS, User)
+PAGE: Kind[Page[User]] = Kind.of("users", Resource.USERS, Page[User])
+HERE = Place(provider_id="1", subject="service", registration="r1", writes=0)
+
+
+class Clock:
+    """Time that moves when it is told to, in seconds since 1970."""
+
+    def __init__(self) -> None:
+        self.now = 1_770_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def wish(self, max_age: float | None = None, *, usual: float = 60, patience: float = 5) -> Wish:
+        return Wish(
+            began_at=self.now,
+            max_age_seconds=max_age,
+            usual_age_seconds=usual,
+            patience_seconds=patience,
+        )
+
+
+class Upstream:
+    """Answers with what it has, and remembers what it was asked for."""
+
+    def __init__(self, *known: str) -> None:
+        self.known = list(known) or ["a", "b", "c"]
+        self.calls: list[list[str]] = []
+        self.error: Exception | None = None
+        self.gate: asyncio.Event | None = None
+
+    async def fetch(self, keys: Sequence[str]) -> Mapping[str, User]:
+        self.calls.append(list(keys))
+        turn = len(self.calls)
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        return {key: a_user(key, name=f"{key}{turn}") for key in keys if key in self.known}
+
+
+def a_user(key: str, *, name: str) -> User:
+    provenance = Provenance(
+        provider_id="1", external_id=key, source_type="user", fetched_at=datetime.now(UTC)
+    )
+    return User(
+        provider_id="1", external_id=key, username=None, display_name=name, provenance=provenance
+    )
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def store(sqlite_database: Database, key_ring: KeyRing) -> CacheStore:
+    await ProviderStore(sqlite_database, key_ring).add(
+        id="1", platform="pretend", name="", base_url="http://a.example", credentials=Secret({})
+    )
+    return CacheStore(sqlite_database)
+
+
+@pytest.fixture
+async def cache(store: CacheStore, clock: Clock) -> AsyncIterator[RecordCache]:
+    cache = RecordCache(store, clock=clock)
+    yield cache
+    await cache.aclose()
+
+
+async def read(
+    cache: RecordCache,
+    upstream: Upstream,
+    wish: Wish,
+    keys: Sequence[str] = ("a",),
+    *,
+    place: Place = HERE,
+    listener: Listener | None = None,
+) -> Answers[User]:
+    return await cache.read(place, USER, keys, wish=wish, fetch=upstream.fetch, listener=listener)
+
+
+def shown(answers: Answers[User]) -> dict[str, tuple[str, DataSource] | str]:
+    """Return the names and where they came from, or the code of the error."""
+    return {
+        key: answer.code
+        if isinstance(answer, ProviderError)
+        else (answer.value.display_name, answer.via)
+        for key, answer in answers.items()
+    }
+
+
+async def settled(cache: RecordCache) -> None:
+    """Wait for reads in the background."""
+    while cache._running:
+        await asyncio.wait(cache._running)
+    await asyncio.sleep(0)
+
+
+# Fresh
+
+
+async def test_a_young_answer_is_served_again_without_a_call(
+    cache: RecordCache, clock: Clock
+) -> None:
+    upstream = Upstream()
+    first = await read(cache, upstream, clock.wish())
+    clock.now += 60
+
+    again = await read(cache, upstream, clock.wish())
+
+    assert shown(first) == {"a": ("a1", DataSource.LIVE)}
+    assert shown(again) == {"a": ("a1", DataSource.CACHE)}
+    assert isinstance(again["a"], Kept)
+    assert again["a"].value.provenance.via is DataSource.CACHE
+    assert again["a"].read_at == datetime.fromtimestamp(clock.now - 60, UTC)
+    assert upstream.calls == [["a"]]
+
+
+@pytest.mark.parametrize(("max_age", "calls"), [(0, 2), (9, 2), (10, 1), (3600, 1)])
+async def test_a_reader_says_how_old_an_answer_may_be(
+    cache: RecordCache, clock: Clock, max_age: float, calls: int
+) -> None:
+    upstream = Upstream()
+    await read(cache, upstream, clock.wish())
+    clock.now += 10
+
+    await read(cache, upstream, clock.wish(max_age))
+
+    assert len(upstream.calls) == calls
+
+
+async def test_an_older_answer_is_served_once_more_while_it_is_read_anew(
+    cache: RecordCache, clock: Clock
+) -> None:
+    upstream = Upstream()
+    await read(cache, upstream, clock.wish())
+    clock.now += 61
+
+    while_read = await read(cache, upstream, clock.wish())
+    await settled(cache)
+    afterwards = await read(cache, upstream, clock.wish())
+
+    assert shown(while_read) == {"a": ("a1", DataSource.CACHE)}
+    assert shown(afterwards) == {"a": ("a2", DataSource.CACHE)}
+    assert upstream.calls == [["a"], ["a"]]
+    assert cache.counts.revalidations == 1
+
+
+async def test_an_answer_twice_as_old_as_usual_is_waited_for(
+    cache: RecordCache, clock: Clock
+) -> None:
+    upstream = Upstream()
+    await read(cache, upstream, clock.wish())
+    clock.now += 121
+
+    assert shown(await read(cache, upstream, clock.wish())) == {"a": ("a2", DataSource.LIVE)}
+
+
+async def test_only_what_is_not_young_enough_is_asked_for(cache: RecordCache, clock: Clock) -> None:
+    upstream = Upstream()
+    await read(cache, upstream, clock.wish(), ["a"])
+
+    answers = await read(cache, upstream, clock.wish(), ["a", "b", "nobody"])
+
+    assert shown(answers) == {"a": ("a1", DataSource.CACHE), "b": ("b2", DataSource.LIVE)}
+    assert upstream.calls == [["a"], ["b", "nobody"]]
+
+
+async def test_what_a_provider_does_not_have_is_asked_for_again(
+    cache: RecordCache, clock: Clock
+) -> None:
+    upstream = Upstream()
+    await read(cache, upstream, clock.wish(), ["new"])
+    upstream.known.append("new")
+
+    assert shown(await read(cache, upstream, clock.wish(), ["new"])) == {
+        "new": ("new2", DataSource.LIVE)
+    }
+
+
+# One read for all
+
+
+async def test_ten_readers_at_once_are_one_read(cache: RecordCache, clock: Clock) -> None:
+    upstream = Upstream()
+    upstream.gate = asyncio.Event()
+    readers = [asyncio.create_task(read(cache, upstream, clock.wish())) for _ in range(10)]
+    await until(lambda: cache.counts.joined == 9)
+    upstream.gate.set()
+
+    answers = await asyncio.gather(*readers)
+
+    assert [shown(each) for each in answers] == [{"a": ("a1", DataSource.LIVE)}] * 10
+    assert upstream.calls == [["a"]]
+    assert (cache.counts.reads, cache.counts.joined) == (1, 9)
+
+
+async def test_readers_of_overlapping_keys_ask_for_each_once(
+    cache: RecordCache, clock: Clock
+) -> None:
+    upstream = Upstream()
+    upstream.gate = asyncio.Event()
+    one = asyncio.create_task(read(cache, upstream, clock.wish(), ["a", "b"]))
+    two = asyncio.create_task(read(cache, upstream, clock.wish(), ["b", "c"]))
+    await until(lambda: len(upstream.calls) == 2)
+    upstream.gate.set()
+
+    assert [*await one, *await two] == ["a", "b", "b", "c"]
+    assert upstream.calls == [["a", "b"], ["c"]]
+
+
+async def test_a_read_that_began_before_a_live_wish_does_not_serve_it(
+    cache: RecordCache, clock: Clock
+) -> None:
+    upstream = Upstream()
+    upstream.gate = asyncio.Event()
+    early = asyncio.create_task(read(cache, upstream, clock.wish()))
+    await until(lambda: len(upstream.calls) == 1)
+    clock.now += 0.05
+    live = asyncio.create_task(read(cache, upstream, clock.wish(0)))
+    await until(lambda: len(upstream.calls) == 2)
+    upstream.gate.set()
+
+    assert shown(await early) == {"a": ("a1", DataSource.LIVE)}
+    assert shown(await live) == {"a": ("a2", DataSource.LIVE)}
+    clock.now += 1
+    assert shown(await read(cache, upstream, clock.wish())) == {"a": ("a2", DataSource.CACHE)}
+
+
+async def test_a_reader_who_leaves_takes_nothing_from_those_who_stay(
+    cache: RecordCache, clock: Clock
+) -> None:
+    upstream = Upstream()
+    upstream.gate = asyncio.Event()
+    leaving = asyncio.create_task(read(cache, upstream, clock.wish()))
+    await until(lambda: len(upstream.calls) == 1)
+    staying = asyncio.create_task(read(cache, upstream, clock.wish()))
+    await until(lambda: cache.counts.joined == 1)
+    leaving.cancel()
+    await asyncio.wait({leaving})
+    upstream.gate.set()
+
+    assert shown(await staying) == {"a": ("a1", DataSource.LIVE)}
+
+
+async def test_what_everybody_left_is_given_up(cache: RecordCache, clock: Clock) -> None:
+    upstream = Upstream()
+    upstream.gate = asyncio.Event()
+    leaving = asyncio.create_task(read(cache, upstream, clock.wish()))
+    await until(lambda: len(upstream.calls) == 1)
+
+    leaving.cancel()
+    await asyncio.wait({leaving})
+    await settled(cache)
+
+    assert not cache._running
+    assert not cache._flights
+
+
+@pytest.mark.parametrize("error", [RequestLimitExceeded("too many"), UpstreamCallsSpent("spent")])
+async def test_a_limit_of_who_began_a_read_is_not_the_limit_of_who_joined_it(
+    cache: RecordCache, clock: Clock, error: Exception
+) -> None:
+    first, second = Upstream(), Upstream()
+    first.gate = asyncio.Event()
+    first.error = error
+    beginner = asyncio.create_task(read(cache, first, clock.wish()))
+    await until(lambda: len(first.calls) == 1)
+    joiner = asyncio.create_task(read(cache, second, clock.wish()))
+    await until(lambda: cache.counts.joined == 1)
+    first.gate.set()
+
+    (outcome,) = await asyncio.gather(beginner, return_exceptions=True)
+    assert outcome is error or outcome == {"a": error}
+    assert shown(await joiner) == {"a": ("a1", DataSource.LIVE)}
+    assert (len(first.calls), len(second.calls)) == (1, 1)
+
+
+# Patience
+
+
+async def test_a_slow_answer_costs_a_reader_its_patience_and_is_kept_for_the_next(
+    cache: RecordCache, clock: Clock
+) -> None:
+    upstream = Upstream()
+    upstream.gate = asyncio.Event()
+
+    hasty = await read(cache, upstream, clock.wish(patience=0.02))
+    upstream.gate.set()
+    await settled(cache)
+
+    assert shown(hasty) == {"a": "PROVIDER_TIMEOUT"}
+    assert shown(await read(cache, upstream, clock.wish())) == {"a": ("a1", DataSource.CACHE)}
+
+
+async def test_without_time_left_nothing_is_begun(cache: RecordCache, clock: Clock) -> None:
+    upstream = Upstream()
+
+    answers = await read(cache, upstream, clock.wish(patience=0))
+
+    assert shown(answers) == {"a": "PROVIDER_TIMEOUT"}
+    assert upstream.calls == []
+
+
+async def test_a_read_has_its_own_time_and_not_its_starters(
+    store: CacheStore, clock: Clock
+) -> None:
+    cache = RecordCache(store, clock=clock, terms=CacheTerms(flight_seconds=40))
+    left: list[float | None] = []
+
+    async def fetch(keys: Sequence[str]) -> Mapping[str, User]:
+        left.append(seconds_to_deadline())
+        return {}
+
+    with deadline(1):
+        await cache.read(HERE, USER, ["a"], wish=clock.wish(), fetch=fetch)
+
+    (seconds,) = left
+    assert seconds is not None
+    assert 30 < seconds <= 40
+
+
+# When nothing newer can be had
+
+
+async def test_an_old_answer_stands_in_for_one_that_cannot_be_had(
+    cache: RecordCache, clock: Clock
+) -> None:
+    upstream = Upstream()
+    await read(cache, upstream, clock.wish(), ["a"])
+    began_at = clock.now
+    clock.now += 3600
+    upstream.error = ProviderUnavailable("Down", provider_id="1")
+
+    answers = await read(cache, upstream, clock.wish(0), ["a", "b"])
+
+    assert shown(answers) == {"a": ("a1", DataSource.STALE), "b": "PROVIDER_UNAVAILABLE"}
+    kept = answers["a"]
+    assert isinstance(kept, Kept)
+    assert kept.error is upstream.error
+    assert kept.read_at == datetime.fromtimestamp(began_at, UTC)
+    assert kept.value.provenance.stale
+
+
+async def test_an_old_answer_stands_in_for_one_that_is_late(
+    cache: RecordCache, clock: Clock
+) -> None:
+    upstream = Upstream()
+    await read(cache, upstream, clock.wish())
+    clock.now += 3600
+    upstream.gate = asyncio.Event()
+
+    answers = await read(cache, upstream, clock.wish(patience=0.02))
+
+    assert shown(answers) == {"a": ("a1", DataSource.STALE)}
+    assert isinstance(answers["a"], Kept)
+    assert isinstance(answers["a"].error, ProviderTimeout)
+    upstream.gate.set()
+
+
+@pytest.mark.parametrize("error", [ReauthRequired, ProviderForbidden])
+async def test_nobody_sees_what_the_provider_no_longer_shows(
+    cache: RecordCache, clock: Clock, error: type[ProviderError]
+) -> None:
+    upstream = Upstream()
+    await read(cache, upstream, clock.wish())
+    clock.now += 3600
+    upstream.error = error("No longer", provider_id="1")
+
+    assert shown(await read(cache, upstream, clock.wish())) == {"a": error.code}
+
+
+async def test_an_answer_too_old_even_for_that_is_not_served(
+    store: CacheStore, clock: Clock
+) -> None:
+    cache = RecordCache(store, clock=clock, terms=CacheTerms(stale_seconds=1000))
+    upstream = Upstream()
+    await read(cache, upstream, clock.wish())
+    clock.now += 1001
+    upstream.error = ProviderUnavailable("Down", provider_id="1")
+
+    assert shown(await read(cache, upstream, clock.wish())) == {"a": "PROVIDER_UNAVAILABLE"}
+
+
+async def test_what_has_been_removed_at_the_provider_does_not_come_back(
+    cache: RecordCache, clock: Clock
+) -> None:
+    upstream = Upstream()
+    await read(cache, upstream, clock.wish())
+    upstream.known.remove("a")
+    clock.now += 3600
+    assert await read(cache, upstream, clock.wish()) == {}
+    upstream.error = ProviderUnavailable("Down", provider_id="1")
+
+    assert shown(await read(cache, upstream, clock.wish())) == {"a": "PROVIDER_UNAVAILABLE"}
+
+
+# Whose answers
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(HERE, subject="user:7"),
+        replace(HERE, registration="r2"),
+        replace(HERE, writes=1),
+        replace(HERE, provider_id="2"),
+    ],
+)
+async def test_an_answer_serves_its_provider_subject_registration_and_writes_only(
+    cache: RecordCache, clock: Clock, other: Place
+) -> None:
+    upstream = Upstream()
+    await read(cache, upstream, clock.wish())
+
+    answers = await read(cache, upstream, clock.wish(), place=other)
+
+    assert shown(answers) == {"a": ("a2", DataSource.LIVE)}
+
+
+async def test_after_a_write_the_answer_before_it_stands_in_while_the_provider_is_down(
+    cache: RecordCache, clock: Clock
+) -> None:
+    upstream = Upstream()
+    await read(cache, upstream, clock.wish())
+    upstream.error = ProviderUnavailable("Down", provider_id="1")
+
+    written = await read(cache, upstream, clock.wish(), place=replace(HERE, writes=1))
+    changed = await read(cache, upstream, clock.wish(), place=replace(HERE, registration="r2"))
+
+    assert shown(written) == {"a": ("a1", DataSource.STALE)}
+    assert shown(changed) == {"a": "PROVIDER_UNAVAILABLE"}
+
+
+async def test_a_read_that_began_before_a_write_is_not_fresh_after_it(
+    cache: RecordCache, clock: Clock
+) -> None:
+    upstream = Upstream()
+    upstream.gate = asyncio.Event()
+    before = asyncio.create_task(read(cache, upstream, clock.wish()))
+    await until(lambda: len(upstream.calls) == 1)
+    after = asyncio.create_task(read(cache, upstream, clock.wish(), place=replace(HERE, writes=1)))
+    await until(lambda: len(upstream.calls) == 2)
+    upstream.gate.set()
+
+    assert shown(await before) == {"a": ("a1", DataSource.LIVE)}
+    assert shown(await after) == {"a": ("a2", DataSource.LIVE)}
+
+
+async def test_what_was_forgotten_is_read_anew_also_when_it_was_just_being_read(
+    cache: RecordCache, clock: Clock
+) -> None:
+    upstream = Upstream()
+    upstream.gate = asyncio.Event()
+    reader = asyncio.create_task(read(cache, upstream, clock.wish()))
+    await until(lambda: len(upstream.calls) == 1)
+    cache.drop("1")
+    upstream.gate.set()
+    await reader
+
+    assert shown(await read(cache, upstream, clock.wish())) == {"a": ("a2", DataSource.LIVE)}
+    await cache.forget("1", subject="service")
+    assert shown(await read(cache, upstream, clock.wish())) == {"a": ("a3", DataSource.LIVE)}
+    await cache.forget("1", subject="user:7")
+    assert shown(await read(cache, upstream, clock.wish())) == {"a": ("a3", DataSource.CACHE)}
+
+
+# Across restarts
+
+
+async def test_a_restart_is_warm(store: CacheStore, clock: Clock) -> None:
+    upstream = Upstream()
+    before = RecordCache(store, clock=clock)
+    await read(before, upstream, clock.wish(), ["a", "b"])
+    await before.aclose()
+    after = RecordCache(store, clock=clock)
+
+    answers = await read(after, upstream, clock.wish(), ["a", "b", "c"])
+
+    assert shown(answers) == {
+        "a": ("a1", DataSource.CACHE),
+        "b": ("b1", DataSource.CACHE),
+        "c": ("c2", DataSource.LIVE),
+    }
+    assert upstream.calls == [["a", "b"], ["c"]]
+
+
+async def test_a_restart_during_an_outage_has_old_answers_for_live_wishes_too(
+    store: CacheStore, clock: Clock
+) -> None:
+    upstream = Upstream()
+    before = RecordCache(store, clock=clock)
+    await read(before, upstream, clock.wish())
+    await before.aclose()
+    upstream.error = ProviderUnavailable("Down", provider_id="1")
+
+    answers = await read(RecordCache(store, clock=clock), upstream, clock.wish(0))
+
+    assert shown(answers) == {"a": ("a1", DataSource.STALE)}
+
+
+async def test_what_is_read_is_saved_while_the_cache_is_open(
+    store: CacheStore, clock: Clock
+) -> None:
+    upstream = Upstream()
+    async with open_cache(store) as cache:
+        wish = Wish(began_at=cache.clock(), usual_age_seconds=60)
+        await read(cache, upstream, wish)
+        async with asyncio.timeout(5):
+            while not await store.read_many("1", "service", ["user:a"]):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+
+async def test_an_answer_of_another_version_of_the_gateway_counts_as_none(
+    store: CacheStore, clock: Clock
+) -> None:
+    cache = RecordCache(store, clock=clock)
+    other: Kind[int] = Kind.of("user", Resource.USERS, int)
+
+    async def number(keys: Sequence[str]) -> Mapping[str, int]:
+        return dict.fromkeys(keys, 7)
+
+    await cache.read(HERE, other, ["a"], wish=clock.wish(), fetch=number)
+    await cache.aclose()
+    upstream = Upstream()
+
+    answers = await read(RecordCache(store, clock=clock), upstream, clock.wish())
+
+    assert shown(answers) == {"a": ("a1", DataSource.LIVE)}
+
+
+class DeafStore(CacheStore):
+    async def read_many(self, *_arguments: Any, **_more: Any) -> Any:
+        raise StorageUnavailable("The database was not reached")
+
+    async def write_many(self, *_arguments: Any, **_more: Any) -> None:
+        raise StorageUnavailable("The database was not reached")
+
+
+async def test_a_database_that_is_away_costs_no_answer(
+    sqlite_database: Database, clock: Clock
+) -> None:
+    nowhere = DeafStore(sqlite_database)
+    cache = RecordCache(nowhere, clock=clock)
+    upstream = Upstream()
+
+    first = await read(cache, upstream, clock.wish())
+    await cache.aclose()
+    again = await read(cache, upstream, clock.wish())
+
+    assert shown(first) == {"a": ("a1", DataSource.LIVE)}
+    assert shown(again) == {"a": ("a1", DataSource.CACHE)}
+
+
+# Bounds
+
+
+async def test_memory_is_bounded_and_keeps_what_was_used_last(
+    store: CacheStore, clock: Clock
+) -> None:
+    keys = [f"u{number}" for number in range(50)]
+    upstream = Upstream(*keys)
+    cache = RecordCache(store, clock=clock, terms=CacheTerms(max_bytes=20_000))
+    for key in keys:
+        await read(cache, upstream, clock.wish(), ["u0", key] if key != "u0" else ["u0"])
+
+    assert cache.counts.held_bytes <= 20_000
+    assert 15 < cache.counts.held < 40
+    assert ("1", "service", "user:u0") in cache._entries
+    assert ("1", "service", "user:u1") not in cache._entries
+
+
+@pytest.mark.parametrize("body_bytes", [30, 300, 20_000])
+async def test_memory_takes_no_more_than_is_reckoned_with(
+    cache: RecordCache, clock: Clock, body_bytes: int
+) -> None:
+    upstream = Upstream(*(f"{number:032}" for number in range(1000)))
+    tracemalloc.start()
+    try:
+        for key in upstream.known:
+            entry = _Entry(os.urandom(body_bytes), HERE.registration, 0, clock.now)
+            cache._hold(("1", "service", f"enrollments_by_user:{key}"), entry)
+        taken, _peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert cache.counts.held == 1000
+    assert taken <= cache.counts.held_bytes
+
+
+async def test_what_does_not_fit_into_memory_comes_from_the_database(
+    store: CacheStore, clock: Clock
+) -> None:
+    cache = RecordCache(store, clock=clock, terms=CacheTerms(max_bytes=0))
+    upstream = Upstream()
+    await read(cache, upstream, clock.wish())
+    await cache.save()
+
+    assert cache.counts.held == 0
+    assert len(await store.read_many("1", "service", ["user:a"])) == 1
+
+
+async def test_records_of_pages_say_where_they_came_from(cache: RecordCache, clock: Clock) -> None:
+    async def fetch(keys: Sequence[str]) -> Mapping[str, Page[User]]:
+        return {keys[0]: Page(items=(a_user("a", name="A"),), next_position="2", total=9)}
+
+    live = await cache.read(HERE, PAGE, ["50:"], wish=clock.wish(), fetch=fetch)
+    kept = await cache.read(HERE, PAGE, ["50:"], wish=clock.wish(), fetch=fetch)
+
+    pages: list[Any] = [live["50:"], kept["50:"]]
+    assert [page.value.items[0].provenance.via for page in pages] == ["LIVE", "CACHE"]
+    assert (pages[1].value.next_position, pages[1].value.total) == ("2", 9)
+
+
+async def test_a_listener_hears_where_answers_came_from(cache: RecordCache, clock: Clock) -> None:
+    heard: list[tuple[str, str, int]] = []
+
+    class Notes(Listener):
+        def note_hit(self, provider_id: str, count: int = 1) -> None:
+            heard.append(("hit", provider_id, count))
+
+        def note_stale(self, provider_id: str, count: int = 1) -> None:
+            heard.append(("stale", provider_id, count))
+
+        def note_shared(self, provider_id: str, count: int = 1) -> None:
+            heard.append(("shared", provider_id, count))
+
+    upstream = Upstream()
+    upstream.gate = asyncio.Event()
+    readers = [
+        asyncio.create_task(read(cache, upstream, clock.wish(), ["a", "b"], listener=Notes()))
+        for _ in range(2)
+    ]
+    await until(lambda: cache.counts.joined == 2)
+    upstream.gate.set()
+    await asyncio.gather(*readers)
+    await read(cache, upstream, clock.wish(), ["a"], listener=Notes())
+    upstream.error = ProviderUnavailable("Down", provider_id="1")
+    clock.now += 3600
+    await read(cache, upstream, clock.wish(), ["b"], listener=Notes())
+
+    assert heard == [("shared", "1", 2), ("hit", "1", 1), ("stale", "1", 1)]
+
+
+# The option
+
+
+@pytest.mark.parametrize(
+    ("text", "ages"),
+    [
+        ("0", {"users": 0, "courses": 0, "enrollments": 0}),
+        ("60", {"users": 60, "courses": 60, "enrollments": 60}),
+        ("users=30", {"users": 30}),
+        ("users=30, courses=600", {"users": 30, "courses": 600}),
+        ("60,courses=600", {"users": 60, "courses": 600, "enrollments": 60}),
+    ],
+)
+def test_a_providers_option_says_how_old_its_answers_may_be(
+    text: str, ages: Mapping[str, float]
+) -> None:
+    assert parse_max_age(text) == ages
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1.5", "soon", "users=", "people=3", "users=1,,", "=3"])
+def test_an_option_of_another_form_is_refused_with_the_right_one(text: str) -> None:
+    with pytest.raises(ValueError, match="users=60,courses=600,enrollments=0"):
+        parse_max_age(text)
