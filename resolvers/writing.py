@@ -37,6 +37,7 @@ from sessions.base import (
 )
 from sessions.errors import ProviderError, ProviderRejected, ProviderTimeout
 from sessions.http import deadline
+from sessions.metering import current_meter, uncapped
 from storage.errors import StorageError
 from storage.idempotency import (
     Answered,
@@ -260,8 +261,10 @@ class Writes:
         """Return what came of a write, and whether asking again would come to the same."""
         seconds = self._terms.write_seconds
         try:
-            # A deadline of its own: the request's must not leave it half done.
-            with deadline(None), deadline(seconds):
+            if (meter := current_meter()) is not None:
+                meter.require_call(write.provider_id)
+            # A deadline of its own: the request's must not leave it half done, nor its budget.
+            with deadline(None), deadline(seconds), uncapped():
                 async with asyncio.timeout(seconds):
                     return await write.act(), True
         except ProviderError as error:

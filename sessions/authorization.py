@@ -59,6 +59,7 @@ from sessions.errors import (
     SessionLost,
 )
 from sessions.http import ProviderHttp
+from sessions.metering import unmetered
 from sessions.pacing import GRANTS
 from storage.credentials import Secret
 from storage.errors import StorageError, StorageUnavailable
@@ -259,7 +260,7 @@ def terms_of(
 
 async def log_out_quietly(session: ProviderSession, grant: NewGrant) -> None:
     """End a grant nobody will use, if it can be done; it expires by itself otherwise."""
-    with suppress(ProviderError, SessionLost, TimeoutError):
+    with unmetered(), suppress(ProviderError, SessionLost, TimeoutError):
         async with asyncio.timeout(_LOG_OUT_SECONDS):
             await session.log_out(grant)
 
@@ -455,7 +456,7 @@ class SharedAuthorization:
         """Return what a grant can be ended with, which one that ran out cannot itself."""
         ran_out = stored.seconds_to_expiry is not None and stored.seconds_to_expiry <= 0
         if ran_out and self._renewable(grant):
-            with suppress(ProviderError, SessionLost, TimeoutError):
+            with unmetered(), suppress(ProviderError, SessionLost, TimeoutError):
                 async with asyncio.timeout(self._settings.transition_seconds):
                     return await self.session.renew(
                         Grant(version=stored.version, secret=grant),
@@ -489,7 +490,8 @@ class SharedAuthorization:
         return flight.result()
 
     def _launch(self, work: Coroutine[Any, Any, Grant]) -> asyncio.Task[Grant]:
-        # A context of its own: it works for all callers, not under the first one's deadline.
+        # A context of its own: it works for all callers, not under the first one's deadline and
+        # not for its account.
         self._flight = asyncio.create_task(work, context=Context())
         self._flight.add_done_callback(self._landed)
         return self._flight
@@ -635,8 +637,9 @@ class SharedAuthorization:
                 return None
             began_at, limit = time.monotonic(), self._limit(claim)
             try:
-                async with asyncio.timeout(limit):
-                    new = await self.session.log_in(credentials)
+                with unmetered():
+                    async with asyncio.timeout(limit):
+                        new = await self.session.log_in(credentials)
             except (ProviderError, SessionLost, TimeoutError) as error:
                 if _overslept(error, since=began_at, limit=limit):
                     self._observe(claim, Outcome.LATE)
@@ -757,8 +760,9 @@ class SharedAuthorization:
             began_at, limit = time.monotonic(), self._limit(claim)
             old = Grant(version=seen.version, secret=seen.grant, expires_at=seen.expires_at)
             try:
-                async with asyncio.timeout(limit):
-                    new = await self.session.renew(old, credentials)
+                with unmetered():
+                    async with asyncio.timeout(limit):
+                        new = await self.session.renew(old, credentials)
             except (ProviderError, SessionLost, TimeoutError) as error:
                 if _overslept(error, since=began_at, limit=limit):
                     self._observe(claim, Outcome.LATE)
@@ -818,8 +822,9 @@ class SharedAuthorization:
         async with _Released(self._leases, claim) as lease:
             began_at, limit = time.monotonic(), self._limit(claim)
             try:
-                async with asyncio.timeout(limit):
-                    kept = await self.session.keep_alive(grant)
+                with unmetered():
+                    async with asyncio.timeout(limit):
+                        kept = await self.session.keep_alive(grant)
             except SessionLost:
                 lease.settle()
                 raise

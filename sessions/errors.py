@@ -12,8 +12,8 @@ ProviderError                 a provider could not do what was asked
 ├── ProviderBadResponse       an answer that is not what the platform promises
 ├── ProviderRejected          a write that the provider's own rules do not allow
 ├── ProviderAddressRefused    the URL or the address behind it is not allowed
-├── UpstreamCallsSpent        the operation has made as many calls as one may
-└── NotSupported              the platform cannot do this
+├── NotSupported              the platform cannot do this
+└── UpstreamCallsSpent        the operation has made all the calls it may; the provider is well
 SessionLost                   the session is gone; its holder replaces it (never reaches callers)
 ProviderNotFound              no such provider is registered
 """
@@ -142,17 +142,17 @@ class ProviderAddressRefused(ProviderError):
     retryable = False
 
 
-class UpstreamCallsSpent(ProviderError):
-    """The operation has made as many calls to providers as one may; no provider is at fault."""
-
-    code = "REQUEST_LIMIT_EXCEEDED"
-    retryable = False
-
-
 class NotSupported(ProviderError):
     """The platform, or this version of it, cannot do this."""
 
     code = "NOT_SUPPORTED"
+    retryable = False
+
+
+class UpstreamCallsSpent(ProviderError):
+    """The operation has made as many calls to providers as one may; it is no failure of theirs."""
+
+    code = "REQUEST_LIMIT_EXCEEDED"
     retryable = False
 
 

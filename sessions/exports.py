@@ -19,6 +19,7 @@ import structlog
 from sessions.authorization import SessionSettings
 from sessions.base import Export, Platform
 from sessions.errors import NotSupported, ProviderError, ProviderForbidden, ProviderTimeout
+from sessions.metering import unmetered
 from storage.cache import CacheStore
 from storage.errors import StorageUnavailable
 from storage.leases import JobClaim, LeaseStore, Problem
@@ -210,7 +211,8 @@ class TimedExports:
     async def _leased_run(self, name: str, claim: JobClaim) -> bytes | None:
         """Run upstream while renewing the lease; ``None`` when somebody took it over."""
         limit = self._settings.export_limit_seconds
-        work = asyncio.ensure_future(self._run_upstream(name))
+        with unmetered():
+            work = asyncio.ensure_future(self._run_upstream(name))
         renewals = asyncio.create_task(self._renew_while_held(claim))
         try:
             await asyncio.wait({work, renewals}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)

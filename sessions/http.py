@@ -62,6 +62,7 @@ from sessions.errors import (
     ProviderTimeout,
     ProviderUnavailable,
 )
+from sessions.metering import note_answer, note_wait, take_call
 from sessions.pacing import Pacers
 
 T = TypeVar("T")
@@ -196,7 +197,7 @@ def deadline(seconds: float | None) -> Iterator[None]:
     """
     ends_at = None
     if seconds is not None:
-        ends_at = asyncio.get_running_loop().time() + seconds
+        ends_at = _now() + seconds
         outer = _deadline.get()
         ends_at = ends_at if outer is None else min(ends_at, outer)
     token = _deadline.set(ends_at)
@@ -209,7 +210,7 @@ def deadline(seconds: float | None) -> Iterator[None]:
 def seconds_to_deadline() -> float | None:
     """Return how long calls made here may take by the nearest deadline; ``None`` without one."""
     ends_at = _deadline.get()
-    return None if ends_at is None else ends_at - asyncio.get_running_loop().time()
+    return None if ends_at is None else ends_at - _now()
 
 
 class ProviderHttp:
@@ -348,6 +349,7 @@ class ProviderHttp:
             ProviderBadResponse: Too large, a redirect, or not HTTP.
             ProviderAddressRefused: The path leads elsewhere, or the address is not allowed.
             ProviderAuthFailed: A header or cookie holds characters HTTP cannot carry.
+            UpstreamCallsSpent: The operation has made all the calls it may.
         """
         try:
             request = self._build(
@@ -391,6 +393,7 @@ class ProviderHttp:
             FileUnavailable: Its host is not reached, too slow, or fails.
             ProviderBadResponse: It is no success, or too large.
             ProviderAddressRefused: It leads to a place that may not be called.
+            UpstreamCallsSpent: The operation has made all the calls it may.
         """
         seconds = self.seconds_left(total_seconds)
         try:
@@ -492,7 +495,9 @@ class ProviderHttp:
         self._budget.count_call()
         retries = 0
         while True:
+            asked_at = _now()
             async with self._slots:
+                note_wait(self.provider_id, _now() - asked_at)
                 outcome = await self._observed(call)
             if isinstance(outcome, Response):
                 return outcome
@@ -514,7 +519,7 @@ class ProviderHttp:
         longest_seconds = self._limits.backoff_seconds * 2**retries
         jitter = random.uniform(0, longest_seconds)  # noqa: S311 - spreads load only
         wait_seconds = asked_seconds + jitter
-        now = asyncio.get_running_loop().time()
+        now = _now()
         if ends_at is not None and now + wait_seconds >= ends_at:
             return None
         return wait_seconds if self._budget.take_retry() else None
@@ -522,16 +527,21 @@ class ProviderHttp:
     async def _observed(self, call: _Call) -> Response | _Failure:
         if self._closed:
             return self._failure(ProviderUnavailable, "is no longer in use", passing=False)
+        take_call(self.provider_id)
         self.calls += 1
-        if self._observer is None:
-            return await self._exchange(call)
-        started_at = time.perf_counter()
+        started_at = _now()
         outcome: Response | _Failure | None = None
         try:
             outcome = await self._exchange(call)
         finally:
-            self._observer(self._observation(call, outcome, time.perf_counter() - started_at))
+            self._note(call, outcome, _now() - started_at)
         return outcome
+
+    def _note(self, call: _Call, outcome: Response | _Failure | None, seconds: float) -> None:
+        body_bytes = len(outcome.body) if isinstance(outcome, Response) else 0
+        note_answer(self.provider_id, seconds=seconds, body_bytes=body_bytes)
+        if self._observer is not None:
+            self._observer(self._observation(call, outcome, seconds))
 
     def _observation(
         self, call: _Call, outcome: Response | _Failure | None, seconds: float
@@ -789,7 +799,7 @@ class _RetryBudget:
         return True
 
     def _turn(self) -> None:
-        period = int(asyncio.get_running_loop().time() / _BUDGET_SECONDS)
+        period = int(_now() / _BUDGET_SECONDS)
         if period == self._period:
             return
         follows = period == self._period + 1
@@ -861,6 +871,10 @@ def _network_transport(
         middlewares=(_send_once,),
     )
     return AiohttpTransport(verify=_tls(), trust_env=False, client=session)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _judge(policy: AddressPolicy, address: str, *, port: int) -> None:

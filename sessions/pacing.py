@@ -19,6 +19,7 @@ from math import ceil, inf
 from typing import Final, Self
 
 from sessions.errors import ProviderRateLimited
+from sessions.metering import note_wait
 
 GRANTS: Final = "grants"
 """Name of the pacer that a provider's logins, exchanges and renewals stand in line for."""
@@ -66,8 +67,8 @@ class Pacer:
     """
 
     def __init__(self, bucket: Bucket, *, provider_id: str | None) -> None:
+        self.provider_id = provider_id
         self._bucket = bucket
-        self._provider_id = provider_id
         self._running = 0
         self._free = bucket.capacity
         self._free_at = 0.0
@@ -115,7 +116,7 @@ class Pacer:
         if wait_seconds > patience_seconds:
             raise ProviderRateLimited(
                 "The provider limits the rate of calls, and others are in line before this one",
-                provider_id=self._provider_id,
+                provider_id=self.provider_id,
                 retry_after_seconds=ceil(wait_seconds),
             )
         self._numbers += 1
@@ -235,9 +236,13 @@ class Turn:
         Raises:
             ProviderRateLimited: It would take longer than the patience; says how long.
         """
-        await self._pacer._enter(  # noqa: SLF001 - one thing in two classes
-            patience_seconds=self._patience_seconds, deadline=self._deadline
-        )
+        began_at = _now()
+        try:
+            await self._pacer._enter(  # noqa: SLF001 - one thing in two classes
+                patience_seconds=self._patience_seconds, deadline=self._deadline
+            )
+        finally:
+            note_wait(self._pacer.provider_id, _now() - began_at)
         return self
 
     async def __aexit__(self, *_error: object) -> None:

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from math import inf
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from sessions.errors import ProviderTimeout, SessionLost
+from sessions.errors import ProviderTimeout, SessionLost, UpstreamCallsSpent
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -50,8 +50,8 @@ class Shared(Generic[P, T]):
     ) -> T:
         """Return it, at most this old, and read with the grant of this version.
 
-        A read goes on when the caller who began it gives up. It has that caller's deadline; whoever
-        only joined it and has more time left begins anew.
+        A read goes on when the caller who began it gives up. It has that caller's deadline and
+        counts as that caller's calls; whoever only joined it and has more left begins anew.
         """
         while True:
             task, joined = self._task, True
@@ -60,7 +60,7 @@ class Shared(Generic[P, T]):
                 self._task, self._version, self._begun_at = task, version, _now()
             try:
                 return await asyncio.shield(task)
-            except ProviderTimeout:
+            except (ProviderTimeout, UpstreamCallsSpent):
                 if not joined:
                     raise
 

@@ -36,10 +36,12 @@ from sessions.errors import (
     ProviderUnavailable,
     ReauthRequired,
     SessionLost,
+    UpstreamCallsSpent,
 )
 from sessions.exports import TimedExports
 from sessions.http import deadline
 from sessions.manager import SessionManager
+from sessions.metering import Meter, metering
 from storage.cache import CacheEntry, CacheStore
 from storage.credentials import KeyRing, Secret
 from storage.database import Database
@@ -292,6 +294,73 @@ async def test_a_grant_never_goes_to_another_address(
             await read(restarted)
 
         assert (elsewhere.logins, elsewhere.reads) == (1, 1)
+
+
+# Whose account calls go on.
+
+
+async def test_a_login_is_on_no_callers_account_and_no_callers_budget_ends_it(
+    manager: SessionManager, server: PretendServer
+) -> None:
+    with metering(Meter(max_calls=1)) as meter:
+        await read(manager)
+
+    assert (server.logins, server.reads, meter.calls) == (1, 1, 1)
+
+
+async def test_a_caller_with_nothing_left_still_lets_the_others_in(
+    manager: SessionManager, server: PretendServer
+) -> None:
+    async def poor() -> None:
+        with metering(Meter(max_calls=0)):
+            await read(manager)
+
+    outcome, _ = await asyncio.gather(poor(), read(manager), return_exceptions=True)
+
+    assert isinstance(outcome, UpstreamCallsSpent)
+    assert (server.logins, server.reads) == (1, 1)
+
+
+async def test_a_spent_budget_is_no_outage_of_the_provider(
+    manager: SessionManager, server: PretendServer
+) -> None:
+    with capture_logs() as logs:
+        for _ in range(20):
+            with metering(Meter(max_calls=0)), pytest.raises(UpstreamCallsSpent):
+                await read(manager)
+
+        await read(manager)
+
+    assert logs == []
+
+
+async def test_a_session_is_ended_at_the_provider_whatever_is_left_of_the_budget(
+    manager: SessionManager, server: PretendServer
+) -> None:
+    await read(manager)
+
+    with metering(Meter(max_calls=0)) as meter:
+        await manager.revoke("1")
+
+    assert (server.log_outs, meter.calls) == (1, 0)
+
+
+async def test_heartbeats_and_exports_are_on_nobodys_account(
+    sqlite_database: Database, key_ring: KeyRing, providers: ProviderStore, server: PretendServer
+) -> None:
+    with metering(Meter(max_calls=1)) as meter:
+        async with open_gateway(
+            sqlite_database, key_ring, settings=HEARTBEATS, platform=EXPORTING
+        ) as manager:
+            async with manager.session("1") as session:
+                assert isinstance(session, PretendSession)
+                found = await session.read_export("activity")
+            running = asyncio.create_task(manager.run())
+            await until(lambda: server.heartbeats >= 2)
+        await running
+
+    assert found == b"export 1"
+    assert (server.exports, meter.calls) == (1, 0)
 
 
 # Outages.
