@@ -7,7 +7,7 @@ Source:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -20,15 +20,15 @@ from gateway.bodies import decode_object, read_body
 from gateway.problems import unauthenticated
 from resolvers.context import Access, RequestContext, Scope
 from resolvers.errors import BadInput, Forbidden, RequestLimitExceeded, RequestRefused
-from schema.execution import execute
+from schema.execution import Shown, execute
 from schema.global_ids import ON_BEHALF_OF, read_subjects
 from sessions.http import deadline
+from sessions.metering import Meter, metering
 
 GRAPHQL_RESPONSE: Final = "application/graphql-response+json"
 _JSON: Final = "application/json"
 _HTML: Final = "text/html"
 _DEBUG: Final = "Gateway-Debug"
-_STRATEGIES: Final = "strategies"
 _STATUS_BY_REFUSAL: Final = {Forbidden: 403, RequestLimitExceeded: 413}
 _PARAMETERS: Final = ("query", "operationName", "variables", "extensions")
 
@@ -63,19 +63,16 @@ async def answer(
     try:
         asked = await _asked(request, max_bytes=gateway.settings.max_body_bytes)
         context = _context(gateway, request, access)
-        shows_strategies = _shows_strategies(request, context)
+        shown = _shown(request, context)
     except _UnsupportedMediaType:
         return _respond(415, _refused("BAD_INPUT", f"content-type: {_JSON} is needed"), accepted)
     except RequestRefused as error:
         status = _STATUS_BY_REFUSAL.get(type(error), 400)
         return _respond(status, _refused(error.code, error.message), accepted)
-    with deadline(gateway.settings.deadline_seconds):
+    meter = Meter(max_calls=gateway.settings.max_upstream_calls)
+    with deadline(gateway.settings.deadline_seconds), metering(meter):
         status, body = await execute(
-            schema,
-            asked,
-            context,
-            queries_only=request.method == "GET",
-            shows_strategies=shows_strategies,
+            schema, asked, context, queries_only=request.method == "GET", shown=shown
         )
     headers = {"Allow": "POST"} if status == 405 else {}  # noqa: PLR2004 - HTTP's own number
     in_document = status == 400 and _is_document_error(body)  # noqa: PLR2004 - the same
@@ -117,14 +114,17 @@ def _context(gateway: Gateway, request: Request, access: Access) -> RequestConte
     return gateway.request_context(access, request.state.request_id, subjects=subjects)
 
 
-def _shows_strategies(request: Request, context: RequestContext) -> bool:
-    given = request.headers.getlist(_DEBUG)
-    if not given:
-        return False
-    if given != [_STRATEGIES]:
-        raise BadInput(_DEBUG, f"{_STRATEGIES} is all it can be")
+def _shown(request: Request, context: RequestContext) -> Collection[Shown]:
+    """Return what an administrator wants to see of how the request is answered."""
+    names = [name.strip() for given in request.headers.getlist(_DEBUG) for name in given.split(",")]
+    if not names:
+        return ()
+    try:
+        shown = [*map(Shown, names)]
+    except ValueError:
+        raise BadInput(_DEBUG, f"{' and '.join(Shown)} are all it can be") from None
     context.require(Scope.ADMIN)
-    return True
+    return shown
 
 
 def _is_document_error(body: Mapping[str, Any]) -> bool:

@@ -53,6 +53,7 @@ class Settings:
     max_body_bytes: int
     deadline_seconds: float
     provider_seconds: float
+    max_upstream_calls: int
     max_age_seconds: float
     cache_mib: int
     stream_seconds: float
@@ -418,6 +419,15 @@ SETTINGS: Final = (
         form="a number of seconds from 0.1 to 300",
         default="10",
         read=_seconds(0.1, 300),
+    ),
+    Setting(
+        name="GATEWAY_MAX_UPSTREAM_CALLS",
+        field="max_upstream_calls",
+        meaning="How many calls one GraphQL request may make to providers, retries included. A "
+        "field that would need more is null, with an error; what was had is answered.",
+        form="a whole number from 10 to 1000000",
+        default="2000",
+        read=_whole(10, 1_000_000),
     ),
     Setting(
         name="GATEWAY_MAX_AGE_SECONDS",

@@ -43,6 +43,7 @@ from sessions.errors import (
     UpstreamCallsSpent,
 )
 from sessions.http import deadline
+from sessions.metering import current_meter
 from sessions.sharing import read_since
 from storage.cache import CacheStore, KeptAnswer
 from storage.errors import StorageError
@@ -203,19 +204,6 @@ class CacheCounts:
     held_bytes: int = 0
 
 
-class Listener:
-    """Hears what one request got from the cache; overridden by who wants to know."""
-
-    def note_hit(self, provider_id: str, count: int = 1) -> None:
-        """Take note of answers from memory or the database."""
-
-    def note_stale(self, provider_id: str, count: int = 1) -> None:
-        """Take note of old answers, served because none newer could be had."""
-
-    def note_shared(self, provider_id: str, count: int = 1) -> None:
-        """Take note of answers that another request was reading already."""
-
-
 _Name: TypeAlias = tuple[str, str, str]
 
 
@@ -294,7 +282,6 @@ class RecordCache:
         *,
         wish: Wish,
         fetch: Fetch[V],
-        listener: Listener | None = None,
     ) -> Answers[V]:
         """Return the answers of several keys of one kind, as fresh as wished.
 
@@ -304,26 +291,23 @@ class RecordCache:
             keys: Which, each once.
             wish: How fresh, and how long to wait.
             fetch: Reads at the provider what is not to be had otherwise.
-            listener: Hears where the answers came from.
 
         Raises:
             RequestRefused: ``fetch`` refused.
             StorageError: ``fetch`` met with one; the cache's own are as if nothing were kept.
         """
-        listener = listener or Listener()
         found = self._sorted(place, kind, keys, wish)
         if found.unknown and wish.oldest_while_read_anew < wish.began_at:
             await self._recall(place, kind, found.unknown)
             found = self._sorted(place, kind, keys, wish)
         if found.answers:
             self.counts.hits += len(found.answers)
-            listener.note_hit(place.provider_id, len(found.answers))
+            if (meter := current_meter()) is not None:
+                meter.note_hit(place.provider_id, len(found.answers))
         if found.aging:
             self._refresh(place, kind, found.aging, wish=wish, fetch=fetch)
         if found.missing:
-            read = await self._read_now(
-                place, kind, found.missing, wish=wish, fetch=fetch, listener=listener
-            )
+            read = await self._read_now(place, kind, found.missing, wish=wish, fetch=fetch)
             found.answers.update(read)
         return found.answers
 
@@ -468,7 +452,6 @@ class RecordCache:
         *,
         wish: Wish,
         fetch: Fetch[V],
-        listener: Listener,
     ) -> Answers[V]:
         ends_at = asyncio.get_running_loop().time() + wish.patience_seconds
         joined: dict[_Flight, list[str]] = {}
@@ -482,7 +465,8 @@ class RecordCache:
         shared = len(keys) - len(alone)
         if shared:
             self.counts.joined += shared
-            listener.note_shared(place.provider_id, shared)
+            if (meter := current_meter()) is not None:
+                meter.note_shared(place.provider_id, shared)
 
         def begin(some: Sequence[str]) -> _Flight:
             return self._start(place, kind, some, wish=wish, fetch=fetch)
@@ -498,7 +482,7 @@ class RecordCache:
         answers: dict[str, Kept[V] | ProviderError] = {}
         for outcome in await _all(waits):
             answers.update(outcome)
-        return await self._with_stale(place, kind, answers, listener)
+        return await self._with_stale(place, kind, answers)
 
     def _start(
         self,
@@ -605,7 +589,6 @@ class RecordCache:
         place: Place,
         kind: Kind[V],
         answers: dict[str, Kept[V] | ProviderError],
-        listener: Listener,
     ) -> Answers[V]:
         """Put old answers in the places of errors that allow it."""
         failed = {key: error for key, error in answers.items() if isinstance(error, _SERVED_STALE)}
@@ -622,7 +605,8 @@ class RecordCache:
                 continue
             answers[key] = _kept(entry, kind, DataSource.STALE, error)
             self.counts.stale += 1
-            listener.note_stale(place.provider_id)
+            if (meter := current_meter()) is not None:
+                meter.note_stale(place.provider_id)
         return answers
 
     def _refresh(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, TypeAlias, TypeVar
 
-from resolvers.caching import Answers, Kept, Kind, Listener, Place, RecordCache, Resource, Wish
+from resolvers.caching import Answers, Kept, Kind, Place, RecordCache, Resource, Wish
 from sessions.base import MAX_AGE, ProviderSession
 from sessions.errors import ProviderError
 from sessions.http import seconds_to_deadline
@@ -67,7 +67,6 @@ class Reading:
         terms: Of age and patience.
         find: Finds a provider already read for this request.
         subject_of: Whom the request acts for at a provider, as text.
-        listener: Hears where answers came from.
 
     Attributes:
         max_age_seconds: The strictest wish of the request so far, for what hangs on its lists.
@@ -82,7 +81,6 @@ class Reading:
         terms: ReadingTerms,
         find: Callable[[str], Provider | None],
         subject_of: Callable[[str], str],
-        listener: Listener | None = None,
     ) -> None:
         self.max_age_seconds: float | None = None
         self.problems: dict[str, ProviderError] = {}
@@ -91,7 +89,6 @@ class Reading:
         self._terms = terms
         self._find = find
         self._subject_of = subject_of
-        self._listener = listener
         self._began_at = time.time() if cache is None else cache.clock()
         self._ends_at: dict[str, float] = {}
 
@@ -144,7 +141,6 @@ class Reading:
                 patience_seconds=self._patience(provider_id),
             ),
             fetch=fetch,
-            listener=self._listener,
         )
         for answer in found.values():
             if isinstance(answer, Kept) and answer.error is not None:

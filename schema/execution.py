@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, TypeAlias
 
 import strawberry
@@ -29,6 +30,7 @@ from resolvers.context import RequestContext
 from resolvers.errors import BadInput, RequestLimitExceeded, RequestRefused
 from schema.errors import formatted_errors, internal_error, refusal
 from schema.limits import DocumentLimits, check_document
+from sessions.metering import ProviderUsage, current_meter
 from sessions.strategies import Choice, listening
 
 Answer: TypeAlias = tuple[int, dict[str, Any]]
@@ -41,6 +43,17 @@ _INTERNAL_ERROR = 500
 _MAX_CACHED_DOCUMENTS = 500
 _MAX_CACHED_CHARACTERS = 20_000
 _MAX_VALIDATION_ERRORS = 20
+
+
+class Shown(StrEnum):
+    """What an administrator can be told of how a request was answered.
+
+    STRATEGIES: which way providers were read, and what each way would have cost. UPSTREAM: what
+    it cost each provider, from the calls to what was kept already.
+    """
+
+    STRATEGIES = "strategies"
+    UPSTREAM = "upstream"
 
 
 class GatewaySchema(strawberry.Schema):
@@ -57,7 +70,7 @@ async def execute(
     context: RequestContext,
     *,
     queries_only: bool = False,
-    shows_strategies: bool = False,
+    shown: Collection[Shown] = (),
 ) -> Answer:
     """Answer one request.
 
@@ -66,8 +79,7 @@ async def execute(
         body: The decoded request: ``query``, ``operationName``, ``variables``, ``extensions``.
         context: Made for this request; its batches are given up at the end.
         queries_only: Refuse mutations, as a GET must.
-        shows_strategies: Tell in the answer's extensions which way providers were read, and what
-            each way would have cost.
+        shown: What to tell in the answer's extensions.
 
     Returns:
         200 with data, perhaps partial; 400 without data when the document or a variable is
@@ -75,11 +87,11 @@ async def execute(
         Nothing is raised but cancellation.
     """
     try:
-        if not shows_strategies:
+        if not shown:
             return await _execute(schema, body, context, queries_only=queries_only)
         with listening() as choices:
             status, answer = await _execute(schema, body, context, queries_only=queries_only)
-        return status, {**answer, "extensions": {"strategies": [*map(_strategy, choices)]}}
+        return status, {**answer, "extensions": _extensions(shown, choices)}
     except RequestRefused as error:
         return _BAD_REQUEST, {"errors": [refusal(error)]}
     except Exception as error:  # noqa: BLE001 - the mask: whatever it is, the caller sees an id only
@@ -136,6 +148,30 @@ def _answer(result: ExecutionResult, context: RequestContext) -> Answer:
     if errors:
         answer["errors"] = errors
     return _OK, answer
+
+
+def _extensions(shown: Collection[Shown], choices: Sequence[Choice]) -> dict[str, Any]:
+    extensions: dict[str, Any] = {}
+    if Shown.STRATEGIES in shown:
+        extensions["strategies"] = [*map(_strategy, choices)]
+    if Shown.UPSTREAM in shown and (meter := current_meter()) is not None:
+        extensions["upstream"] = [
+            _usage(provider_id, usage) for provider_id, usage in meter.usage_by_provider.items()
+        ]
+    return extensions
+
+
+def _usage(provider_id: str, usage: ProviderUsage) -> dict[str, Any]:
+    return {
+        "providerId": provider_id,
+        "calls": usage.calls,
+        "waitedSeconds": round(usage.waited_seconds, 6),
+        "upstreamSeconds": round(usage.upstream_seconds, 6),
+        "bytes": usage.body_bytes,
+        "cacheHits": usage.cache_hits,
+        "staleHits": usage.cache_stale,
+        "shared": usage.shared,
+    }
 
 
 def _strategy(choice: Choice) -> dict[str, Any]:

@@ -95,17 +95,17 @@ class Meter:
         usage.upstream_seconds += seconds
         usage.body_bytes += body_bytes
 
-    def note_hit(self, provider_id: str) -> None:
-        """Count a read answered from what was kept and still fresh."""
-        self._of(provider_id).cache_hits += 1
+    def note_hit(self, provider_id: str, count: int = 1) -> None:
+        """Count reads answered from what was kept and still fresh."""
+        self._of(provider_id).cache_hits += count
 
-    def note_stale(self, provider_id: str) -> None:
-        """Count a read answered from what was kept and no longer fresh."""
-        self._of(provider_id).cache_stale += 1
+    def note_stale(self, provider_id: str, count: int = 1) -> None:
+        """Count reads answered from what was kept and no longer fresh."""
+        self._of(provider_id).cache_stale += count
 
-    def note_shared(self, provider_id: str) -> None:
-        """Count a read that joined one already under way."""
-        self._of(provider_id).shared += 1
+    def note_shared(self, provider_id: str, count: int = 1) -> None:
+        """Count reads that joined one already under way."""
+        self._of(provider_id).shared += count
 
     def uncapped(self) -> Meter:
         """Return a meter that counts into this one and has no limit."""

@@ -278,3 +278,65 @@ async def test_a_wrong_option_or_max_age_is_refused_with_the_right_form(
     assert [error["message"] for error in negative["errors"]] == [
         "maxAge: -1 is negative; 0 asks for live answers"
     ]
+
+
+# What it cost
+
+
+async def test_an_administrator_sees_what_a_query_cost_each_provider(
+    canvas: Canvas, kolibri: Kolibri, tmp_path: Path
+) -> None:
+    show = {"Gateway-Debug": "upstream"}
+    query = NESTED.replace("first: 5", 'first: 5, filter: {providerIds: ["2"]}', 1)
+    async with (
+        running_canvas(canvas) as url,
+        running_gateway(tmp_path, max_age_seconds="60") as gateway,
+    ):
+        await registered(gateway, url)
+        answers = [
+            (await gateway.client.post("/graphql", json={"query": query}, headers=show)).json()
+            for _ in range(2)
+        ]
+        stranger = await gateway.client.post(
+            "/graphql", json={"query": query}, headers={**show, **await gateway.key("read:users")}
+        )
+
+    (live,), (kept,) = (answer["extensions"]["upstream"] for answer in answers)
+    assert (live["providerId"], live["calls"], live["cacheHits"]) == ("2", 7, 0)
+    assert live["bytes"] > 1000
+    assert live["upstreamSeconds"] > 0
+    assert live["waitedSeconds"] >= 0
+    # the page, five users' enrollments, and each of the courses these are in
+    assert (kept["calls"], kept["bytes"], kept["staleHits"], kept["shared"]) == (0, 0, 0, 0)
+    courses = {
+        row["course"]["title"]
+        for user in answers[0]["data"]["users"]["nodes"]
+        for row in user["enrollments"]["nodes"]
+    }
+    assert kept["cacheHits"] == 1 + 5 + len(courses)
+    assert stranger.status_code == 403
+
+
+async def test_the_field_that_goes_past_the_budget_is_null_and_the_rest_is_answered(
+    canvas: Canvas, tmp_path: Path
+) -> None:
+    query = """{ users(first: 30) { nodes { displayName enrollments { nodes { id } } } }
+        courses(first: 1) { nodes { title } } }"""
+    async with (
+        running_canvas(canvas) as url,
+        running_gateway(tmp_path, max_upstream_calls="10") as gateway,
+    ):
+        await registered(gateway, url)
+        canvas.counts.calls.clear()
+        answer = await gateway.graphql(query)
+
+    users = answer["data"]["users"]["nodes"]
+    assert len(users) > 10
+    assert all(user["displayName"] for user in users)
+    assert {str(user["enrollments"]) for user in users} == {"None"}
+    assert len(answer["data"]["courses"]["nodes"]) == 1
+    (error,) = answer["errors"]
+    assert error["extensions"]["code"] == "REQUEST_LIMIT_EXCEEDED"
+    assert error["path"][:1] == ["users"]
+    assert error["message"].startswith("One operation may make 10 calls to providers")
+    assert canvas.counts.calls.total() == 10

@@ -26,7 +26,7 @@ from pretend_roster import (
 from running_gateway import RunningGateway, running_gateway
 
 from resolvers.context import ReadingLimits
-from schema.execution import execute
+from schema.execution import Shown, execute
 from sessions.errors import ProviderUnavailable
 from simulators.kolibri.app import running
 from simulators.kolibri.population import build_population
@@ -499,7 +499,7 @@ async def test_the_choices_made_for_a_request_are_told_to_it_alone() -> None:
     body = {"query": "{ users { nodes { enrollments { nodes { id } } } } }"}
 
     (status, told), (_, other) = await asyncio.gather(
-        execute(SCHEMA, body, a_context(world), shows_strategies=True),
+        execute(SCHEMA, body, a_context(world), shown=[Shown.STRATEGIES]),
         execute(SCHEMA, body, a_context(world)),
     )
 

@@ -14,7 +14,6 @@ from resolvers.caching import (
     CacheTerms,
     Kept,
     Kind,
-    Listener,
     Place,
     RecordCache,
     Resource,
@@ -34,6 +33,7 @@ from sessions.errors import (
     UpstreamCallsSpent,
 )
 from sessions.http import deadline, seconds_to_deadline
+from sessions.metering import Meter, metering
 from storage.cache import CacheStore
 from storage.credentials import KeyRing, Secret
 from storage.database import Database
@@ -119,9 +119,8 @@ async def read(
     keys: Sequence[str] = ("a",),
     *,
     place: Place = HERE,
-    listener: Listener | None = None,
 ) -> Answers[User]:
-    return await cache.read(place, USER, keys, wish=wish, fetch=upstream.fetch, listener=listener)
+    return await cache.read(place, USER, keys, wish=wish, fetch=upstream.fetch)
 
 
 def shown(answers: Answers[User]) -> dict[str, tuple[str, DataSource] | str]:
@@ -657,34 +656,23 @@ async def test_records_of_pages_say_where_they_came_from(cache: RecordCache, clo
     assert (pages[1].value.next_position, pages[1].value.total) == ("2", 9)
 
 
-async def test_a_listener_hears_where_answers_came_from(cache: RecordCache, clock: Clock) -> None:
-    heard: list[tuple[str, str, int]] = []
-
-    class Notes(Listener):
-        def note_hit(self, provider_id: str, count: int = 1) -> None:
-            heard.append(("hit", provider_id, count))
-
-        def note_stale(self, provider_id: str, count: int = 1) -> None:
-            heard.append(("stale", provider_id, count))
-
-        def note_shared(self, provider_id: str, count: int = 1) -> None:
-            heard.append(("shared", provider_id, count))
-
+async def test_a_meter_counts_where_answers_came_from(cache: RecordCache, clock: Clock) -> None:
     upstream = Upstream()
     upstream.gate = asyncio.Event()
-    readers = [
-        asyncio.create_task(read(cache, upstream, clock.wish(), ["a", "b"], listener=Notes()))
-        for _ in range(2)
-    ]
-    await until(lambda: cache.counts.joined == 2)
-    upstream.gate.set()
-    await asyncio.gather(*readers)
-    await read(cache, upstream, clock.wish(), ["a"], listener=Notes())
-    upstream.error = ProviderUnavailable("Down", provider_id="1")
-    clock.now += 3600
-    await read(cache, upstream, clock.wish(), ["b"], listener=Notes())
+    with metering(Meter()) as meter:
+        readers = [
+            asyncio.create_task(read(cache, upstream, clock.wish(), ["a", "b"])) for _ in range(2)
+        ]
+        await until(lambda: cache.counts.joined == 2)
+        upstream.gate.set()
+        await asyncio.gather(*readers)
+        await read(cache, upstream, clock.wish(), ["a"])
+        upstream.error = ProviderUnavailable("Down", provider_id="1")
+        clock.now += 3600
+        await read(cache, upstream, clock.wish(), ["b"])
 
-    assert heard == [("shared", "1", 2), ("hit", "1", 1), ("stale", "1", 1)]
+    usage = meter.usage_by_provider["1"]
+    assert (usage.shared, usage.cache_hits, usage.cache_stale) == (2, 1, 1)
 
 
 # The option
