@@ -29,6 +29,7 @@ from gateway.assembly import Gateway, open_gateway
 from gateway.logs import configure_logs
 from gateway.problems import AnswerCutShort, of_error, problem, unauthenticated
 from gateway.settings import Settings, read_settings
+from gateway.shedding import LoadShedding
 from resolvers.authorizing import url_for_error
 from resolvers.context import Scope
 from resolvers.errors import Forbidden, RequestRefused
@@ -70,7 +71,10 @@ def build_app(settings: Settings) -> Starlette:
     app = Starlette(
         routes=_routes(schema, settings),
         lifespan=lambda app: _lifespan(app, settings),
-        middleware=[Middleware(_Requests)],
+        middleware=[
+            Middleware(_Requests),
+            Middleware(LoadShedding, stream_seconds=settings.stream_seconds),
+        ],
         exception_handlers={
             HTTPException: _on_http_error,
             RequestRefused: _on_error,
@@ -104,8 +108,7 @@ def _routes(schema: strawberry.Schema, settings: Settings) -> list[Route]:
         gateway = _gateway(request)
         if settings.graphiql and graphql_http.wants_page(request):
             return explorer.page(request)
-        access = await gateway.keys.find(request.headers.get("authorization"))
-        return await graphql_http.answer(gateway, schema, request, access)
+        return await graphql_http.answer(gateway, schema, request, await _access(request))
 
     return [
         Route("/", _home, methods=["GET"], name="home"),
@@ -130,11 +133,10 @@ def _keyed(handler: _Handler) -> Callable[[Request], Awaitable[Response]]:
     """Return an endpoint that needs a good key."""
 
     async def endpoint(request: Request) -> Response:
-        gateway = _gateway(request)
-        access = await gateway.keys.find(request.headers.get("authorization"))
+        access = await _access(request)
         if access is None:
             return unauthenticated(request.state.request_id)
-        return await handler(gateway, request, access)
+        return await handler(_gateway(request), request, access)
 
     return endpoint
 
@@ -143,11 +145,16 @@ def _open(handler: _OpenHandler) -> Callable[[Request], Awaitable[Response]]:
     """Return an endpoint that decides itself whether it needs a key."""
 
     async def endpoint(request: Request) -> Response:
-        gateway = _gateway(request)
-        access = await gateway.keys.find(request.headers.get("authorization"))
-        return await handler(gateway, request, access)
+        return await handler(_gateway(request), request, await _access(request))
 
     return endpoint
+
+
+async def _access(request: Request) -> KeyAccess | None:
+    """Return what the request's key allows, noting the key for the middleware around."""
+    access = await _gateway(request).keys.find(request.headers.get("authorization"))
+    request.state.key_id = None if access is None else access.key_id
+    return access
 
 
 async def _home(request: Request) -> Response:
@@ -185,7 +192,8 @@ async def _metrics(gateway: Gateway, request: Request, access: KeyAccess | None)
         if access.narrowed:
             raise Forbidden("Metrics are of all providers, and this key is for some of them only")
     sessions = await gateway.sessions.count_sessions()
-    return Response(gateway.metrics.write(sessions, gateway.icons.counts), media_type=_METRICS_TYPE)
+    written = gateway.metrics.write(sessions, gateway.icons.counts, gateway.admission.load())
+    return Response(written, media_type=_METRICS_TYPE)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
@@ -278,6 +286,8 @@ class _Requests:
                 self._note(scope, status, seconds=time.perf_counter() - started)
 
     def _note(self, scope: AsgiScope, status: int, *, seconds: float) -> None:
+        if scope["state"].get("shed"):
+            return  # counted and logged as a whole: a flood must not be one in the log too
         route = getattr(scope.get("route"), "name", None) or "none"
         gateway = getattr(scope["app"].state, "gateway", None)
         if gateway is not None:

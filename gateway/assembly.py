@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from gateway.access import KeyRegister, open_token
+from gateway.admission import Admission, AdmissionTerms
 from gateway.metrics import Metrics
 from gateway.settings import Settings
 from resolvers.authorizing import Authorizer
@@ -57,6 +58,7 @@ class Gateway:
     cache: RecordCache
     terms: ReadingTerms
     metrics: Metrics
+    admission: Admission
     token_made: Secret[str] | None
 
     def request_context(
@@ -193,6 +195,12 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
                 provider_seconds=settings.provider_seconds,
             ),
             metrics=metrics,
+            admission=Admission(
+                AdmissionTerms(
+                    most=settings.max_requests, most_subscriptions=settings.max_subscriptions
+                ),
+                metrics,
+            ),
             token_made=token if made else None,
         )
 

@@ -81,6 +81,23 @@ async def answer(
     return _respond(status, body, accepted, headers=headers)
 
 
+def refusal(
+    code: str, message: str, *, accept: str, headers: Mapping[str, str], **extensions: object
+) -> Response:
+    """Return the answer, with status 503, to a request that nothing was done for.
+
+    Args:
+        code: One of the stable error codes.
+        message: For a person.
+        accept: The request's header; what cannot be had is answered as ``application/json``.
+        headers: Added to the answer.
+        **extensions: Beside the code.
+    """
+    accepted = _preferred(accept or "*/*", (_JSON, GRAPHQL_RESPONSE)) or _JSON
+    error = {"message": message, "extensions": {"code": code, **extensions}}
+    return _respond(503, {"errors": [error]}, accepted, headers=headers)
+
+
 class _UnsupportedMediaType(Exception):
     """The body is not JSON by its own account."""
 

@@ -7,12 +7,14 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from gateway.admission import Load
 from resolvers.icons import IconCounts
 from sessions.http import UpstreamCall
 from storage.leases import Outcome, Transition
 from storage.records import SessionState
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_SHORT_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 _LATE: Final = (0.1, 0.5, 1, 2, 5, 10, 30, 60)
 
 
@@ -78,6 +80,31 @@ class Metrics:
             registry=self._registry,
         )
 
+        self._load = Gauge(
+            "learning_gateway_load",
+            "Requests that run, that wait to, that are streams of events; and how many may run",
+            ["what"],
+            registry=self._registry,
+        )
+        self._shed = Counter(
+            "learning_gateway_requests_shed",
+            "Requests refused for overload, which are counted here only",
+            ["reason"],
+            registry=self._registry,
+        )
+        self._queue_seconds = Histogram(
+            "learning_gateway_queue_seconds",
+            "How long a request waited until it might run",
+            buckets=_SHORT_SECONDS,
+            registry=self._registry,
+        )
+        self._loop_wait_seconds = Histogram(
+            "learning_gateway_loop_wait_seconds",
+            "How long what was ready to run waited for its turn, measured while requests run",
+            buckets=_SHORT_SECONDS,
+            registry=self._registry,
+        )
+
     def on_request(self, route: str, status: int, *, seconds: float) -> None:
         """Take note of an answered request."""
         self._requests.labels(route, status).inc()
@@ -106,16 +133,36 @@ class Metrics:
         """Take note of a heartbeat."""
         self._heartbeat_lateness.observe(late_seconds)
 
-    def write(self, sessions: Mapping[tuple[str, SessionState], int], icons: IconCounts) -> bytes:
+    def on_admitted(self, *, waited_seconds: float) -> None:
+        """Take note of a request that may run."""
+        self._queue_seconds.observe(waited_seconds)
+
+    def on_shed(self, reason: str) -> None:
+        """Take note of a request refused for overload."""
+        self._shed.labels(reason).inc()
+
+    def on_loop_wait(self, seconds: float) -> None:
+        """Take note of how long something that was ready waited for its turn."""
+        self._loop_wait_seconds.observe(seconds)
+
+    def write(
+        self,
+        sessions: Mapping[tuple[str, SessionState], int],
+        icons: IconCounts,
+        load: Load,
+    ) -> bytes:
         """Return everything in Prometheus' text format.
 
         Args:
             sessions: How many each provider has in each state.
             icons: What was done with icons.
+            load: What the process is doing.
         """
         self._sessions.clear()
         for (provider_id, state), count in sessions.items():
             self._sessions.labels(provider_id, state.value).set(count)
         for what in ("fetched", "decoded", "refused", "postponed"):
             self._icons.labels(what).set(getattr(icons, what))
+        for what in ("running", "waiting", "subscriptions", "allowed"):
+            self._load.labels(what).set(getattr(load, what))
         return generate_latest(self._registry)

@@ -51,6 +51,8 @@ class Settings:
     max_page_size: int
     max_collected_rows: int
     max_body_bytes: int
+    max_requests: int
+    max_subscriptions: int
     deadline_seconds: float
     provider_seconds: float
     max_upstream_calls: int
@@ -401,6 +403,25 @@ SETTINGS: Final = (
         form="a whole number from 1000 to 10000000",
         default="100000",
         read=_whole(1000, 10_000_000),
+    ),
+    Setting(
+        name="GATEWAY_MAX_REQUESTS",
+        field="max_requests",
+        meaning="How many requests one process works on at once, and how many wait; one key has at "
+        "most three quarters of either. Fewer, while the process is too busy to keep up; the "
+        "others are refused with 503 (see operations, Overload).",
+        form="a whole number from 1 to 10000",
+        default="500",
+        read=_whole(1, 10_000),
+    ),
+    Setting(
+        name="GATEWAY_MAX_SUBSCRIPTIONS",
+        field="max_subscriptions",
+        meaning="How many streams of events one process keeps open, which are not counted among "
+        "the requests it works on; one key has at most three quarters of them.",
+        form="a whole number from 1 to 100000",
+        default="1000",
+        read=_whole(1, 100_000),
     ),
     Setting(
         name="GATEWAY_DEADLINE_SECONDS",

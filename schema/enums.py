@@ -41,6 +41,7 @@ class ErrorCode(StrEnum):
     BAD_INPUT = "BAD_INPUT"
     BAD_MEDIA = "BAD_MEDIA"
     REQUEST_LIMIT_EXCEEDED = "REQUEST_LIMIT_EXCEEDED"
+    GATEWAY_OVERLOADED = "GATEWAY_OVERLOADED"
     UNAUTHENTICATED = "UNAUTHENTICATED"
     FORBIDDEN = "FORBIDDEN"
     INTERNAL = "INTERNAL"
@@ -83,6 +84,7 @@ _DESCRIPTIONS: dict[type[Enum], tuple[str, dict[str, str]]] = {
             "BAD_INPUT": "The document, a variable or an argument is wrong; the message says it.",
             "BAD_MEDIA": "A file is not what it claims to be, or too large.",
             "REQUEST_LIMIT_EXCEEDED": "The request would cost more than one request may.",
+            "GATEWAY_OVERLOADED": "The gateway has too much to do; ask again after Retry-After.",
             "UNAUTHENTICATED": "The key is missing or not valid.",
             "FORBIDDEN": "The key lacks a scope, or this is not done on behalf of users; the"
             " message says which.",

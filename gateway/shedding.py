@@ -1,0 +1,170 @@
+"""Load shedding: requests there is no place for are refused before anything is done for them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import OrderedDict
+from hashlib import sha256
+from typing import Any, Final
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Send
+from starlette.types import Scope as AsgiScope
+
+from gateway.admission import Admission, Refused, Slot
+from gateway.graphql_http import refusal
+from gateway.problems import AnswerCutShort, problem
+
+_MAX_KNOWN_KEYS: Final = 4096
+_STRANGERS: Final = ""
+_OPEN_PATHS: Final = frozenset({"/health", "/ready", "/metrics"})
+_OPEN_PREFIX: Final = "/media/"
+_EXPORTS: Final = frozenset({"/api/users", "/api/courses", "/api/content", "/api/enrollments"})
+_EVENT_STREAM: Final = b"text/event-stream"
+_BODY_SECONDS: Final = 10.0
+_LONGEST_RETRY_SECONDS: Final = 4
+
+
+class LoadShedding:
+    """Asks an ``Admission`` before anything is done for a request.
+
+    Outside of it are ``/health`` and ``/ready``, which say how the process is, and ``/metrics``,
+    which says why: they are wanted most when it is overloaded. So are ``/media``, which browsers
+    fetch by the dozen, without a key, and which cost next to nothing.
+
+    The key is the one that an earlier request with the same ``Authorization`` header turned out to
+    show. All others are strangers, and have one share together: whoever invents keys gets no more.
+
+    Args:
+        app: Gets the requests that may run.
+        stream_seconds: How long a whole list may take, the caller's reading included.
+    """
+
+    def __init__(self, app: ASGIApp, *, stream_seconds: float) -> None:
+        self._app = app
+        self._stream_seconds = stream_seconds
+        self._keys: OrderedDict[bytes, str] = OrderedDict()
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Answer, or refuse to."""
+        if scope["type"] != "http" or _is_open(scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        admission: Admission = scope["app"].state.gateway.admission
+        shown = sha256(_header(scope, b"authorization")).digest()
+        key = self._keys.get(shown, _STRANGERS)
+        is_export = scope["path"] in _EXPORTS
+        try:
+            slot = await admission.enter(key, is_export=is_export)
+            exchange = _Exchange(receive, send, slot)
+            if is_export:
+                exchange.ends_at = time.monotonic() + self._stream_seconds
+            try:
+                await self._app(scope, exchange.receive, exchange.send)
+            finally:
+                slot.release()
+                self._remember(shown, scope["state"].get("key_id"))
+        except Refused:
+            scope["state"]["shed"] = True
+            await _refusal(scope)(scope, receive, send)
+        except _BodyTooSlow:
+            await _too_slow(scope)(scope, receive, send)
+
+    def _remember(self, shown: bytes, key_id: str | None) -> None:
+        if key_id is None:
+            self._keys.pop(shown, None)
+            return
+        self._keys[shown] = key_id
+        self._keys.move_to_end(shown)
+        if len(self._keys) > _MAX_KNOWN_KEYS:
+            self._keys.popitem(last=False)
+
+
+class _BodyTooSlow(Exception):
+    """The body of a request did not come in time."""
+
+
+class _Exchange:
+    """One request's messages: none may hold a place by sending or reading slowly.
+
+    Attributes:
+        ends_at: When the answer must have been read, by the monotonic clock; ``None`` for never.
+    """
+
+    def __init__(self, receive: Receive, send: Send, slot: Slot) -> None:
+        self.ends_at: float | None = None
+        self._receive = receive
+        self._send = send
+        self._slot = slot
+        self._has_body = False
+        self._body_ends_at = time.monotonic() + _BODY_SECONDS
+
+    async def receive(self) -> Message:
+        if self._has_body:
+            return await self._receive()
+        try:
+            async with asyncio.timeout(self._body_ends_at - time.monotonic()):
+                message = await self._receive()
+        except TimeoutError:
+            raise _BodyTooSlow from None
+        self._has_body = not message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and _is_event_stream(message):
+            self._slot.become_subscription()
+        if self.ends_at is None:
+            await self._send(message)
+            return
+        try:
+            async with asyncio.timeout(self.ends_at - time.monotonic()):
+                await self._send(message)
+        except TimeoutError:
+            raise AnswerCutShort("The caller did not read the answer in time") from None
+
+
+def _is_open(path: str) -> bool:
+    return path in _OPEN_PATHS or path.startswith(_OPEN_PREFIX)
+
+
+def _header(scope: AsgiScope, name: bytes) -> bytes:
+    return next((value for found, value in scope["headers"] if found == name), b"")
+
+
+def _is_event_stream(message: Message) -> bool:
+    return any(
+        name.lower() == b"content-type" and value.startswith(_EVENT_STREAM)
+        for name, value in message["headers"]
+    )
+
+
+def _refusal(scope: AsgiScope) -> Response:
+    """Return the answer to a request there is no place for, as its surface writes errors.
+
+    The server reads and drops a body that is still coming, so the connection can be used again;
+    unless the caller waits to be asked for it, and may then send it or not.
+    """
+    seconds = random.randint(1, _LONGEST_RETRY_SECONDS)  # noqa: S311 - spreads load only
+    headers = {"Retry-After": str(seconds)}
+    if _header(scope, b"expect"):
+        headers["Connection"] = "close"
+    detail = "The gateway has more to do than it can; nothing was done for this request"
+    members: dict[str, Any] = {"retryable": True, "retryAfterSeconds": seconds}
+    if scope["path"] == "/graphql":
+        accept = Headers(scope=scope).get("accept", "")
+        return refusal("GATEWAY_OVERLOADED", detail, accept=accept, headers=headers, **members)
+    request_id = scope["state"]["request_id"]
+    return problem("GATEWAY_OVERLOADED", detail, request_id=request_id, headers=headers, **members)
+
+
+def _too_slow(scope: AsgiScope) -> Response:
+    return problem(
+        "BAD_INPUT",
+        f"The body did not come within {_BODY_SECONDS:.0f} seconds",
+        request_id=scope["state"]["request_id"],
+        status=408,
+        headers={"Connection": "close"},
+    )
