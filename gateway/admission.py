@@ -244,6 +244,8 @@ class Admission:
             if not able:
                 return
             group = min(able, key=_places_held)
+            place = (group.key, group.is_export)
+            self._groups[place] = self._groups.pop(place)  # among equals, the others come first
             turn = group.waiting.popleft()
             self._waiting -= 1
             if not turn.done():

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Send
 
 from gateway.assembly import Gateway
 from gateway.bodies import decode_object, read_body
@@ -188,13 +189,24 @@ async def _streamed(
         raise
     start = await rows_of(first.items) if first is not None else []
 
-    async def parts() -> AsyncIterator[bytes]:
+    async def parts() -> AsyncGenerator[bytes]:
         with deadline(seconds):
             async with aclosing(pages):
                 async for part in _array(pages, start, rows_of):
                     yield part
 
-    return StreamingResponse(parts(), media_type="application/json")
+    return _ClosingResponse(parts(), media_type="application/json")
+
+
+class _ClosingResponse(StreamingResponse):
+    """Closes what it streams, also when the caller goes away in the middle."""
+
+    body_iterator: AsyncGenerator[bytes]
+
+    async def stream_response(self, send: Send) -> None:
+        """Send everything, and close the stream in the task that read it: its deadline is there."""
+        async with aclosing(self.body_iterator):
+            await super().stream_response(send)
 
 
 async def _array(
