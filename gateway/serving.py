@@ -64,11 +64,13 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     _head_size = 0
     _in_head = True
+    _moved_on = False
 
     def data_received(self, data: bytes) -> None:
-        """Parse more of the request, and count it as long as its head is not over."""
+        """Parse more of the request, and count what comes as long as no head or body ends in it."""
+        self._moved_on = False
         super().data_received(data)
-        if not self._in_head:
+        if self._moved_on or not self._in_head:
             self._head_size = 0
             return
         self._head_size += len(data)
@@ -76,19 +78,16 @@ class _BoundedProtocol(HttpToolsProtocol):
             _log.warning("request_head_too_large", limit_bytes=_MAX_HEAD_BYTES)
             self.transport.abort()
 
-    def on_message_begin(self) -> None:
-        """Note that a head begins."""
-        self._in_head = True
-        super().on_message_begin()
-
     def on_headers_complete(self) -> None:
         """Note that the head is over."""
         self._in_head = False
+        self._moved_on = True
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """Note that another head may follow."""
         self._in_head = True
+        self._moved_on = True
         super().on_message_complete()
 
 

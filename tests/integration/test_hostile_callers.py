@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import uvicorn
-from running_gateway import RunningGateway, problem_of, running_gateway
+from running_gateway import TOKEN, RunningGateway, problem_of, running_gateway
 
 from gateway.serving import _BoundedProtocol
 from schema.limits import DocumentLimits
@@ -84,6 +84,29 @@ async def test_an_endless_request_head_is_broken_off(tmp_path: Path, head: str) 
 
     assert answer == b""
     assert good.startswith(b"HTTP/1.1 200")
+
+
+async def test_a_connection_may_be_used_for_as_many_requests_as_one_likes(
+    tmp_path: Path,
+) -> None:
+    body = b'{"query": "{ __typename }"}'.ljust(90_000)
+    head = f"POST /graphql HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+    post = f"{head}Content-Type: application/json\r\nContent-Length: 90000\r\n\r\n".encode() + body
+    get = f"GET /health HTTP/1.1\r\nHost: x\r\nX-Filler: {'x' * 1000}\r\n\r\n".encode()
+    statuses = []
+    async with running_gateway(tmp_path) as gateway:
+        server = await _bounded_server(gateway)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        for request in (post, *[get] * 100, post):
+            writer.write(request)
+            answer = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            await reader.readexactly(int(answer.partition("content-length: ")[2].split()[0]))
+            statuses.append(answer.split()[1])
+        writer.close()
+        server.close()
+        await server.wait_closed()
+
+    assert statuses == ["200"] * 102
 
 
 async def _bounded_server(gateway: RunningGateway) -> asyncio.Server:
