@@ -27,6 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8081, help="port to listen on")
     parser.add_argument("--profile", choices=sorted(PROFILES), default="hosted-now")
     parser.add_argument("--large", action="store_true", help="10 000 users, 1 000 courses")
+    parser.add_argument(
+        "--users", type=int, help="of so many users, 10 at least; half as many courses"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of tokens and the large data set")
     parser.add_argument("--shard", type=int, default=0, help="1000 puts all ids above 2^53")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds added to every answer")
@@ -36,7 +39,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-throttle", action="store_true", help="never refuse for the rate")
     chosen = parser.parse_args(arguments)
     population = build_population(shard=chosen.shard)
-    if chosen.large:
+    if chosen.users is not None:
+        population = build_large_population(
+            chosen.seed,
+            shard=chosen.shard,
+            users=chosen.users,
+            courses=chosen.users // 2,
+            enrollments=chosen.users * 2,
+        )
+    elif chosen.large:
         population = build_large_population(chosen.seed, shard=chosen.shard)
     clock = VirtualClock(time.time(), ticking=True)
     profile = PROFILES[chosen.profile]

@@ -320,26 +320,36 @@ def build_population(*, shard: int = 0) -> Population:
     return people
 
 
-def build_large_population(seed: int = 1, *, shard: int = 0) -> Population:
-    """Return 10 000 users, 1 000 courses and 60 000 enrollments; one seed, one data set."""
+def build_large_population(
+    seed: int = 1,
+    *,
+    shard: int = 0,
+    users: int = _LARGE_USERS,
+    courses: int = _LARGE_COURSES,
+    enrollments: int = _LARGE_ENROLLMENTS,
+) -> Population:
+    """Return a data set of a size; one seed, one data set.
+
+    Every course has a teacher of its own, so there must be more users than courses.
+    """
     dice = random.Random(seed)
     people = Population(shard=shard)
     people.add_user("Ada Admin", "ada", email="ada@canvas.test", is_admin=True)
-    for number in range(2, _LARGE_USERS + 1):
+    for number in range(2, users + 1):
         people.add_user(
             f"Given{number} Family{dice.randrange(2000)}",
             f"user{number}",
             email=f"user{number}@canvas.test",
             sis_user_id=f"S{number:06}",
         )
-    for number in range(1, _LARGE_COURSES + 1):
+    for number in range(1, courses + 1):
         people.add_course(f"Course {number:04}", f"C{number:04}", modules=number % 5)
-    users, sections = list(people.users.values())[1:], list(people.sections.values())
-    for user in users[: len(sections)]:
+    members, sections = list(people.users.values())[1:], list(people.sections.values())
+    for user in members[: len(sections)]:
         section = sections[len(people.enrollments)]
         people.add_enrollment(user, section, type="TeacherEnrollment")
-    learners, taken = users[len(sections) :], set[tuple[int, int]]()
-    while len(people.enrollments) < _LARGE_ENROLLMENTS:
+    learners, taken = members[len(sections) :], set[tuple[int, int]]()
+    while len(people.enrollments) < enrollments:
         user, section = dice.choice(learners), dice.choice(sections)
         if (user.id, section.id) not in taken:
             taken.add((user.id, section.id))
