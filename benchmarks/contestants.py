@@ -1,0 +1,216 @@
+"""Starts what the benchmarks compare, each as a process: the gateway, Hive Gateway, upstreams.
+
+Hive Gateway (npm: @graphql-hive/gateway, with @graphql-mesh/compose-cli to make REST upstreams its
+subgraphs) is installed into `hive/` from its lock file when it is not there. It needs Node 20.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).resolve().parent.parent
+HIVE = Path(__file__).with_name("hive")
+_START_SECONDS = 60
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+class ContestantMissing(Exception):
+    """Something that must be installed is not; the message says what, and how."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A server that runs as a process of its own."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def cpu_seconds(self) -> float:
+        """Return the time it has spent on processors so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text("ascii").rpartition(") ")[2]
+        user, system = fields.split()[11:13]
+        return (int(user) + int(system)) / _TICKS_PER_SECOND
+
+    def resident_mib(self) -> float:
+        """Return how much memory it holds."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text("ascii")
+        line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
+        return int(line.split()[1]) / 1024
+
+
+@contextmanager
+def upstream(module: str, *arguments: str, ready: str = "/_control/counts") -> Iterator[Program]:
+    """Serve a simulator: its module's name and the options of its command line."""
+    port = free_port()
+    command = [sys.executable, "-m", module, "--port", str(port), *arguments]
+    with _running(command, f"http://127.0.0.1:{port}", ready=ready) as program:
+        yield program
+
+
+@contextmanager
+def gateway(folder: Path, *, extra_path: Path | None = None, **settings: str) -> Iterator[Program]:
+    """Serve `learning-gateway serve` on its own data.
+
+    Args:
+        folder: Where its data may be kept.
+        extra_path: Where Python finds a further platform's package.
+        settings: Without their prefix, in lower case.
+    """
+    port, token = free_port(), secrets.token_urlsafe(32)
+    url = f"http://127.0.0.1:{port}"
+    environment = {
+        "GATEWAY_PORT": str(port),
+        "GATEWAY_PUBLIC_URL": url,
+        "GATEWAY_DATA_FOLDER": str(folder / "data"),
+        "GATEWAY_TOKEN": token,
+        **{f"GATEWAY_{name.upper()}": value for name, value in settings.items()},
+    }
+    paths = [str(extra_path)] if extra_path else []
+    environment["PYTHONPATH"] = os.pathsep.join([*paths, str(ROOT)])
+    command = [str(Path(sys.executable).with_name("learning-gateway")), "serve"]
+    headers = {"Authorization": f"Bearer {token}"}
+    with _running(command, url, ready="/ready", environment=environment) as program:
+        yield Program(url=program.url, process=program.process, headers=headers)
+
+
+def register(program: Program, provider_id: str, **details: str) -> None:
+    """Register a provider at a gateway."""
+    answer = httpx.post(
+        f"{program.url}/api/add-provider",
+        json={"id": provider_id, **details},
+        headers=program.headers,
+        timeout=60,
+        trust_env=False,
+    )
+    assert answer.is_success, answer.text
+
+
+@contextmanager
+def hive_gateway(folder: Path, **environment: str) -> Iterator[Program]:
+    """Serve Hive Gateway over what `hive/mesh.config.js` makes of the environment.
+
+    Raises:
+        ContestantMissing: Node or npm is not there, or npm could not install it.
+    """
+    node = install_hive()
+    supergraph = folder / "supergraph.graphql"
+    composed = subprocess.run(
+        [node, str(_binary("mesh-compose")), "-o", str(supergraph)],
+        cwd=HIVE,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if composed.returncode != 0 or not supergraph.exists():
+        raise ContestantMissing(f"mesh-compose failed: {composed.stdout}{composed.stderr}")
+    port = free_port()
+    command = [node, str(_binary("hive-gateway")), "supergraph", str(supergraph)]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    url = f"http://127.0.0.1:{port}"
+    with _running(
+        command, url, ready="/readiness", environment=environment, working_folder=HIVE
+    ) as program:
+        yield program
+
+
+def install_hive() -> str:
+    """Install Hive Gateway from its lock file, unless it is there; return where Node is.
+
+    Raises:
+        ContestantMissing: Node or npm is not there, or npm failed.
+    """
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node is None or npm is None:
+        missing = "node" if node is None else "npm"
+        raise ContestantMissing(
+            f"Hive Gateway needs {missing}, which is not installed: install Node.js 20 or newer"
+            " with npm, or leave Hive Gateway out with --without-hive"
+        )
+    if not _binary("hive-gateway").exists() or not _binary("mesh-compose").exists():
+        print("Installing Hive Gateway (npm ci, some 500 MB in benchmarks/hive/node_modules)")
+        command = [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
+        done = subprocess.run(command, cwd=HIVE, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise ContestantMissing(f"npm ci failed in {HIVE}:\n{done.stderr[-2000:]}")
+    return node
+
+
+def hive_versions() -> str:
+    """Return what is measured as Hive Gateway, for the table's legend."""
+    packages = json.loads((HIVE / "package.json").read_text("utf-8"))["dependencies"]
+    return ", ".join(f"{name} {version}" for name, version in sorted(packages.items()))
+
+
+def free_port() -> int:
+    """Return a port that is free, and so is the one after it, which a simulator may want."""
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as first:
+            port = int(first.getsockname()[1])
+            try:
+                with socket.create_server(("127.0.0.1", port + 1)):
+                    return port
+            except (OSError, OverflowError):
+                continue
+
+
+def _binary(name: str) -> Path:
+    return HIVE / "node_modules" / ".bin" / name
+
+
+@contextmanager
+def _running(
+    command: Sequence[str],
+    url: str,
+    *,
+    ready: str,
+    environment: Mapping[str, str] | None = None,
+    working_folder: Path = ROOT,
+) -> Iterator[Program]:
+    process = subprocess.Popen(
+        command,
+        cwd=working_folder,
+        env=os.environ | dict(environment or {}),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        _wait(f"{url}{ready}", process)
+        yield Program(url=url, process=process)
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait(url: str, process: subprocess.Popen[Any]) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while True:
+        if process.poll() is not None:
+            raise ContestantMissing(f"{process.args!r} ended with code {process.returncode}")
+        try:
+            if httpx.get(url, timeout=2, trust_env=False).is_success:
+                return
+        except httpx.TransportError:
+            pass
+        if time.monotonic() > deadline:
+            raise ContestantMissing(f"{process.args!r} was not ready in {_START_SECONDS} s")
+        time.sleep(0.1)
