@@ -63,12 +63,49 @@ function links(name) {
     }`;
 }
 
-const providers = JSON.parse(process.env.CANVASES ?? "{}");
-const token = process.env.CANVAS_TOKEN;
+function campus(url, key) {
+  const course = object("Course", { id, title: text, teacher_id: id });
+  const user = object("User", { id, name: text });
+  return loadJSONSchemaSubgraph("campus", {
+    endpoint: url,
+    operationHeaders: { Authorization: `Bearer ${key}` },
+    operations: [
+      {
+        type: "Query",
+        field: "courses",
+        path: "/courses",
+        method: "GET",
+        responseSchema: { type: "array", items: course },
+      },
+      {
+        type: "Query",
+        field: "user",
+        path: "/users/{args.userId}",
+        method: "GET",
+        argTypeMap: { userId: { type: "string" } },
+        responseSchema: user,
+      },
+    ],
+  });
+}
+
+const teacher = `
+  extend type Course {
+    teacher: User @resolveTo(
+      sourceName: "campus", sourceTypeName: "Query", sourceFieldName: "user",
+      requiredSelectionSet: "{ teacher_id }", sourceArgs: { userId: "{root.teacher_id}" }
+    )
+  }`;
+
+const canvases = JSON.parse(process.env.CANVASES ?? "{}");
+const campusUrl = process.env.CAMPUS_URL;
 
 export const composeConfig = defineConfig({
-  subgraphs: Object.entries(providers).map(([name, url]) => ({
-    sourceHandler: canvas(name, url, token),
-  })),
-  additionalTypeDefs: Object.keys(providers).map(links).join("\n"),
+  subgraphs: [
+    ...Object.entries(canvases).map(([name, url]) => ({
+      sourceHandler: canvas(name, url, process.env.CANVAS_TOKEN),
+    })),
+    ...(campusUrl ? [{ sourceHandler: campus(campusUrl, process.env.CAMPUS_KEY) }] : []),
+  ],
+  additionalTypeDefs: [...Object.keys(canvases).map(links), ...(campusUrl ? [teacher] : [])].join("\n"),
 });

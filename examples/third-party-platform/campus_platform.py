@@ -192,6 +192,7 @@ class CampusSession(ProviderSession):
         return User(
             provider_id=self.provider.id,
             external_id=row.id,
+            username=None,
             display_name=row.name,
             roles=(_TEACHER,),
             provenance=self._provenance(row.id, "user"),
