@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from math import inf
@@ -11,6 +11,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 from sessions.errors import ProviderTimeout, SessionLost, UpstreamCallsSpent
 
+K = TypeVar("K")
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -93,6 +94,23 @@ async def together() -> AsyncIterator[asyncio.TaskGroup]:
         errors = group.exceptions
         error = next((error for error in errors if isinstance(error, SessionLost)), errors[0])
         raise error from error.__cause__
+
+
+async def work_off(
+    keys: Iterable[K], work: Callable[[K], Awaitable[T]], *, at_once: int
+) -> dict[K, T]:
+    """Do the same for every key, few at a time, so that no call's time runs out in line."""
+    waiting = list(keys)
+    left, found = iter(waiting), dict[K, T]()
+
+    async def take_next() -> None:
+        for key in left:
+            found[key] = await work(key)
+
+    async with together() as tasks:
+        for _ in range(min(len(waiting), at_once)):
+            tasks.create_task(take_next())
+    return found
 
 
 def _now() -> float:

@@ -67,6 +67,22 @@ async def test_courses_of_a_hundred_users_cost_what_the_cheapest_ways_cost(
     assert canvas.counts.throttled == 0
 
 
+async def test_calls_that_need_nothing_of_each_other_run_side_by_side(
+    school: Population, tmp_path: Path
+) -> None:
+    canvas = Canvas(school)
+    async with running(canvas) as url, running_gateway(tmp_path) as gateway:
+        await registered(gateway, url)
+        canvas.counts.most_running = 0
+        canvas.latency_seconds = 0.2
+        await gateway.graphql("{ users(first: 100) { nodes { enrollments { totalCount } } } }")
+        enrollments_at_once, canvas.counts.most_running = canvas.counts.most_running, 0
+        await gateway.graphql(NESTED)
+
+    assert enrollments_at_once == 5  # 100 users, 20 a call
+    assert canvas.counts.most_running == 6  # of the ten pages of courses, the first has gone before
+
+
 async def registered(gateway: Any, url: str) -> None:
     answer = await gateway.graphql(
         """mutation ($input: RegisterProviderInput!) { registerProvider(input: $input) {

@@ -308,6 +308,39 @@ async def test_a_token_in_a_link_is_not_sent_along() -> None:
     assert canvas.queries()[1] == {"page": "2"}
 
 
+async def test_numbered_pages_come_in_order_and_go_on_where_the_list_has_grown() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        number = int(request.url.params.get("page", "1"))
+        links = {"last": f"{API}/users?page=3&per_page=100"}
+        if number < 4:
+            links["next"] = f"{API}/users?page={number + 1}&per_page=100"
+        return linked([{"id": str(number)}], **links)
+
+    async with wired(answer) as (wire, canvas):
+        rows = await wire.rows("users", Thing)
+
+    assert [row["id"] for row in rows] == ["1", "2", "3", "4"]
+    assert canvas.queries() == [
+        {"per_page": "100"},
+        *({"page": str(number), "per_page": "100"} for number in (2, 3, 4)),
+    ]
+
+
+async def test_no_more_than_some_pages_are_believed_to_be_there() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        first = "page" not in request.url.params
+        links = {"last": f"{API}/users?page=999999999"}
+        if first:
+            links["next"] = f"{API}/users?page=2"
+        return linked([{"id": "1"}] if first else [], **links)
+
+    async with wired(answer) as (wire, canvas):
+        rows = await wire.rows("users", Thing)
+
+    assert len(rows) == 1
+    assert len(canvas.requests) == 200
+
+
 async def test_pages_that_lead_in_a_circle_end() -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         following = "b" if request.url.params.get("page") == "a" else "a"

@@ -25,7 +25,8 @@ from sessions.errors import (
     ProviderTimeout,
 )
 from sessions.platforms.canvas.rows import LIVE_STATES, EnrollmentRow, GradesRow
-from sessions.platforms.canvas.wire import CanvasWire, GraphAnswer
+from sessions.platforms.canvas.wire import BUCKET, CanvasWire, GraphAnswer
+from sessions.sharing import work_off
 
 PAGE: Final = 100
 """Rows a connection gives at most."""
@@ -331,10 +332,13 @@ class Graph:
             ProviderError: As for every call.
         """
         gathered = _Gathered()
-        for start in range(0, len(course_ids), ALIASES):
-            await self._add_courses(
+        await work_off(
+            range(0, len(course_ids), ALIASES),
+            lambda start: self._add_courses(
                 gathered, dict.fromkeys(course_ids[start : start + ALIASES]), user_ids=()
-            )
+            ),
+            at_once=BUCKET.concurrency,
+        )
         await self._go_on(gathered)
         return gathered.rows
 
@@ -346,6 +350,16 @@ class Graph:
             ProviderError: As for every call.
         """
         found: dict[str, list[EnrollmentRow]] = {}
+        await work_off(
+            range(0, len(user_ids), ALIASES),
+            lambda start: self._add_users(found, user_ids[start : start + ALIASES]),
+            at_once=BUCKET.concurrency,
+        )
+        return found
+
+    async def _add_users(
+        self, found: dict[str, list[EnrollmentRow]], user_ids: Sequence[str]
+    ) -> None:
         pending, size = list(user_ids), ALIASES
         while pending:
             asked = pending[:size]
@@ -370,7 +384,6 @@ fragment U on User {{ _id enrollments {{ {self._fields} }} }}"""
                     raise GraphUnusable("GraphQL does not show the enrollments of some users")
                 found[user_id] = [row.row() for row in user.enrollments if row is not None]
             pending = pending[size:]
-        return found
 
     # ---- parts of them
 

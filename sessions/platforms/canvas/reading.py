@@ -64,7 +64,7 @@ from sessions.platforms.canvas.wire import (
     ScopesMissing,
     segment,
 )
-from sessions.sharing import Shared, is_young, together
+from sessions.sharing import Shared, is_young, work_off
 from sessions.strategies import Choice, note_choice
 from storage.records import (
     Activity,
@@ -943,19 +943,7 @@ class _Recent(Generic[RowT]):
 
 
 async def _each(keys: Iterable[K], work: Callable[[K], Awaitable[T]]) -> dict[K, T]:
-    """Do the same for every key, few at a time, so that no call's time runs out in line."""
-    found: dict[K, T] = {}
-    waiting = list(keys)
-    left = iter(waiting)
-
-    async def work_off() -> None:
-        for key in left:
-            found[key] = await work(key)
-
-    async with together() as tasks:
-        for _ in range(min(len(waiting), BUCKET.concurrency)):
-            tasks.create_task(work_off())
-    return found
+    return await work_off(keys, work, at_once=BUCKET.concurrency)
 
 
 def _page(items: list[T], position: str | None, following: str | None) -> Page[T]:

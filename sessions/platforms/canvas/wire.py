@@ -41,6 +41,7 @@ from sessions.errors import (
 )
 from sessions.http import Params, ParamValue, ProviderHttp, Response
 from sessions.pacing import Bucket
+from sessions.sharing import work_off
 from storage.credentials import Secret
 from storage.records import Provider
 
@@ -60,6 +61,7 @@ PAGE: Final = 100
 """Rows asked for; Canvas gives fewer where its release has a lower limit, and does not say so."""
 
 _TRIES: Final = 5
+_PAGES_AHEAD: Final = 200  # whatever it says is the last; after these the list goes on page by page
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _EXPECTED: Final = _REDIRECTS | {HTTPStatus.TOO_MANY_REQUESTS}
 _THROTTLED: Final = b"Rate Limit Exceeded"
@@ -209,14 +211,16 @@ class CanvasWire:
     async def pages(
         self, path: str, type_: type[T], *, params: Params = ()
     ) -> AsyncIterator[list[T]]:
-        """Yield the pages of a list to its end.
+        """Yield the pages of a list to its end; ``path`` may be as for ``page``.
 
         Raises:
             ProviderBadResponse: The pages lead in a circle; also as for ``page``.
             ProviderError: As for ``page``.
         """
-        listed = await self.page(path, type_, params=[*_pairs(params), ("per_page", PAGE)])
-        seen = set[str]()
+        goes_on = "?" in path
+        size: list[tuple[str, ParamValue]] = [] if goes_on else [("per_page", PAGE)]
+        listed = await self.page(path, type_, params=[*_pairs(params), *size])
+        seen = {path} if goes_on else set[str]()
         while True:
             yield listed.items
             if listed.following is None:
@@ -227,12 +231,22 @@ class CanvasWire:
             listed = await self.page(listed.following, type_)
 
     async def rows(self, path: str, type_: type[T], *, params: Params = ()) -> list[T]:
-        """Return a whole list.
+        """Return a whole list, its further pages side by side where they are numbered.
 
         Raises:
             ProviderError: As for ``pages``.
         """
-        return [row async for page in self.pages(path, type_, params=params) for row in page]
+        first = await self.page(path, type_, params=[*_pairs(params), ("per_page", PAGE)])
+        found = await work_off(
+            _numbered(first),
+            lambda following: self.page(following, type_),
+            at_once=BUCKET.concurrency,
+        )
+        listed = [first, *(found[following] for following in _numbered(first))]
+        rows = [row for page in listed for row in page.items]
+        if listed[-1].following is not None:
+            rows += [row async for page in self.pages(listed[-1].following, type_) for row in page]
+        return rows
 
     async def graphql(
         self, query: str, type_: type[T], *, variables: Mapping[str, Any] | None = None
@@ -518,6 +532,16 @@ def _links(header: str) -> Iterator[tuple[str, str]]:
             if name.lower() == "rel":
                 for relation in (quoted or bare).lower().split():
                     yield relation, target
+
+
+def _numbered(first: Listed[Any]) -> list[str]:
+    """Return the addresses of the pages after the first, where they are numbered and it tells."""
+    bare, _, query = (first.following or "").partition("?")
+    if first.last is None or _param_of(first.following or "", "page") != "2":
+        return []
+    others = [pair for pair in parse_qsl(query, keep_blank_values=True) if pair[0] != "page"]
+    numbers = range(2, min(first.last, _PAGES_AHEAD) + 1)
+    return [f"{bare}?{urlencode([*others, ('page', number)])}" for number in numbers]
 
 
 def _param_of(url: str, name: str) -> str | None:
