@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -18,11 +19,12 @@ from sessions.errors import (
     NotSupported,
     ProviderBadResponse,
     ProviderForbidden,
+    ProviderTimeout,
     ProviderUnavailable,
     ReauthRequired,
     SessionLost,
 )
-from sessions.http import ProviderHttp
+from sessions.http import ProviderHttp, deadline
 from sessions.platforms.canvas import CanvasSession
 from sessions.strategies import listening
 from storage.credentials import Secret
@@ -327,6 +329,23 @@ async def test_graphql_that_does_not_answer_in_time_is_asked_for_less() -> None:
 
     assert [row.id for row in page.items] == ["9"]
     assert ["first: 50" in query for query in asked] == [False, True]
+
+
+async def test_a_deadline_that_passed_says_nothing_about_graphql() -> None:
+    def late(_request: httpx.Request) -> httpx.Response:
+        time.sleep(0.06)
+        raise httpx.ReadTimeout("late")
+
+    ids = [str(number) for number in range(1, 31)]
+    async with pretended({"graphql": late}, courses="9999999") as (session, canvas):
+        with deadline(0.05), pytest.raises(ProviderTimeout):
+            await session.fetch_enrollments_by_user(ids)
+        canvas.replies["graphql"], sizes = heavy(above=20, message="")
+        with listening() as choices:
+            await session.fetch_enrollments_by_user(ids)
+
+    assert [choice.chosen for choice in choices] == ["graphql by user"]
+    assert sizes == [20, 10]
 
 
 async def test_what_stays_too_much_is_read_through_rest() -> None:

@@ -444,10 +444,12 @@ fragment U on User {{ _id enrollments {{ {self._fields} }} }}"""
         Raises:
             GraphUnusable: Problems beside it, or instead of it.
             _TooHeavy: It asked for too much.
+            ProviderTimeout: The caller had too little time, which says nothing about the query.
         """
         try:
             answer: GraphAnswer[Any] = await self._wire.graphql(query, type_, variables=variables)
         except ProviderTimeout:
+            self._wire.check_time()
             raise _TooHeavy from None
         except (ProviderBadResponse, ProviderForbidden) as error:
             raise GraphUnusable(error.message) from error

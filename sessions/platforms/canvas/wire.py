@@ -266,6 +266,14 @@ class CanvasWire:
         response = await self._call("POST", f"{self.root}/api/graphql", form=form)
         return self._success(response).decode(GraphAnswer[type_])  # type: ignore[valid-type]  # the same
 
+    def check_time(self) -> None:
+        """Do nothing, as long as the caller has time for another call.
+
+        Raises:
+            ProviderTimeout: There is none left.
+        """
+        self._http.seconds_left()
+
     # ---- writing
 
     async def send(self, method: str, path: str, *, form: Params = ()) -> Response:
