@@ -188,6 +188,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
                 max_page_size=settings.max_page_size,
                 max_collected_rows=settings.max_collected_rows,
                 cursor_key=_derived_key(token, purpose=b"cursors"),
+                cursor_seconds=settings.cursor_seconds,
             ),
             cache=cache,
             terms=ReadingTerms(

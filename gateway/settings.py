@@ -50,6 +50,7 @@ class Settings:
     allowed_ports: frozenset[int] | None
     max_page_size: int
     max_collected_rows: int
+    cursor_seconds: float
     max_body_bytes: int
     max_requests: int
     max_subscriptions: int
@@ -395,6 +396,14 @@ SETTINGS: Final = (
         form="a whole number from 1000 to 1000000",
         default="20000",
         read=_whole(1000, 1_000_000),
+    ),
+    Setting(
+        name="GATEWAY_CURSOR_SECONDS",
+        field="cursor_seconds",
+        meaning="How long a cursor is good, counted from the first page of its walk.",
+        form="a number of seconds from 60 to 31536000",
+        default="604800",
+        read=_seconds(60, 31_536_000),
     ),
     Setting(
         name="GATEWAY_MAX_BODY_BYTES",

@@ -298,6 +298,7 @@ class ReadingLimits:
         patience_seconds: How long the next provider in line waits for a slow one before it is
             asked as well.
         cursor_key: Secret that authenticates cursors; the same in every process.
+        cursor_seconds: How long after the beginning of a walk its cursors are good.
     """
 
     max_page_size: int = 1000
@@ -305,6 +306,7 @@ class ReadingLimits:
     max_nested_rows: int = 20_000
     patience_seconds: float = 0.3
     cursor_key: Secret[bytes]
+    cursor_seconds: float = 7 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,9 @@
 """Cursors: where a walk over a list stands, handed to the caller and believed only if unchanged.
 
 A cursor is base64url of a 16-byte HMAC-SHA-256 and the state of the walk as JSON. The HMAC also
-covers a fingerprint of the query (kind of list, filter, order), so a cursor serves the query it
-came from and no other.
+covers a fingerprint of the query (kind of list, filter, order) and the format of the state, so a
+cursor serves the query it came from and no other, and one of an earlier release is not misread.
+The key is derived from the gateway's own, so cursors outlive restarts.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import hmac
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Sequence
 
 from resolvers.errors import BadInput
 from storage.credentials import Secret
@@ -26,27 +28,35 @@ class CursorSealer:
     Args:
         key: Secret of this gateway.
         query: Everything that makes the query, in a form that is the same for equal queries.
+        former: The same query as earlier releases wrote it; their cursors are refused by name.
     """
 
-    def __init__(self, key: Secret[bytes], query: str) -> None:
-        self._key = hashlib.sha256(
-            b"cursor\0" + key.reveal() + b"\0" + query.encode(errors="surrogatepass")
-        ).digest()
+    def __init__(self, key: Secret[bytes], query: str, *, former: Sequence[str] = ()) -> None:
+        self._key = _key_of(key, query)
+        self._former_keys = [_key_of(key, each) for each in former]
 
     def seal(self, state: object) -> str:
         """Return the cursor of a state that JSON can hold."""
-        body = json.dumps(state, separators=(",", ":")).encode()
-        return urlsafe_b64encode(self._signature(body) + body).rstrip(b"=").decode()
+        text = json.dumps(state, separators=(",", ":"), ensure_ascii=False)
+        body = text.encode(errors="surrogatepass")
+        return urlsafe_b64encode(_signature(self._key, body) + body).rstrip(b"=").decode()
 
     def open(self, cursor: str) -> object:
         """Return the state a cursor was sealed with.
 
         Raises:
-            BadInput: It is not one of this gateway's, was changed, or came from another query.
+            BadInput: It is not one of this gateway's, was changed, came from another query, or was
+                given by an earlier release that wrote cursors differently.
         """
         sealed = _decoded(cursor)
         signature, body = sealed[:_SIGNATURE_BYTES], sealed[_SIGNATURE_BYTES:]
-        if not hmac.compare_digest(signature, self._signature(body)):
+        if any(hmac.compare_digest(signature, _signature(key, body)) for key in self._former_keys):
+            raise BadInput(
+                "after",
+                "This cursor was given by an earlier release of the gateway, which wrote cursors"
+                " differently; begin anew, without after",
+            )
+        if not hmac.compare_digest(signature, _signature(self._key, body)):
             raise BadInput(
                 "after",
                 "This cursor is damaged or belongs to another query; give an endCursor or cursor"
@@ -55,8 +65,15 @@ class CursorSealer:
         state: object = json.loads(body)
         return state
 
-    def _signature(self, body: bytes) -> bytes:
-        return hmac.digest(self._key, body, "sha256")[:_SIGNATURE_BYTES]
+
+def _key_of(key: Secret[bytes], query: str) -> bytes:
+    return hashlib.sha256(
+        b"cursor\0" + key.reveal() + b"\0" + query.encode(errors="surrogatepass")
+    ).digest()
+
+
+def _signature(key: bytes, body: bytes) -> bytes:
+    return hmac.digest(key, body, "sha256")[:_SIGNATURE_BYTES]
 
 
 def _decoded(cursor: str) -> bytes:

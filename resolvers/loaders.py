@@ -28,7 +28,7 @@ from resolvers.caching import Answers, Kept, Kind, Resource
 from resolvers.errors import RequestLimitExceeded
 from resolvers.paging import Connection
 from resolvers.reading import Ask, Reading
-from sessions.base import Page, Pair, ProviderSession
+from sessions.base import ListOrder, Page, Pair, ProviderSession
 from sessions.errors import ProviderBadResponse, ProviderError
 from storage.leases import SessionStatus
 from storage.records import (
@@ -208,6 +208,20 @@ async def list_enrollments(
     return await session.list_enrollments(position=position, limit=limit)
 
 
+def _list_sorted_users(order: ListOrder) -> ListPage[User]:
+    async def list_page(session: ProviderSession, position: str | None, limit: int) -> Page[User]:
+        return await session.list_sorted_users(order, position=position, limit=limit)
+
+    return list_page
+
+
+def _list_sorted_courses(order: ListOrder) -> ListPage[Course]:
+    async def list_page(session: ProviderSession, position: str | None, limit: int) -> Page[Course]:
+        return await session.list_sorted_courses(order, position=position, limit=limit)
+
+    return list_page
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListKind(Generic[V]):
     """What users, courses and enrollments have in common as lists.
@@ -216,6 +230,8 @@ class ListKind(Generic[V]):
         name: ``users``, ``courses`` or ``enrollments``.
         list_page: Asks a session for a page of it.
         id_of: A row's id within its provider.
+        list_sorted: Asks a session for a page of it in an order its platform declares; ``None``
+            for a list that has no such orders.
         page: A page as it is kept.
         whole: All rows of a provider as they are kept.
     """
@@ -225,6 +241,7 @@ class ListKind(Generic[V]):
     id_of: Callable[[V], str]
     page: Kind[Page[V]]
     whole: Kind[Sequence[V]]
+    list_sorted: Callable[[ListOrder], ListPage[V]] | None = None
 
 
 USERS: Final[ListKind[User]] = ListKind(
@@ -233,6 +250,7 @@ USERS: Final[ListKind[User]] = ListKind(
     id_of=lambda user: user.external_id,
     page=Kind.of("users", Resource.USERS, Page[User]),
     whole=Kind.of("all_users", Resource.USERS, tuple[User, ...]),
+    list_sorted=_list_sorted_users,
 )
 COURSES: Final[ListKind[Course]] = ListKind(
     name="courses",
@@ -240,6 +258,7 @@ COURSES: Final[ListKind[Course]] = ListKind(
     id_of=lambda course: course.external_id,
     page=Kind.of("courses", Resource.COURSES, Page[Course]),
     whole=Kind.of("all_courses", Resource.COURSES, tuple[Course, ...]),
+    list_sorted=_list_sorted_courses,
 )
 ENROLLMENTS: Final[ListKind[Enrollment]] = ListKind(
     name="enrollments",

@@ -1,38 +1,69 @@
 """Pages of lists that several providers make up, so that no row is lost or given twice.
 
-Two kinds of walk, each with a position of its own for every provider:
+Three kinds of walk, each with a position of its own for every provider:
 
 ``walk_providers``  the list as the providers have it: provider by provider in order of
                     registration, their own pages passed through. A provider that fails keeps its
                     place; every later page asks it again first, so its rows come, once, when it
                     is back.
-``page_of_rows``    a filtered or sorted list, collected here. The cursor holds the sort key of
-                    the last row, and an earlier key for each provider that failed and still
-                    owes the rows in between; they come, once, when it is back.
+``merge_providers`` a filtered or sorted list. Providers that can sort are read page by page and
+                    merged; the lists of all others are collected and sorted here. A provider that
+                    fails keeps its place here too: its rows come when it is back, before all
+                    others if their turn has passed.
+``page_of_rows``    a filtered or sorted list whose rows are all at hand.
 
-In both, ``has_next_page`` speaks for the providers that answered. While one is down, asking
+What holds while rows come, go and change between two pages: a row that is there during the whole
+walk, and whose place in the order does not change, comes exactly once.
+
+- Rows that are collected are told apart from those given by their sort keys, so it holds always.
+- Where a provider's pages say what to go on with behind each row (``Page.positions``), it holds as
+  far as the platform promises that; see ``sessions.anchors``.
+- Where they do not, a cursor in the middle of a page notes which of its rows were given, and it
+  holds if positions are places in the list. If they count rows, then a row deleted or inserted
+  before the position, between two pages, hides or repeats one: nothing the page holds tells so.
+
+A provider that was registered during a walk comes last, whole, in the order of providers; in any
+other order those of its rows come that lie behind the place reached. One that was removed is gone
+on without. ``has_next_page`` speaks for the providers that answered: while one is down, asking
 again with the same end cursor is how its rows are had.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+import time
+from base64 import urlsafe_b64encode
+from collections import Counter, deque
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
+from hashlib import blake2b
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from resolvers.cursors import CursorSealer
 from resolvers.errors import BadInput
 from sessions.base import Page
 from sessions.errors import ProviderBadResponse, ProviderError
+from sessions.sharing import together
 from storage.records import Provider
 
 T = TypeVar("T")
 
 SortKey: TypeAlias = tuple[str | int | float, ...]
 """Orders the rows of one list; no two rows have the same."""
+
+_SHORT_ID = 12
+_MARK_BYTES = 6
+_UNITS = ((86_400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
 
 FetchPage: TypeAlias = Callable[[str, str | None, int], Awaitable[Page[T]]]
 """Fetches a page, given provider id, position and limit."""
@@ -109,29 +140,50 @@ class PageRequest:
         first: How many rows at most.
         after: Cursor of the row before.
         sealer: Makes the cursors of this query.
+        begun: When the walk began, in seconds since 1970; carried along from page to page.
         state: What ``after`` holds; ``None`` for the first page.
     """
 
     first: int
     after: str | None
     sealer: CursorSealer
+    begun: int
     state: Any
 
     @classmethod
     def checked(
-        cls, *, first: int, after: str | None, sealer: CursorSealer, max_page_size: int
+        cls,
+        *,
+        first: int,
+        after: str | None,
+        sealer: CursorSealer,
+        max_page_size: int,
+        cursor_seconds: float = 7 * 86_400.0,
+        now: Callable[[], float] = time.time,
     ) -> PageRequest:
         """Return the request if it can be answered.
 
         Raises:
-            BadInput: The page may not be that long, or the cursor is not one of this query.
+            BadInput: The page may not be that long, or the cursor is not one of this query or of a
+                walk that began longer ago than ``cursor_seconds``.
         """
-        return cls(
-            first=checked_first(first, max_page_size),
-            after=after,
-            sealer=sealer,
-            state=None if after is None else sealer.open(after),
-        )
+        first = checked_first(first, max_page_size)
+        instant = now()
+        if after is None:
+            return cls(first=first, after=None, sealer=sealer, begun=int(instant), state=None)
+        opened: Any = sealer.open(after)
+        begun, state = opened
+        if instant - begun > cursor_seconds:
+            raise BadInput(
+                "after",
+                f"This walk began {_in_words(instant - begun)} ago, and cursors are good for"
+                f" {_in_words(cursor_seconds)}; begin anew, without after",
+            )
+        return cls(first=first, after=after, sealer=sealer, begun=begun, state=state)
+
+    def seal(self, state: object) -> str:
+        """Return the cursor of a state of this walk."""
+        return self.sealer.seal([self.begun, state])
 
 
 def checked_first(first: int, max_page_size: int) -> int:
@@ -145,7 +197,13 @@ def checked_first(first: int, max_page_size: int) -> int:
     raise BadInput("first", f"{first} is not between 1 and {max_page_size}")
 
 
-# The list as the providers have it.
+def _in_words(seconds: float) -> str:
+    """Write a length of time for a person, in the largest unit of which it is more than one."""
+    size, unit = next((each for each in _UNITS if seconds > each[0]), _UNITS[-1])
+    return f"{seconds / size:.3g} {unit}"
+
+
+# Places in providers' own lists.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,18 +212,152 @@ class _Place:
 
     A provider's page is always asked for with the limit the walk began with, so that positions
     mean the same to it however the caller's ``first`` changes.
+
+    Attributes:
+        position: What to ask the provider for.
+        given: Marks of the rows on the page at this position that were given already.
     """
 
     position: str | None
     limit: int
-    given: int = 0
-    last_id: str | None = None
+    given: tuple[str, ...] = ()
 
-    def rest_begins(self, ids: Sequence[str]) -> int:
-        """Return the index of the first row not yet given on the page at this position."""
-        if self.last_id in ids:
-            return ids.index(self.last_id) + 1
-        return min(self.given, len(ids))
+    def rest(self, ids: Sequence[str]) -> list[int]:
+        """Return the indices of the rows not yet given on the page at this position."""
+        if not self.given:
+            return list(range(len(ids)))
+        given = set(self.given)
+        return [index for index, row_id in enumerate(ids) if _mark(row_id) not in given]
+
+    def behind(self, page: Page[Any], ids: Sequence[str], index: int) -> _Place | None:
+        """Return the place behind a row of the page at this one; ``None`` for the list's end."""
+        is_last = index + 1 == len(ids)
+        if is_last and page.next_position is None:
+            return None
+        if page.positions:
+            return _Place(position=page.positions[index], limit=self.limit)
+        if is_last:
+            return _Place(position=page.next_position, limit=self.limit)
+        marks = dict.fromkeys((*self.given, *map(_mark, ids[: index + 1])))
+        return replace(self, given=tuple(marks))
+
+    def as_json(self) -> list[object]:
+        return [self.position, self.limit, *self.given]
+
+    @classmethod
+    def from_json(cls, place: Sequence[Any]) -> _Place:
+        position, limit, *given = place
+        return cls(position=position, limit=limit, given=tuple(given))
+
+
+def _mark(row_id: str) -> str:
+    """Return what a cursor remembers a row by: its id, or a hash where that is long."""
+    if len(row_id) <= _SHORT_ID:
+        return row_id
+    encoded = row_id.encode(errors="surrogatepass")
+    return "~" + urlsafe_b64encode(blake2b(encoded, digest_size=_MARK_BYTES).digest()).decode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ReadPage(Generic[T]):
+    """A provider's page, and where it was read.
+
+    Attributes:
+        at: The place it was asked for with.
+        ids: Of all its rows.
+        following: Where the page after it begins; ``None`` when this is the last.
+    """
+
+    page: Page[T]
+    at: _Place
+    ids: Sequence[str]
+    following: _Place | None
+
+    def behind(self, index: int) -> _Place | None:
+        """Return the place behind a row; ``None`` for the list's end."""
+        return self.at.behind(self.page, self.ids, index)
+
+
+class _Sources(Generic[T]):
+    """The providers of one answer: asks them, and keeps how they took part."""
+
+    def __init__(
+        self,
+        providers: Sequence[Provider],
+        *,
+        fetch_page: FetchPage[T],
+        id_of: Callable[[T], str],
+    ) -> None:
+        self.providers = providers
+        self.errors: dict[str, ProviderError] = {}
+        self.totals: dict[str, int | None] = {}
+        self._fetch_page = fetch_page
+        self._id_of = id_of
+
+    async def fetch(self, provider: Provider, place: _Place) -> Page[T]:
+        return await self._fetch_page(provider.id, place.position, place.limit)
+
+    async def take(
+        self, provider: Provider, place: _Place, fetching: Awaitable[Page[T]]
+    ) -> _ReadPage[T] | None:
+        """Return the page at a place; ``None`` when the provider failed, which is noted."""
+        try:
+            page = await fetching
+            if page.next_position is not None and page.next_position == place.position:
+                raise ProviderBadResponse(
+                    "The provider's list does not advance from page to page",
+                    provider_id=provider.id,
+                )
+        except ProviderError as error:
+            self.errors[provider.id] = error
+            return None
+        self.totals[provider.id] = page.total
+        ids = [self._id_of(row) for row in page.items]
+        following = None
+        if page.next_position is not None:
+            following = _Place(position=page.next_position, limit=place.limit)
+            if ids:
+                following = place.behind(page, ids, len(ids) - 1)
+        return _ReadPage(page=page, at=place, ids=ids, following=following)
+
+    def is_unasked(self, provider: Provider) -> bool:
+        return provider.id not in self.totals and provider.id not in self.errors
+
+    def total(self) -> int | None:
+        """Return the length of the whole list; ``None`` if unknown."""
+        totals = [self.totals.get(provider.id) for provider in self.providers]
+        known = [total for total in totals if total is not None]
+        return sum(known) if len(known) == len(totals) and not self.errors else None
+
+    async def count(self) -> int | None:
+        """Return the length of the whole list, asking those not asked yet; ``None`` if unknown."""
+        await asyncio.gather(*map(self._count, filter(self.is_unasked, self.providers)))
+        return self.total()
+
+    async def _count(self, provider: Provider) -> None:
+        try:
+            page = await self._fetch_page(provider.id, None, 1)
+        except ProviderError as error:
+            self.errors[provider.id] = error
+        else:
+            self.totals[provider.id] = page.total
+
+    def statuses(self) -> list[SourceStatus]:
+        """Return how each provider took part."""
+        return [self._status(provider) for provider in self.providers]
+
+    def _status(self, provider: Provider) -> SourceStatus:
+        error = self.errors.get(provider.id)
+        state = SourceState.NOT_ASKED if self.is_unasked(provider) else SourceState.OK
+        return SourceStatus(
+            provider_id=provider.id,
+            provider=provider,
+            state=state if error is None else SourceState.FAILED,
+            error=error,
+        )
+
+
+# The list as the providers have it.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,34 +388,29 @@ class _WalkState:
         return _WalkState(frontier=frontier, open=still_open)
 
     def as_json(self) -> object:
-        return [
-            self.frontier,
-            [
-                [key, place.position, place.limit, place.given, place.last_id]
-                for key, place in self.open.items()
-            ],
-        ]
+        return [self.frontier, [[key, *place.as_json()] for key, place in self.open.items()]]
 
     @classmethod
     def from_json(cls, state: Any) -> _WalkState:
         frontier, still_open = state
         return cls(
             frontier=None if frontier is None else (frontier[0], frontier[1]),
-            open={
-                key: _Place(position=position, limit=limit, given=given, last_id=last_id)
-                for key, position, limit, given, last_id in still_open
-            },
+            open={key: _Place.from_json(place) for key, *place in still_open},
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _GivenRow(Generic[T]):
-    """A row and what makes its cursor: the state before its provider, and its place there."""
+    """A row and what makes its cursor: its page, and the state before its provider."""
 
-    row: T
     provider: Provider
     state: _WalkState
-    place: _Place | None
+    page: _ReadPage[T]
+    index: int
+
+    @property
+    def row(self) -> T:
+        return self.page.page.items[self.index]
 
 
 async def walk_providers(
@@ -238,6 +425,10 @@ async def walk_providers(
 ) -> Connection[T]:
     """Return a page of the list as the providers have it.
 
+    Pages asked for: those that hold the rows given, those of providers that turn out to be at
+    their end, and one more of the provider next in line if only that tells whether there is more.
+    While a provider takes longer than ``patience_seconds``, also the first page of those in line.
+
     Args:
         providers: In order of registration.
         fetch_page: Asks one provider.
@@ -247,24 +438,23 @@ async def walk_providers(
         patience_seconds: How long to wait for a provider before asking the next in line too.
         wants_total: Whether to ask every provider for the length of its list.
     """
+    sources = _Sources(providers, fetch_page=fetch_page, id_of=id_of)
     walk = _Walk(
-        providers,
-        fetch_page=fetch_page,
-        id_of=id_of,
+        sources,
         limit_of=lambda provider: min(request.first, limit_of(provider)),
         patience_seconds=patience_seconds,
     )
     state = _WalkState() if request.state is None else _WalkState.from_json(request.state)
     try:
         has_more = await walk.read(state, request.first)
-        total_count = await walk.count() if wants_total else None
+        total_count = await sources.count() if wants_total else None
     finally:
         await walk.close()
     given = walk.rows[: request.first]
 
     def cursor_of(index: int) -> str:
         row = given[index]
-        return request.sealer.seal(row.state.moved(row.provider, row.place).as_json())
+        return request.seal(row.state.moved(row.provider, row.page.behind(row.index)).as_json())
 
     return Connection(
         nodes=[row.row for row in given],
@@ -273,7 +463,7 @@ async def walk_providers(
         has_previous_page=request.after is not None,
         has_next_page=has_more,
         total_count=total_count,
-        sources=[walk.status(provider) for provider in providers],
+        sources=sources.statuses(),
     )
 
 
@@ -282,21 +472,15 @@ class _Walk(Generic[T]):
 
     def __init__(
         self,
-        providers: Sequence[Provider],
+        sources: _Sources[T],
         *,
-        fetch_page: FetchPage[T],
-        id_of: Callable[[T], str],
         limit_of: Callable[[Provider], int],
         patience_seconds: float,
     ) -> None:
         self.rows: list[_GivenRow[T]] = []
-        self._providers = providers
-        self._fetch_page = fetch_page
-        self._id_of = id_of
+        self._sources = sources
         self._limit_of = limit_of
         self._patience_seconds = patience_seconds
-        self._errors: dict[str, ProviderError] = {}
-        self._totals: dict[str, int | None] = {}
         self._queue: list[tuple[Provider, _Place]] = []
         self._tasks: dict[str, asyncio.Task[Page[T]]] = {}
 
@@ -304,12 +488,12 @@ class _Walk(Generic[T]):
         """Read until there are ``first`` rows; return whether the providers have more."""
         self._queue = [
             (provider, place)
-            for provider in self._providers
+            for provider in self._sources.providers
             if (place := state.place_of(provider, self._limit_of(provider))) is not None
         ]
         for provider, place in self._queue:
             reached = await self._read_provider(provider, place, state=state, first=first)
-            failed = provider.id in self._errors
+            failed = provider.id in self._sources.errors
             if len(self.rows) > first:
                 return True
             if len(self.rows) == first and reached is not None and not failed:
@@ -323,41 +507,18 @@ class _Walk(Generic[T]):
         """Read one provider from a place on; return the place reached, ``None`` for its end."""
         reached: _Place | None = place
         while reached is not None:
-            ask = self._first_page_of if reached is place else self._next_page_of
-            try:
-                page = await ask(provider, reached)
-                following = _following(page, reached, provider)
-            except ProviderError as error:
-                self._errors[provider.id] = error
+            ask = self._first_page_of if reached is place else self._sources.fetch
+            page = await self._sources.take(provider, reached, ask(provider, reached))
+            if page is None:
                 return reached
-            self._totals[provider.id] = page.total
-            self._add_rows(page, provider, state=state, at=reached, following=following)
-            reached = following
+            self.rows.extend(
+                _GivenRow(provider=provider, state=state, page=page, index=index)
+                for index in page.at.rest(page.ids)
+            )
+            reached = page.following
             if len(self.rows) >= first:
                 break
         return reached
-
-    def _add_rows(
-        self,
-        page: Page[T],
-        provider: Provider,
-        *,
-        state: _WalkState,
-        at: _Place,
-        following: _Place | None,
-    ) -> None:
-        ids = [self._id_of(row) for row in page.items]
-        for index in range(at.rest_begins(ids), len(ids)):
-            place = replace(at, given=index + 1, last_id=ids[index])
-            is_last = index + 1 == len(ids)
-            self.rows.append(
-                _GivenRow(
-                    row=page.items[index],
-                    provider=provider,
-                    state=state,
-                    place=following if is_last else place,
-                )
-            )
 
     async def _first_page_of(self, provider: Provider, place: _Place) -> Page[T]:
         """Wait for the provider's page, asking those next in line while it takes its time."""
@@ -370,43 +531,11 @@ class _Walk(Generic[T]):
                 self._start(*ahead)
         return task.result()
 
-    async def _next_page_of(self, provider: Provider, place: _Place) -> Page[T]:
-        return await self._fetch_page(provider.id, place.position, place.limit)
-
     def _start(self, provider: Provider, place: _Place) -> asyncio.Task[Page[T]]:
         if provider.id not in self._tasks:
-            self._tasks[provider.id] = asyncio.create_task(self._next_page_of(provider, place))
+            task = asyncio.create_task(self._sources.fetch(provider, place))
+            self._tasks[provider.id] = task
         return self._tasks[provider.id]
-
-    async def count(self) -> int | None:
-        """Return the length of the whole list, asking those not asked yet; ``None`` if unknown."""
-        unknown = [provider for provider in self._providers if self._is_unasked(provider)]
-        await asyncio.gather(*map(self._count_provider, unknown))
-        totals = [self._totals.get(provider.id) for provider in self._providers]
-        known = [total for total in totals if total is not None]
-        return sum(known) if len(known) == len(totals) and not self._errors else None
-
-    def _is_unasked(self, provider: Provider) -> bool:
-        return provider.id not in self._totals and provider.id not in self._errors
-
-    async def _count_provider(self, provider: Provider) -> None:
-        try:
-            page = await self._fetch_page(provider.id, None, 1)
-        except ProviderError as error:
-            self._errors[provider.id] = error
-        else:
-            self._totals[provider.id] = page.total
-
-    def status(self, provider: Provider) -> SourceStatus:
-        """Return how the provider took part."""
-        error = self._errors.get(provider.id)
-        state = SourceState.NOT_ASKED if self._is_unasked(provider) else SourceState.OK
-        return SourceStatus(
-            provider_id=provider.id,
-            provider=provider,
-            state=state if error is None else SourceState.FAILED,
-            error=error,
-        )
 
     async def close(self) -> None:
         """Give up the pages that were asked for ahead and not needed."""
@@ -415,27 +544,12 @@ class _Walk(Generic[T]):
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
 
-def _following(page: Page[Any], place: _Place, provider: Provider) -> _Place | None:
-    """Return where the page after this one begins; ``None`` when this is the last.
-
-    Raises:
-        ProviderBadResponse: It would begin where this one does, for ever.
-    """
-    if page.next_position is None:
-        return None
-    if page.next_position == place.position:
-        raise ProviderBadResponse(
-            "The provider's list does not advance from page to page", provider_id=provider.id
-        )
-    return _Place(position=page.next_position, limit=place.limit)
-
-
 def registration_key(provider: Provider) -> tuple[float, str]:
     """Return what providers are ordered by."""
     return provider.created_at.timestamp(), provider.id
 
 
-# A list collected and sorted here.
+# A list in an order of ours.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -449,26 +563,38 @@ class CollectedRow(Generic[T]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Marks:
-    """Keys up to which rows have been given.
+    """How far a list in an order of ours has been given.
 
     Attributes:
-        given: For every provider without an entry in ``owing``; ``None`` before the first row.
+        given: Key up to which all rows were given of every provider without an entry below;
+            ``None`` before the first row.
         owing: Providers that failed, with the earlier key at which each stood then.
+        streams: Providers that sort for themselves, with the place reached in each one's list;
+            ``None`` for its end. No provider joins or leaves them on the way.
     """
 
     given: SortKey | None = None
     owing: Mapping[str, SortKey | None] = field(default_factory=dict)
+    streams: Mapping[str, _Place | None] = field(default_factory=dict)
 
     def of(self, provider_id: str) -> SortKey | None:
         return self.owing.get(provider_id, self.given)
 
     def as_json(self) -> object:
-        return [self.given, list(self.owing.items())]
+        streams = [
+            [name] if place is None else [name, *place.as_json()]
+            for name, place in self.streams.items()
+        ]
+        return [self.given, list(self.owing.items()), streams]
 
     @classmethod
     def from_json(cls, state: Any) -> _Marks:
-        given, owing = state
-        return cls(given=_as_key(given), owing={name: _as_key(key) for name, key in owing})
+        given, owing, streams = state
+        return cls(
+            given=_as_key(given),
+            owing={name: _as_key(key) for name, key in owing},
+            streams={name: _Place.from_json(place) if place else None for name, *place in streams},
+        )
 
 
 def _as_key(key: Sequence[str | float] | None) -> SortKey | None:
@@ -476,7 +602,7 @@ def _as_key(key: Sequence[str | float] | None) -> SortKey | None:
 
 
 def page_of_rows(
-    rows: Sequence[CollectedRow[T]],
+    rows: Iterable[CollectedRow[T]],
     *,
     sources: Sequence[SourceStatus],
     request: PageRequest,
@@ -485,23 +611,21 @@ def page_of_rows(
     """Return a page of a list whose rows are all at hand.
 
     Args:
-        rows: Rows of the providers that answered, in any order.
+        rows: Rows of the providers that answered, in any order; of those with the same key only
+            the last counts.
         sources: Every provider of the list, answered or failed.
         request: Which page.
         descending: Whether large keys come first.
     """
     marks = _Marks() if request.state is None else _Marks.from_json(request.state)
     failed = [source.provider_id for source in sources if source.state is SourceState.FAILED]
-    ahead = sorted(
-        (row for row in rows if _is_ahead(row.key, marks.of(row.provider_id), descending)),
-        key=lambda row: row.key,
-        reverse=descending,
-    )
+    rows_by_key = {row.key: row for row in rows}
+    ahead = _rows_ahead(rows_by_key.values(), marks, descending=descending)
     given = ahead[: request.first]
 
     def cursor_of(index: int) -> str:
         moved = _moved(marks, given[index].key, failed=failed, descending=descending)
-        return request.sealer.seal(moved.as_json())
+        return request.seal(moved.as_json())
 
     return Connection(
         nodes=[row.row for row in given],
@@ -509,9 +633,277 @@ def page_of_rows(
         empty_cursor=request.after,
         has_previous_page=request.after is not None,
         has_next_page=len(ahead) > len(given),
-        total_count=None if failed else len(rows),
+        total_count=None if failed else len(rows_by_key),
         sources=sources,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SortedStreams(Generic[T]):
+    """How the lists of providers that sort for themselves are read.
+
+    Attributes:
+        provider_ids: Which those are, for a walk that begins now.
+        fetch_page: Asks one of them, in the order wanted.
+        id_of: A row's id within its provider.
+        limit_of: The provider's largest page that costs it little.
+        key_of: A row's place in our order.
+        matches: Whether a row is meant; ``None`` when all are.
+    """
+
+    provider_ids: Collection[str]
+    fetch_page: FetchPage[T]
+    id_of: Callable[[T], str]
+    limit_of: Callable[[Provider], int]
+    key_of: Callable[[Provider, T], SortKey]
+    matches: Callable[[T], bool] | None = None
+
+
+async def merge_providers(
+    providers: Sequence[Provider],
+    *,
+    streams: SortedStreams[T],
+    collect: Callable[[Provider], Awaitable[Iterable[CollectedRow[T]]]],
+    request: PageRequest,
+    descending: bool = False,
+) -> Connection[T]:
+    """Return a page of a list in an order of ours.
+
+    The rows of a provider that sorts come in its own order, whose idea of an alphabet may differ
+    from ours: between providers a row counts as what is largest, by our order, of it and those
+    before it on its provider's list. So nothing is lost or doubled by the difference.
+
+    Pages asked for, besides the lists that are collected: one of each provider that sorts, all at
+    once, and after that one more of a provider each time all rows at hand of it are given and the
+    page is not full. None is asked for ahead: which provider's rows run out next depends on rows
+    not read yet, so no other would be certain to be needed. With ``matches``, providers are read
+    on until each has a row that is meant.
+
+    Args:
+        providers: In order of registration.
+        streams: How to read those that sort.
+        collect: Reads everything of one that does not.
+        request: Which page.
+        descending: Whether large keys come first.
+
+    Raises:
+        RequestLimitExceeded: Too many rows would be read.
+    """
+    marks = (
+        _Marks.from_json(request.state)
+        if request.state is not None
+        else _Marks(
+            streams={
+                provider.id: _Place(
+                    position=None, limit=min(request.first, streams.limit_of(provider))
+                )
+                for provider in providers
+                if provider.id in streams.provider_ids
+            }
+        )
+    )
+    merge = _Merge(providers, marks, streams=streams, collect=collect, descending=descending)
+    await merge.read(request.first)
+
+    def cursor_of(index: int) -> str:
+        return request.seal(merge.marks_behind(index).as_json())
+
+    return Connection(
+        nodes=[head.row for head in merge.given],
+        cursor_of=cursor_of,
+        empty_cursor=request.after,
+        has_previous_page=request.after is not None,
+        has_next_page=merge.has_more,
+        total_count=merge.total(),
+        sources=merge.statuses(),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Head(Generic[T]):
+    """A row in the merge; one from a stream knows its page and index there."""
+
+    row: T
+    key: SortKey
+    stream: _Stream[T] | None = None
+    page: _ReadPage[T] | None = None
+    index: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class _Stream(Generic[T]):
+    """One provider's sorted list as far as it has been read.
+
+    Attributes:
+        reached: Where its next page begins; ``None`` at its end.
+        rows: Those read that are meant.
+        taken: How many of them the merge has taken.
+        failed: Whether its next page could not be had.
+    """
+
+    provider: Provider
+    reached: _Place | None
+    rows: list[_Head[T]] = field(default_factory=list)
+    taken: int = 0
+    failed: bool = False
+
+    @property
+    def head(self) -> _Head[T] | None:
+        """The row next in line."""
+        return self.rows[self.taken] if self.taken < len(self.rows) else None
+
+    @property
+    def is_dry(self) -> bool:
+        """Whether another page is needed to know the row next in line."""
+        return self.head is None and self.reached is not None and not self.failed
+
+    def place_behind(self, taken: int) -> _Place | None:
+        """Return the place behind so many rows, as near as may be to the row after them."""
+        if taken == len(self.rows):
+            return self.reached
+        following = self.rows[taken]
+        before = self.rows[taken - 1] if taken else None
+        assert following.page is not None  # noqa: S101 - rows of streams have one
+        if before is not None and before.page is following.page:
+            return following.page.behind(before.index)
+        return following.page.at
+
+
+class _Merge(Generic[T]):
+    """The merge of one page."""
+
+    def __init__(
+        self,
+        providers: Sequence[Provider],
+        marks: _Marks,
+        *,
+        streams: SortedStreams[T],
+        collect: Callable[[Provider], Awaitable[Iterable[CollectedRow[T]]]],
+        descending: bool,
+    ) -> None:
+        self.given: list[_Head[T]] = []
+        self.has_more = False
+        self._marks = marks
+        self._how = streams
+        self._collect = collect
+        self._descending = descending
+        self._sources = _Sources(providers, fetch_page=streams.fetch_page, id_of=streams.id_of)
+        self._streams: list[_Stream[T]] = [
+            _Stream(provider=provider, reached=marks.streams[provider.id])
+            for provider in providers
+            if provider.id in marks.streams
+        ]
+        self._collecting = [row for row in providers if row.id not in marks.streams]
+        self._collected: deque[CollectedRow[T]] = deque()
+
+    async def read(self, first: int) -> None:
+        """Take the ``first`` rows next in the order, and find out whether there are more."""
+        if self._collecting:
+            async with together() as tasks:
+                tasks.create_task(self._collect_all())
+                tasks.create_task(self._fill())
+        else:
+            await self._fill()
+        while len(self.given) < first and (head := self._next()) is not None:
+            self._take(head)
+            if len(self.given) < first:
+                await self._fill()
+        if self._next() is None and self._how.matches is not None:
+            await self._fill()
+        self.has_more = self._next() is not None or any(row.is_dry for row in self._streams)
+
+    async def _collect_all(self) -> None:
+        """Collect the lists of providers that do not sort, and sort the rows not yet given."""
+        async with together() as tasks:
+            reads = [tasks.create_task(self._collect_one(row)) for row in self._collecting]
+        rows = {row.key: row for read in reads for row in read.result()}
+        self._collected.extend(_rows_ahead(rows.values(), self._marks, descending=self._descending))
+
+    async def _collect_one(self, provider: Provider) -> Iterable[CollectedRow[T]]:
+        try:
+            rows = list(await self._collect(provider))
+        except ProviderError as error:
+            self._sources.errors[provider.id] = error
+            return ()
+        self._sources.totals[provider.id] = len(rows)
+        return rows
+
+    async def _fill(self) -> None:
+        """Read on where the row next in line is not known."""
+        dry = [stream for stream in self._streams if stream.is_dry]
+        if dry:
+            await asyncio.gather(*map(self._fill_one, dry))
+
+    async def _fill_one(self, stream: _Stream[T]) -> None:
+        while stream.is_dry and stream.reached is not None:
+            provider, place = stream.provider, stream.reached
+            fetching = self._sources.fetch(provider, place)
+            page = await self._sources.take(provider, place, fetching)
+            if page is None:
+                stream.failed = True
+                return
+            stream.rows.extend(self._heads(stream, page))
+            stream.reached = page.following
+
+    def _heads(self, stream: _Stream[T], page: _ReadPage[T]) -> Iterator[_Head[T]]:
+        """Make the rows of a page ready: each counts as the largest so far."""
+        largest = stream.rows[-1].key if stream.rows else None
+        for index in page.at.rest(page.ids):
+            row = page.page.items[index]
+            key = self._how.key_of(stream.provider, row)
+            if largest is None or _is_ahead(key, largest, self._descending):
+                largest = key
+            if self._how.matches is None or self._how.matches(row):
+                yield _Head(row=row, key=largest, page=page, index=index, stream=stream)
+
+    def _next(self) -> _Head[T] | None:
+        """Return the row next in the order, of those at hand."""
+        heads = [head for stream in self._streams if (head := stream.head) is not None]
+        if self._collected:
+            row = self._collected[0]
+            heads.append(_Head(row=row.row, key=row.key))
+        if not heads:
+            return None
+        return (max if self._descending else min)(heads, key=_key_of)
+
+    def _take(self, head: _Head[T]) -> None:
+        self.given.append(head)
+        if head.stream is None:
+            self._collected.popleft()
+        else:
+            head.stream.taken += 1
+
+    def marks_behind(self, index: int) -> _Marks:
+        """Return how far the list has been given with the row at an index of this page."""
+        given = self.given[: index + 1]
+        failed = [row.id for row in self._collecting if row.id in self._sources.errors]
+        moved = _moved(self._marks, given[-1].key, failed=failed, descending=self._descending)
+        taken = Counter(head.stream.provider.id for head in given if head.stream is not None)
+        places = {
+            row.provider.id: row.place_behind(taken[row.provider.id]) for row in self._streams
+        }
+        return replace(moved, streams={**self._marks.streams, **places})
+
+    def total(self) -> int | None:
+        """Return the length of the whole list; ``None`` when that is not known."""
+        filtered = self._how.matches is not None and bool(self._streams)
+        return None if filtered else self._sources.total()
+
+    def statuses(self) -> list[SourceStatus]:
+        """Return how each provider took part."""
+        return self._sources.statuses()
+
+
+def _key_of(row: _Head[Any] | CollectedRow[Any]) -> SortKey:
+    return row.key
+
+
+def _rows_ahead(
+    rows: Iterable[CollectedRow[T]], marks: _Marks, *, descending: bool
+) -> list[CollectedRow[T]]:
+    """Return the rows not yet given, in order."""
+    ahead = [row for row in rows if _is_ahead(row.key, marks.of(row.provider_id), descending)]
+    return sorted(ahead, key=_key_of, reverse=descending)
 
 
 def _is_ahead(key: SortKey, mark: SortKey | None, descending: bool) -> bool:  # noqa: FBT001 - private
@@ -529,4 +921,5 @@ def _moved(marks: _Marks, key: SortKey, *, failed: Collection[str], descending: 
         owing[provider_id] = mark if provider_id in failed else reached
     for provider_id in failed:
         owing.setdefault(provider_id, marks.given)
-    return _Marks(given=given, owing={name: mark for name, mark in owing.items() if mark != given})
+    owing = {name: mark for name, mark in owing.items() if mark != given}
+    return replace(marks, given=given, owing=owing)

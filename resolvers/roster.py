@@ -10,7 +10,6 @@ from collections.abc import (
     Awaitable,
     Callable,
     Iterable,
-    Iterator,
     Mapping,
     Sequence,
 )
@@ -24,7 +23,7 @@ from resolvers.caching import Kept
 from resolvers.collation import fold, sort_key
 from resolvers.context import RequestContext, Scope, SourceFailure
 from resolvers.cursors import CursorSealer
-from resolvers.errors import BadInput, RequestRefused
+from resolvers.errors import BadInput, RequestLimitExceeded, RequestRefused
 from resolvers.loaders import (
     COURSES,
     ENROLLMENTS,
@@ -41,15 +40,17 @@ from resolvers.paging import (
     Connection,
     FetchPage,
     PageRequest,
+    SortedStreams,
     SortKey,
     SourceState,
     SourceStatus,
     checked_first,
+    merge_providers,
     page_of_rows,
     registration_key,
     walk_providers,
 )
-from sessions.base import Page
+from sessions.base import ListOrder, Page
 from sessions.errors import ProviderError, ProviderNotFound
 from storage.leases import SessionStatus
 from storage.records import (
@@ -62,6 +63,7 @@ from storage.records import (
     EnrollmentState,
     Milestone,
     Progress,
+    Provenance,
     Provider,
     ProviderState,
     RoleValue,
@@ -81,25 +83,39 @@ DEFAULT_ICON_WIDTH = 256
 MAX_SESSIONS = 1000
 MAX_ACTIVITIES = 100
 
-_CURSOR_FORMAT = 1
+_CURSOR_FORMAT = 2
+_FORMER_CURSOR_FORMATS = (1,)
 _MAX_PROVIDERS_NAMED = 100
 _PROGRESS_FIELDS = tuple(member.name for member in dataclasses.fields(Progress))
 _MAX_ICON_WIDTH = 4096
 
 
 class UserOrderField(StrEnum):
-    """What users can be ordered by; PROVIDER is provider by provider, in order of registration."""
+    """What users can be ordered by.
+
+    PROVIDER is provider by provider, in order of registration. MODIFIED is when the provider says
+    a row last changed. Rows without what is ordered by come last, whichever end comes first.
+    """
 
     PROVIDER = "PROVIDER"
     DISPLAY_NAME = "DISPLAY_NAME"
     USERNAME = "USERNAME"
+    MODIFIED = "MODIFIED"
 
 
 class CourseOrderField(StrEnum):
-    """What courses can be ordered by."""
+    """What courses can be ordered by; see ``UserOrderField``."""
 
     PROVIDER = "PROVIDER"
     TITLE = "TITLE"
+    MODIFIED = "MODIFIED"
+
+
+class EnrollmentOrderField(StrEnum):
+    """What enrollments can be ordered by; see ``UserOrderField``."""
+
+    PROVIDER = "PROVIDER"
+    MODIFIED = "MODIFIED"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,20 +221,80 @@ _Collect: TypeAlias = Callable[[Provider], Awaitable[_Collected[T]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Order(Generic[T]):
+    """One thing to sort by.
+
+    Attributes:
+        value_of: What rows compare by; ``None`` for those that have none and come last.
+        rising: The same as a platform's own order, if there is one.
+        falling: Its reverse.
+    """
+
+    value_of: Callable[[T], str | float | None]
+    rising: ListOrder | None = None
+    falling: ListOrder | None = None
+
+
+_USER_ORDERS: Mapping[UserOrderField, _Order[User] | None] = {
+    UserOrderField.PROVIDER: None,
+    UserOrderField.DISPLAY_NAME: _Order(
+        value_of=lambda user: sort_key(user.display_name),
+        rising=ListOrder.USERS_BY_DISPLAY_NAME,
+        falling=ListOrder.USERS_BY_DISPLAY_NAME_DESCENDING,
+    ),
+    UserOrderField.USERNAME: _Order(
+        value_of=lambda user: None if user.username is None else sort_key(user.username),
+        rising=ListOrder.USERS_BY_USERNAME,
+        falling=ListOrder.USERS_BY_USERNAME_DESCENDING,
+    ),
+    UserOrderField.MODIFIED: _Order(value_of=lambda user: _seconds_of(user.provenance)),
+}
+_COURSE_ORDERS: Mapping[CourseOrderField, _Order[Course] | None] = {
+    CourseOrderField.PROVIDER: None,
+    CourseOrderField.TITLE: _Order(
+        value_of=lambda course: sort_key(course.title),
+        rising=ListOrder.COURSES_BY_TITLE,
+        falling=ListOrder.COURSES_BY_TITLE_DESCENDING,
+    ),
+    CourseOrderField.MODIFIED: _Order(value_of=lambda course: _seconds_of(course.provenance)),
+}
+_ENROLLMENT_ORDERS: Mapping[EnrollmentOrderField, _Order[Enrollment] | None] = {
+    EnrollmentOrderField.PROVIDER: None,
+    EnrollmentOrderField.MODIFIED: _Order(value_of=lambda row: _seconds_of(row.provenance)),
+}
+
+
+def _seconds_of(provenance: Provenance) -> float | None:
+    """Return when the provider says a row last changed, in seconds since 1970."""
+    return None if provenance.modified_at is None else provenance.modified_at.timestamp()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Selection(Generic[T]):
-    """How a list is collected, narrowed and sorted here.
+    """How a list is read, narrowed and sorted here.
 
     Attributes:
         collect: Reads the rows of one provider.
         matches: Whether a row is meant.
-        text_of: What rows are sorted by first; ``None`` for their provider's place.
+        order: What rows are sorted by; ``None`` for their provider's place.
         descending: Whether the order is turned round.
+        filtered: Whether ``matches`` leaves out any.
+        whole: Whether ``collect`` reads the provider's whole list.
     """
 
     collect: _Collect[T]
     matches: Callable[[T], bool]
-    text_of: Callable[[T], str | None] | None = None
+    order: _Order[T] | None = None
     descending: bool = False
+    filtered: bool = True
+    whole: bool = True
+
+    @property
+    def list_order(self) -> ListOrder | None:
+        """The order in which a provider that sorts would have to list."""
+        if self.order is None or not self.whole:
+            return None
+        return self.order.falling if self.descending else self.order.rising
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,27 +326,27 @@ async def users(
 ) -> Connection[User]:
     """Return a page of users.
 
-    With no filter but ``provider_ids`` and no order, it is a page of the providers' own lists;
-    otherwise every user of the providers is read, up to the collection limit.
+    With no filter but ``provider_ids`` and no order, it is a page of the providers' own lists.
+    Otherwise every user of the providers is read, up to the collection limit, save of providers
+    that sort for themselves: those are read as far as the page goes, unless the walk began with
+    asking for the total.
 
     Raises:
         RequestRefused: An argument is wrong, a scope is missing, or the list is too long.
         StorageError: The registered providers could not be read.
     """
-    text_of = {
-        UserOrderField.PROVIDER: None,
-        UserOrderField.DISPLAY_NAME: lambda user: user.display_name,
-        UserOrderField.USERNAME: lambda user: user.username,
-    }[order]
     selection: _Selection[User] | None = None
-    if not _is_native(filter, UserFilter(provider_ids=filter.provider_ids), order, descending):
+    filtered = filter != UserFilter(provider_ids=filter.provider_ids)
+    if filtered or order is not UserOrderField.PROVIDER or descending:
         selection = _Selection(
             collect=_everything(context, USERS, page)
             if filter.user_ids is None
             else _by_id(context, filter.user_ids),
             matches=_user_matcher(filter),
-            text_of=text_of,
+            order=_USER_ORDERS[order],
             descending=descending,
+            filtered=filtered,
+            whole=filter.user_ids is None,
         )
     query = _Query(
         kind=USERS,
@@ -301,12 +377,14 @@ async def courses(
         StorageError: The registered providers could not be read.
     """
     selection: _Selection[Course] | None = None
-    if not _is_native(filter, CourseFilter(provider_ids=filter.provider_ids), order, descending):
+    filtered = filter != CourseFilter(provider_ids=filter.provider_ids)
+    if filtered or order is not CourseOrderField.PROVIDER or descending:
         selection = _Selection(
             collect=_everything(context, COURSES, page),
             matches=_course_matcher(filter),
-            text_of=None if order is CourseOrderField.PROVIDER else _title_of,
+            order=_COURSE_ORDERS[order],
             descending=descending,
+            filtered=filtered,
         )
     query = _Query(
         kind=COURSES,
@@ -324,6 +402,8 @@ async def enrollments(
     context: RequestContext,
     *,
     filter: EnrollmentFilter = ANY_ENROLLMENT,  # noqa: A002 - the argument's name in the API
+    order: EnrollmentOrderField = EnrollmentOrderField.PROVIDER,
+    descending: bool = False,
     page: PageArguments = FIRST_PAGE,
     path: Path = ("enrollments",),
     wants_total: bool = False,
@@ -339,17 +419,23 @@ async def enrollments(
     """
     loaders = context.loaders
     selection: _Selection[Enrollment] | None = None
-    if filter != EnrollmentFilter(provider_ids=filter.provider_ids):
+    filtered = filter != EnrollmentFilter(provider_ids=filter.provider_ids)
+    if filtered or order is not EnrollmentOrderField.PROVIDER or descending:
         if filter.user_ids is not None:
             collect = _under(context, loaders.enrollments_by_user, filter.user_ids)
         elif filter.course_ids is not None:
             collect = _under(context, loaders.enrollments_by_course, filter.course_ids)
         else:
             collect = _everything(context, ENROLLMENTS, page)
-        selection = _Selection(collect=collect, matches=_enrollment_matcher(filter))
+        selection = _Selection(
+            collect=collect,
+            matches=_enrollment_matcher(filter),
+            order=_ENROLLMENT_ORDERS[order],
+            descending=descending,
+        )
     query = _Query(
         kind=ENROLLMENTS,
-        fingerprint=dataclasses.astuple(filter),
+        fingerprint=[dataclasses.astuple(filter), order, descending],
         provider_ids=_providers_named(filter.provider_ids, filter.user_ids or filter.course_ids),
         selection=selection,
     )
@@ -665,7 +751,16 @@ async def _answer(
             wants_total=wants_total,
         )
     else:
-        connection = await _collected(providers, query.kind, query.selection, request, ages)
+        connection = await _merged(
+            context,
+            providers,
+            query.kind,
+            query.selection,
+            request,
+            page=page,
+            ages=ages,
+            wants_total=wants_total,
+        )
     sources = [*(_aged(source, ages) for source in connection.sources), *unknown]
     for source in sources:
         if source.state is SourceState.FAILED and source.error is not None:
@@ -711,12 +806,16 @@ def _not_found(provider_id: str) -> ProviderNotFound:
 def _page_request(
     context: RequestContext, name: str, fingerprint: object, page: PageArguments
 ) -> PageRequest:
-    query = json.dumps([_CURSOR_FORMAT, name, fingerprint, *_subjects(context)])
+    query, *former = (
+        json.dumps([number, name, fingerprint, *_subjects(context)])
+        for number in (_CURSOR_FORMAT, *_FORMER_CURSOR_FORMATS)
+    )
     return PageRequest.checked(
         first=page.first,
         after=page.after,
-        sealer=CursorSealer(context.limits.cursor_key, query),
+        sealer=CursorSealer(context.limits.cursor_key, query, former=former),
         max_page_size=context.limits.max_page_size,
+        cursor_seconds=context.limits.cursor_seconds,
     )
 
 
@@ -726,16 +825,27 @@ def _subjects(context: RequestContext) -> list[tuple[str, str]]:
 
 
 def _page_fetcher(
-    context: RequestContext, kind: ListKind[T], page: PageArguments, ages: dict[str, _Age]
+    context: RequestContext,
+    kind: ListKind[T],
+    page: PageArguments,
+    ages: dict[str, _Age],
+    order: ListOrder | None = None,
 ) -> FetchPage[T]:
-    """Return what fetches pages, and takes down in ``ages`` how old they are."""
+    """Return what fetches pages, and takes down in ``ages`` how old they are.
+
+    In the providers' own order, or in one their platform declares; a list without declared orders
+    is never asked for one.
+    """
+    list_page = kind.list_page
+    if order is not None and kind.list_sorted is not None:
+        list_page = kind.list_sorted(order)
 
     async def fetch(provider_id: str, position: str | None, limit: int) -> Page[T]:
         kept = await context.reading.answer(
             provider_id,
             kind.page,
-            f"{limit}:{position or ''}",
-            lambda session: kind.list_page(session, position, limit),
+            f"{order or ''}:{limit}:{position or ''}",
+            lambda session: list_page(session, position, limit),
             max_age_seconds=page.max_age_seconds,
         )
         ages[provider_id] = _Age.of(kept).and_also(ages.get(provider_id))
@@ -754,52 +864,91 @@ def _aged(source: SourceStatus, ages: Mapping[str, _Age]) -> SourceStatus:
     return dataclasses.replace(source, state=SourceState.STALE, error=age.error, as_of=age.as_of)
 
 
-async def _collected(
+async def _merged(
+    context: RequestContext,
     providers: Sequence[Provider],
     kind: ListKind[T],
     selection: _Selection[T],
     request: PageRequest,
+    *,
+    page: PageArguments,
     ages: dict[str, _Age],
+    wants_total: bool,
 ) -> Connection[T]:
-    """Return a page of a list collected here, and take down in ``ages`` how old its parts are."""
-    answers = await asyncio.gather(*(_collect(provider, selection) for provider in providers))
-    rows: list[CollectedRow[T]] = []
-    sources: list[SourceStatus] = []
-    for provider, answer in zip(providers, answers, strict=True):
-        failed = isinstance(answer, ProviderError)
-        sources.append(
-            SourceStatus(
-                provider_id=provider.id,
-                provider=provider,
-                state=SourceState.FAILED if failed else SourceState.OK,
-                error=answer if isinstance(answer, ProviderError) else None,
+    """Return a page of a list that is filtered or in an order of ours."""
+    order = selection.list_order
+    fetch_page = _page_fetcher(context, kind, page, ages, order)
+    streams = SortedStreams(
+        provider_ids=() if wants_total else _sorting_providers(context, providers, order),
+        fetch_page=_counting(context, fetch_page) if selection.filtered else fetch_page,
+        id_of=kind.id_of,
+        limit_of=lambda provider: context.page_size_of(provider.id),
+        key_of=lambda provider, row: _key_of(row, provider, kind, selection),
+        matches=selection.matches if selection.filtered else None,
+    )
+
+    async def collect(provider: Provider) -> list[CollectedRow[T]]:
+        collected = await selection.collect(provider)
+        ages[provider.id] = collected.age
+        rows_by_id = {kind.id_of(row): row for row in collected.rows}
+        return [
+            CollectedRow(
+                row=row, key=_key_of(row, provider, kind, selection), provider_id=provider.id
             )
-        )
-        if not isinstance(answer, ProviderError):
-            ages[provider.id] = answer.age
-            rows.extend(_keyed_rows(answer.rows, provider, kind, selection))
-    return page_of_rows(rows, sources=sources, request=request, descending=selection.descending)
+            for row in rows_by_id.values()
+            if selection.matches(row)
+        ]
+
+    return await merge_providers(
+        providers,
+        streams=streams,
+        collect=collect,
+        request=request,
+        descending=selection.descending,
+    )
 
 
-async def _collect(provider: Provider, selection: _Selection[T]) -> _Collected[T] | ProviderError:
-    try:
-        found = await selection.collect(provider)
-    except ProviderError as error:
-        return error
-    return dataclasses.replace(found, rows=[row for row in found.rows if selection.matches(row)])
+def _sorting_providers(
+    context: RequestContext, providers: Iterable[Provider], order: ListOrder | None
+) -> frozenset[str]:
+    """Return the providers that can list in an order themselves; acting for users, none is."""
+    if order is None or context.subjects:
+        return frozenset()
+    platforms = ((provider.id, context.platform_of(provider.id)) for provider in providers)
+    return frozenset(
+        provider_id
+        for provider_id, platform in platforms
+        if platform is not None and order in platform.sorted_lists
+    )
 
 
-def _keyed_rows(
-    rows: Iterable[T], provider: Provider, kind: ListKind[T], selection: _Selection[T]
-) -> Iterator[CollectedRow[T]]:
-    """Give each row its place in the order; rows without the text come after those with."""
-    rows_by_id = {kind.id_of(row): row for row in rows}
-    for row_id, row in rows_by_id.items():
-        key: SortKey = (*registration_key(provider), row_id)
-        if selection.text_of is not None:
-            text = selection.text_of(row)
-            key = (text is None, sort_key(text or ""), provider.id, row_id)
-        yield CollectedRow(row=row, key=key, provider_id=provider.id)
+def _counting(context: RequestContext, fetch_page: FetchPage[T]) -> FetchPage[T]:
+    """Return what fetches pages of a filtered list until they hold more rows than one may read."""
+    rows = 0
+
+    async def fetch(provider_id: str, position: str | None, limit: int) -> Page[T]:
+        nonlocal rows
+        page = await fetch_page(provider_id, position, limit)
+        rows += len(page.items)
+        if rows > context.limits.max_collected_rows:
+            raise RequestLimitExceeded(
+                f"A filtered list may read {context.limits.max_collected_rows} rows to find its"
+                " own, and this page needs more; name fewer providers in filter.providerIds, or"
+                " ask for a shorter page"
+            )
+        return page
+
+    return fetch
+
+
+def _key_of(row: T, provider: Provider, kind: ListKind[T], selection: _Selection[T]) -> SortKey:
+    """Return a row's place in the order; rows without what is ordered by come last."""
+    row_id = kind.id_of(row)
+    if selection.order is None:
+        return (*registration_key(provider), row_id)
+    value = selection.order.value_of(row)
+    is_last = (value is None) is not selection.descending
+    return (is_last, "" if value is None else value, provider.id, row_id)
 
 
 def _everything(context: RequestContext, kind: ListKind[T], page: PageArguments) -> _Collect[T]:
@@ -868,15 +1017,6 @@ def _providers_named(
     return [provider_id for provider_id in provider_ids if provider_id in of_keys]
 
 
-def _is_native(given: object, native: object, order: StrEnum, descending: bool) -> bool:  # noqa: FBT001 - private
-    """Whether providers' own pages answer the query: no filter of ours, no order of ours."""
-    return given == native and order == "PROVIDER" and not descending
-
-
-def _title_of(course: Course) -> str:
-    return course.title
-
-
 def _user_matcher(filter: UserFilter) -> Callable[[User], bool]:  # noqa: A002 - as in the API
     searched = fold(filter.search or "")
     roles = None if filter.roles is None else frozenset(filter.roles)
@@ -940,7 +1080,7 @@ def _nested_enrollments(
         checked_first(arguments[1].first, context.limits.max_page_size)
         loader = pages[of, arguments] = BatchLoader(
             group_of=lambda wanted: wanted[0],
-            fetch=_enrollment_pager(context, rows_by_key, *arguments),
+            fetch=_enrollment_pager(context, rows_by_key, *arguments, of=of),
         )
     return _counted(context, loader.load(key), lambda connection: len(connection.nodes))
 
@@ -1004,6 +1144,8 @@ def _enrollment_pager(
     rows_by_key: BatchLoader[ExternalKey, Sequence[Enrollment]],
     filter: EnrollmentFilter,  # noqa: A002 - as in the API
     page: PageArguments,
+    *,
+    of: str,
 ) -> FetchGroup[ExternalKey, Connection[Enrollment]]:
     matches = _enrollment_matcher(filter)
     fingerprint = dataclasses.astuple(filter)
@@ -1025,7 +1167,7 @@ def _enrollment_pager(
                     if matches(row)
                 ],
                 sources=(source,),
-                request=_page_request(context, "nested", [key, fingerprint], page),
+                request=_page_request(context, f"of {of}", [key, fingerprint], page),
             )
             for key, rows in zip(keys, rows_in_turn, strict=True)
             if rows is not None

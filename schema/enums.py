@@ -9,7 +9,7 @@ import strawberry
 from strawberry.types.enum import StrawberryEnumDefinition
 
 from resolvers.paging import SourceState
-from resolvers.roster import CourseOrderField, UserOrderField
+from resolvers.roster import CourseOrderField, EnrollmentOrderField, UserOrderField
 from sessions.base import Capability
 from storage.records import (
     CourseKind,
@@ -100,14 +100,28 @@ _DESCRIPTIONS: dict[type[Enum], tuple[str, dict[str, str]]] = {
         {
             "PROVIDER": "Provider by provider in order of registration; the cheapest by far.",
             "DISPLAY_NAME": "By display name, blind to case and accents.",
-            "USERNAME": "By username, blind to case and accents; users without one come last.",
+            "USERNAME": "By username, blind to case and accents; users without one come last,"
+            " whichever end comes first.",
+            "MODIFIED": "By when the provider says they last changed (provenance.modifiedAt);"
+            " users of whom it does not say come last, whichever end comes first.",
         },
     ),
     CourseOrderField: (
         "What courses are ordered by.",
         {
             "PROVIDER": "Provider by provider in order of registration; the cheapest by far.",
-            "TITLE": "By title, blind to case and accents.",
+            "TITLE": "By title, blind to case and accents; courses of a provider that sorts"
+            " by itself come in its own alphabet.",
+            "MODIFIED": "By when the provider says they last changed (provenance.modifiedAt);"
+            " courses of which it does not say come last, whichever end comes first.",
+        },
+    ),
+    EnrollmentOrderField: (
+        "What enrollments are ordered by.",
+        {
+            "PROVIDER": "Provider by provider in order of registration; the cheapest by far.",
+            "MODIFIED": "By when the provider says they last changed (provenance.modifiedAt);"
+            " enrollments of which it does not say come last, whichever end comes first.",
         },
     ),
     SourceState: (

@@ -11,7 +11,7 @@ from resolvers import roster
 from resolvers.context import ProviderChanges, ProviderDraft
 from resolvers.errors import BadInput
 from resolvers.loaders import ExternalKey
-from resolvers.roster import CourseOrderField, UserOrderField
+from resolvers.roster import CourseOrderField, EnrollmentOrderField, UserOrderField
 from schema import global_ids
 from schema.enums import OrderDirection
 from storage.credentials import Secret
@@ -143,7 +143,8 @@ class EnrollmentFilter:
 
 
 @strawberry.input(
-    description="Order of users. Any but PROVIDER ascending reads the providers' whole lists."
+    description="Order of users. Any but PROVIDER ascending reads the whole lists of providers"
+    " that do not sort by themselves."
 )
 class UserOrder:
     """Order of users."""
@@ -157,13 +158,29 @@ class UserOrder:
 
 
 @strawberry.input(
-    description="Order of courses. Any but PROVIDER ascending reads the providers' whole lists."
+    description="Order of courses. Any but PROVIDER ascending reads the whole lists of providers"
+    " that do not sort by themselves; with totalCount, of all."
 )
 class CourseOrder:
     """Order of courses."""
 
     field: CourseOrderField = strawberry.field(
         default=CourseOrderField.PROVIDER, description="By what."
+    )
+    direction: OrderDirection = strawberry.field(
+        default=OrderDirection.ASC, description="Which end comes first."
+    )
+
+
+@strawberry.input(
+    description="Order of enrollments. Any but PROVIDER ascending reads all that the filter's"
+    " userIds or courseIds name, or else the providers' whole lists."
+)
+class EnrollmentOrder:
+    """Order of enrollments."""
+
+    field: EnrollmentOrderField = strawberry.field(
+        default=EnrollmentOrderField.PROVIDER, description="By what."
     )
     direction: OrderDirection = strawberry.field(
         default=OrderDirection.ASC, description="Which end comes first."

@@ -18,7 +18,14 @@ from resolvers.roster import DEFAULT_FIRST, PageArguments
 from schema import global_ids
 from schema.enums import OrderDirection
 from schema.global_ids import GlobalId
-from schema.inputs import CourseFilter, CourseOrder, EnrollmentFilter, UserFilter, UserOrder
+from schema.inputs import (
+    CourseFilter,
+    CourseOrder,
+    EnrollmentFilter,
+    EnrollmentOrder,
+    UserFilter,
+    UserOrder,
+)
 from schema.types import (
     Course,
     CourseConnection,
@@ -36,7 +43,10 @@ from schema.types import (
 _FIRST = (
     "How many at most: 1 up to the gateway's largest page, 1000 unless set otherwise; null for 50."
 )
-_AFTER = "A cursor of the same list with the same filter and order: what comes behind it is given."
+_AFTER = (
+    "A cursor of the same list with the same filter and order: what comes behind it is given. Good"
+    " for a week from the first page on, unless set otherwise."
+)
 _MAX_AGE = (
     "How many seconds old kept rows may be: 0 for live; null for what is usual for each provider."
     " What hangs on the rows is as fresh as the strictest maxAge of the request. When nothing"
@@ -190,14 +200,21 @@ class Query:
         filter: Annotated[  # noqa: A002 - the argument's name in the API
             EnrollmentFilter, strawberry.argument(description="Which ones.")
         ],
+        order_by: Annotated[
+            EnrollmentOrder | None,
+            strawberry.argument(description="In what order; null for PROVIDER."),
+        ] = None,
         first: Annotated[int | None, strawberry.argument(description=_FIRST)] = 50,
         after: Annotated[str | None, strawberry.argument(description=_AFTER)] = None,
         max_age: Annotated[int | None, strawberry.argument(description=_MAX_AGE)] = None,
     ) -> EnrollmentConnection | None:
         """Return a page of enrollments."""
+        order = order_by or EnrollmentOrder()
         found = await roster.enrollments(
             info.context,
             filter=EnrollmentFilter.record_of(filter),
+            order=order.field,
+            descending=order.direction is OrderDirection.DESC,
             page=_page(first, after, max_age),
             path=path_of(info),
             wants_total=asks_for(info, "totalCount"),

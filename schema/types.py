@@ -47,7 +47,10 @@ R = TypeVar("R")
 _FIRST = (
     "How many at most: 1 up to the gateway's largest page, 1000 unless set otherwise; null for 50."
 )
-_AFTER = "A cursor of the same list with the same filter: what comes behind it is given."
+_AFTER = (
+    "A cursor of the same list with the same filter: what comes behind it is given. Good for a week"
+    " from the first page on, unless set otherwise."
+)
 
 
 def later(future: Future[S | None], convert: Callable[[S], R]) -> R | None:
@@ -603,7 +606,8 @@ class PageInfo:
 _PAGE_INFO = "Where this page lies in the list."
 _TOTAL_COUNT = (
     "Length of the whole list; null when a provider does not say or has failed. May cost one"
-    " call for each provider."
+    " call for each provider. Where providers sort by themselves, ask for it from the first page"
+    " on: it takes reading their whole lists, and later pages follow the first."
 )
 _SOURCES = "Every provider the list is made of, in order of registration."
 _NODES = "The rows of this page."

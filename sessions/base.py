@@ -71,6 +71,21 @@ class Capability(StrEnum):
     ENROLLMENT_WRITES = "ENROLLMENT_WRITES"
 
 
+class ListOrder(StrEnum):
+    """An order in which a platform can list users or courses by itself.
+
+    How it compares text is the platform's own affair; rows of equal text always come in the same
+    order. ``..._DESCENDING`` is the exact reverse.
+    """
+
+    USERS_BY_DISPLAY_NAME = "users by display name"
+    USERS_BY_DISPLAY_NAME_DESCENDING = "users by display name, descending"
+    USERS_BY_USERNAME = "users by username"
+    USERS_BY_USERNAME_DESCENDING = "users by username, descending"
+    COURSES_BY_TITLE = "courses by title"
+    COURSES_BY_TITLE_DESCENDING = "courses by title, descending"
+
+
 class SubjectKind(StrEnum):
     """Whom a session can act for.
 
@@ -170,11 +185,16 @@ class Page(Generic[T]):
         items: In the provider's order, which is the same from call to call.
         next_position: What to ask for next; ``None`` at the end.
         total: Length of the whole list, or ``None`` when the provider does not say.
+        positions: For each item, what to ask for to go on right behind it, good however rows
+            before it come and go meanwhile. Empty where a list can only be gone on with behind a
+            whole page; then ``next_position`` should not count rows, or changes between two pages
+            may hide a row or show it twice.
     """
 
     items: Sequence[T]
     next_position: str | None = None
     total: int | None = None
+    positions: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -386,6 +406,7 @@ class Platform:
             the client's id); a change of any other leaves users authorised.
         grant_bucket: How its token endpoint limits the rate of grants; ``None`` for not at all.
         progress_by_call: Whether ``fetch_progress`` knows more than an enrollment's record.
+        sorted_lists: Orders its service sessions can list in; sessions of users are not asked.
     """
 
     name: str
@@ -404,6 +425,7 @@ class Platform:
     user_terms: tuple[str, ...] = ()
     grant_bucket: Bucket | None = None
     progress_by_call: bool = False
+    sorted_lists: frozenset[ListOrder] = frozenset()
 
 
 class ProviderSession(ABC):
@@ -523,6 +545,20 @@ class ProviderSession(ABC):
     async def list_users(self, *, position: str | None, limit: int) -> Page[User]:
         """Return one page of all users; ``position`` is an earlier page's ``next_position``."""
 
+    async def list_sorted_users(
+        self,
+        order: ListOrder,  # noqa: ARG002 - for platforms with ``sorted_lists``
+        *,
+        position: str | None,  # noqa: ARG002 - the same
+        limit: int,  # noqa: ARG002 - the same
+    ) -> Page[User]:
+        """Return one page of all users in an order the platform declares.
+
+        Raises:
+            NotSupported: It declares none.
+        """
+        raise self._lacks("sorted list of users")
+
     @abstractmethod
     async def fetch_users(self, user_ids: Collection[str]) -> Mapping[str, User]:
         """Return the users of these external ids."""
@@ -530,6 +566,20 @@ class ProviderSession(ABC):
     @abstractmethod
     async def list_courses(self, *, position: str | None, limit: int) -> Page[Course]:
         """Return one page of all courses."""
+
+    async def list_sorted_courses(
+        self,
+        order: ListOrder,  # noqa: ARG002 - for platforms with ``sorted_lists``
+        *,
+        position: str | None,  # noqa: ARG002 - the same
+        limit: int,  # noqa: ARG002 - the same
+    ) -> Page[Course]:
+        """Return one page of all courses in an order the platform declares.
+
+        Raises:
+            NotSupported: It declares none.
+        """
+        raise self._lacks("sorted list of courses")
 
     @abstractmethod
     async def fetch_courses(self, course_ids: Collection[str]) -> Mapping[str, Course]:
