@@ -56,6 +56,7 @@ _ENTRY_BYTES: Final = 450  # more than an entry takes beside its body and its na
 _ANSWERS_AT_ONCE: Final = 500
 _SAVE_SECONDS: Final = 0.2
 _SWEEP_SECONDS: Final = 3600.0
+_LENGTHS: Final = 10_000
 _NONE: Final = b""
 
 _log = structlog.get_logger("caching")
@@ -269,6 +270,7 @@ class RecordCache:
         self._entries: OrderedDict[_Name, _Entry] = OrderedDict()
         self._flights: dict[_Name, _Flight] = {}
         self._running: set[asyncio.Task[Mapping[str, Any]]] = set()
+        self._lengths: dict[tuple[Place, str], int] = {}
         self._unsaved: dict[_Name, _Entry] = {}
         self._unsaved_bytes = 0
         self._to_save = asyncio.Event()
@@ -310,6 +312,30 @@ class RecordCache:
             read = await self._read_now(place, kind, found.missing, wish=wish, fetch=fetch)
             found.answers.update(read)
         return found.answers
+
+    def prefetch(
+        self, place: Place, kind: Kind[V], key: str, *, wish: Wish, fetch: Fetch[V]
+    ) -> None:
+        """Read an answer in the background that somebody is likely to want next.
+
+        Nothing happens when it is held young enough, when it is being read, or when nothing may
+        be served that was read before it was asked for.
+        """
+        entry = self._held(place, _name(place, kind, key))
+        is_young = entry is not None and entry.serves(place, wish.oldest_at)
+        if not is_young and wish.oldest_at < wish.began_at:
+            self._refresh(place, kind, [key], wish=wish, fetch=fetch)
+
+    def length_of(self, place: Place, kind: Kind[Any]) -> int:
+        """Return how long a list was when last seen, or at least was; 0 when never seen."""
+        return self._lengths.get((place, kind.name), 0)
+
+    def note_length(self, place: Place, kind: Kind[Any], length: int) -> None:
+        """Take note of how long a list is, or at least is."""
+        self._lengths.pop((place, kind.name), None)
+        self._lengths[place, kind.name] = length
+        if len(self._lengths) > _LENGTHS:
+            del self._lengths[next(iter(self._lengths))]
 
     def drop(self, provider_id: str, *, subject: str | None = None) -> None:
         """Forget, in memory, a provider's answers, or one subject's; flights keep theirs too."""

@@ -422,12 +422,15 @@ async def walk_providers(
     request: PageRequest,
     patience_seconds: float,
     wants_total: bool,
+    length_of: Callable[[Provider], int | None] | None = None,
+    prefetch: Callable[[str, str, int], None] | None = None,
 ) -> Connection[T]:
     """Return a page of the list as the providers have it.
 
     Pages asked for: those that hold the rows given, those of providers that turn out to be at
     their end, and one more of the provider next in line if only that tells whether there is more.
-    While a provider takes longer than ``patience_seconds``, also the first page of those in line.
+    They are asked for side by side as far as lengths tell that they will be needed. While a
+    provider takes longer than ``patience_seconds``, also the first page of those in line.
 
     Args:
         providers: In order of registration.
@@ -437,11 +440,16 @@ async def walk_providers(
         request: Which page.
         patience_seconds: How long to wait for a provider before asking the next in line too.
         wants_total: Whether to ask every provider for the length of its list.
+        length_of: How long a provider's list is, or was; ``None``, where nothing remembers or
+            there is no telling, to wait and see.
+        prefetch: Called with the provider id, position and limit of the page that whoever walks
+            the list will want next.
     """
     sources = _Sources(providers, fetch_page=fetch_page, id_of=id_of)
     walk = _Walk(
         sources,
         limit_of=lambda provider: min(request.first, limit_of(provider)),
+        length_of=length_of,
         patience_seconds=patience_seconds,
     )
     state = _WalkState() if request.state is None else _WalkState.from_json(request.state)
@@ -450,6 +458,10 @@ async def walk_providers(
         total_count = await sources.count() if wants_total else None
     finally:
         await walk.close()
+    if prefetch is not None and request.after is not None and walk.following is not None:
+        provider, place = walk.following
+        if place.position is not None:
+            prefetch(provider.id, place.position, place.limit)
     given = walk.rows[: request.first]
 
     def cursor_of(index: int) -> str:
@@ -475,11 +487,14 @@ class _Walk(Generic[T]):
         sources: _Sources[T],
         *,
         limit_of: Callable[[Provider], int],
+        length_of: Callable[[Provider], int | None] | None,
         patience_seconds: float,
     ) -> None:
         self.rows: list[_GivenRow[T]] = []
+        self.following: tuple[Provider, _Place] | None = None
         self._sources = sources
         self._limit_of = limit_of
+        self._length_of = length_of
         self._patience_seconds = patience_seconds
         self._queue: list[tuple[Provider, _Place]] = []
         self._tasks: dict[str, asyncio.Task[Page[T]]] = {}
@@ -491,9 +506,11 @@ class _Walk(Generic[T]):
             for provider in self._sources.providers
             if (place := state.place_of(provider, self._limit_of(provider))) is not None
         ]
+        self._ask_ahead(first)
         for provider, place in self._queue:
             reached = await self._read_provider(provider, place, state=state, first=first)
             failed = provider.id in self._sources.errors
+            self.following = None if reached is None or failed else (provider, reached)
             if len(self.rows) > first:
                 return True
             if len(self.rows) == first and reached is not None and not failed:
@@ -519,6 +536,18 @@ class _Walk(Generic[T]):
             if len(self.rows) >= first:
                 break
         return reached
+
+    def _ask_ahead(self, first: int) -> None:
+        """Ask all who are known to be needed, and those of whom nothing is known yet."""
+        expected = 0
+        for provider, place in self._queue:
+            length = None if self._length_of is None else self._length_of(provider)
+            if expected > first or length is None:
+                return
+            self._start(provider, place)
+            if place.position is not None:
+                return
+            expected += length
 
     async def _first_page_of(self, provider: Provider, place: _Place) -> Page[T]:
         """Wait for the provider's page, asking those next in line while it takes its time."""

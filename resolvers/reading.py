@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
-from resolvers.caching import Answers, Kept, Kind, Place, RecordCache, Resource, Wish
+from resolvers.caching import Answers, Fetch, Kept, Kind, Place, RecordCache, Resource, Wish
 from sessions.base import MAX_AGE, ProviderSession
 from sessions.errors import ProviderError
 from sessions.http import seconds_to_deadline
@@ -120,26 +120,15 @@ class Reading:
             RequestRefused: ``ask`` refused.
             ProviderError: Whom the request acts for has no place at the provider.
         """
-
-        async def fetch(some: Sequence[str]) -> Mapping[str, V]:
-            async with self._lend(provider_id) as session:
-                return await ask(session, some)
-
+        fetch = self._fetcher(provider_id, ask)
         provider = self._find(provider_id)
         if self._cache is None or provider is None:
             return _live(await fetch(keys), read_at=datetime.now(UTC))
-        if max_age_seconds is None:
-            max_age_seconds = self.max_age_seconds
         found = await self._cache.read(
-            Place.of(provider, self._subject_of(provider_id)),
+            self._place(provider),
             kind,
             keys,
-            wish=Wish(
-                began_at=self._began_at,
-                max_age_seconds=max_age_seconds,
-                usual_age_seconds=self._usual_age(provider, kind.resource),
-                patience_seconds=self._patience(provider_id),
-            ),
+            wish=self._wish(provider, kind, max_age_seconds),
             fetch=fetch,
         )
         for answer in found.values():
@@ -162,17 +151,64 @@ class Reading:
             ProviderError: It cannot be had.
             RequestRefused: ``ask`` refused.
         """
-
-        async def ask_once(session: ProviderSession, _keys: Sequence[str]) -> Mapping[str, V]:
-            return {key: await ask(session)}
-
         found = await self.answers(
-            provider_id, kind, [key], ask_once, max_age_seconds=max_age_seconds
+            provider_id, kind, [key], _only(key, ask), max_age_seconds=max_age_seconds
         )
         answer = found[key]
         if isinstance(answer, ProviderError):
             raise answer
         return answer
+
+    def prefetch(
+        self,
+        provider_id: str,
+        kind: Kind[V],
+        key: str,
+        ask: Callable[[ProviderSession], Awaitable[V]],
+        *,
+        max_age_seconds: float | None = None,
+    ) -> None:
+        """Read an answer in the background that the caller is likely to want next."""
+        provider = self._find(provider_id)
+        if self._cache is not None and provider is not None:
+            self._cache.prefetch(
+                self._place(provider),
+                kind,
+                key,
+                wish=self._wish(provider, kind, max_age_seconds),
+                fetch=self._fetcher(provider_id, _only(key, ask)),
+            )
+
+    def length_of(self, provider_id: str, kind: Kind[Any]) -> int | None:
+        """Return how long a list was when last seen; 0 when never seen, ``None`` without memory."""
+        provider = self._find(provider_id)
+        if self._cache is None or provider is None:
+            return None
+        return self._cache.length_of(self._place(provider), kind)
+
+    def note_length(self, provider_id: str, kind: Kind[Any], length: int) -> None:
+        """Take note of how long a list is, or at least is."""
+        provider = self._find(provider_id)
+        if self._cache is not None and provider is not None:
+            self._cache.note_length(self._place(provider), kind, length)
+
+    def _fetcher(self, provider_id: str, ask: Ask[V]) -> Fetch[V]:
+        async def fetch(keys: Sequence[str]) -> Mapping[str, V]:
+            async with self._lend(provider_id) as session:
+                return await ask(session, keys)
+
+        return fetch
+
+    def _place(self, provider: Provider) -> Place:
+        return Place.of(provider, self._subject_of(provider.id))
+
+    def _wish(self, provider: Provider, kind: Kind[Any], max_age_seconds: float | None) -> Wish:
+        return Wish(
+            began_at=self._began_at,
+            max_age_seconds=self.max_age_seconds if max_age_seconds is None else max_age_seconds,
+            usual_age_seconds=self._usual_age(provider, kind.resource),
+            patience_seconds=self._patience(provider.id),
+        )
 
     def _patience(self, provider_id: str) -> float:
         """Return how long this request still waits for a provider; it began with its first read."""
@@ -189,6 +225,15 @@ class Reading:
             except ValueError:  # registered when the rules were other ones
                 pass
         return self._terms.max_age_seconds
+
+
+def _only(key: str, ask: Callable[[ProviderSession], Awaitable[V]]) -> Ask[V]:
+    """Return what asks for one answer as if it were one of several."""
+
+    async def ask_once(session: ProviderSession, _keys: Sequence[str]) -> Mapping[str, V]:
+        return {key: await ask(session)}
+
+    return ask_once
 
 
 def _live(found: Mapping[str, V], *, read_at: datetime) -> Answers[V]:

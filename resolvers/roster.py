@@ -747,7 +747,9 @@ async def _answer(
             id_of=query.kind.id_of,
             limit_of=lambda provider: context.page_size_of(provider.id),
             request=request,
+            length_of=lambda provider: context.reading.length_of(provider.id, query.kind.page),
             patience_seconds=context.limits.patience_seconds,
+            prefetch=_prefetcher(context, query.kind, page),
             wants_total=wants_total,
         )
     else:
@@ -844,14 +846,40 @@ def _page_fetcher(
         kept = await context.reading.answer(
             provider_id,
             kind.page,
-            f"{order or ''}:{limit}:{position or ''}",
+            _page_key(position, limit, order),
             lambda session: list_page(session, position, limit),
             max_age_seconds=page.max_age_seconds,
         )
         ages[provider_id] = _Age.of(kept).and_also(ages.get(provider_id))
-        return kept.value
+        found = kept.value
+        if found.total is not None or position is None:
+            has_more = found.next_position is not None
+            length = len(found.items) + has_more if found.total is None else found.total
+            context.reading.note_length(provider_id, kind.page, length)
+        return found
 
     return fetch
+
+
+def _prefetcher(
+    context: RequestContext, kind: ListKind[T], page: PageArguments
+) -> Callable[[str, str, int], None]:
+    """Return what reads a page in the background, as ``_page_fetcher`` would."""
+
+    def prefetch(provider_id: str, position: str, limit: int) -> None:
+        context.reading.prefetch(
+            provider_id,
+            kind.page,
+            _page_key(position, limit),
+            lambda session: kind.list_page(session, position, limit),
+            max_age_seconds=page.max_age_seconds,
+        )
+
+    return prefetch
+
+
+def _page_key(position: str | None, limit: int, order: ListOrder | None = None) -> str:
+    return f"{order or ''}:{limit}:{position or ''}"
 
 
 def _aged(source: SourceStatus, ages: Mapping[str, _Age]) -> SourceStatus:
