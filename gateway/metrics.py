@@ -9,7 +9,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from gateway.admission import Load
 from resolvers.icons import IconCounts
+from sessions.errors import ProviderError
 from sessions.http import UpstreamCall
+from sessions.resilience import BreakerState, RefusalReason
 from storage.leases import Outcome, Transition
 from storage.records import SessionState
 
@@ -59,6 +61,19 @@ class Metrics:
             "learning_gateway_session_transitions",
             "Log-ins, heartbeats and refreshes that ended",
             ["provider", "transition", "outcome"],
+            registry=self._registry,
+        )
+        self._breaker_turns = Counter(
+            "learning_gateway_breaker_transitions",
+            "Times a provider was taken for failed (OPEN), tried again (HALF_OPEN), well (CLOSED)",
+            ["provider", "state"],
+            registry=self._registry,
+        )
+        self._refusals = Counter(
+            "learning_gateway_upstream_refusals",
+            "Calls not made: the provider failed before (open), asked to be left alone (resting),"
+            " or too many wait (full)",
+            ["provider", "reason"],
             registry=self._registry,
         )
         self._heartbeat_lateness = Histogram(
@@ -144,6 +159,20 @@ class Metrics:
     def on_loop_wait(self, seconds: float) -> None:
         """Take note of how long something that was ready waited for its turn."""
         self._loop_wait_seconds.observe(seconds)
+
+    def on_breaker(
+        self,
+        provider_id: str,
+        state: BreakerState,
+        *,
+        cause: ProviderError | None,  # noqa: ARG002 - as in SessionObserver
+    ) -> None:
+        """Take note that calls reach a provider, or no longer do."""
+        self._breaker_turns.labels(provider_id, state.value).inc()
+
+    def on_refusal(self, provider_id: str, reason: RefusalReason) -> None:
+        """Take note of a call that was not made."""
+        self._refusals.labels(provider_id, reason.value).inc()
 
     def write(
         self,

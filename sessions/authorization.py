@@ -24,8 +24,8 @@ import copy
 import hashlib
 import random
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager, suppress
 from contextvars import Context
 from dataclasses import dataclass, field
 from math import ceil, inf
@@ -57,10 +57,17 @@ from sessions.errors import (
     ProviderUnavailable,
     ReauthRequired,
     SessionLost,
+    TooManyCallsWaiting,
 )
 from sessions.http import ProviderHttp
 from sessions.metering import unmetered
 from sessions.pacing import GRANTS
+from sessions.resilience import (
+    BreakerState,
+    RefusalReason,
+    ResilienceObserver,
+    ahead_of_line,
+)
 from storage.credentials import Secret
 from storage.errors import StorageError, StorageUnavailable
 from storage.leases import (
@@ -106,8 +113,11 @@ _random = random.SystemRandom()
 _log = structlog.get_logger(__name__)
 
 
-class SessionObserver(Protocol):
-    """Hears of every transition, for metrics. Its methods must be quick and must not raise."""
+class SessionObserver(ResilienceObserver, Protocol):
+    """Hears of every transition, and of failing providers, for metrics.
+
+    Its methods must be quick and must not raise.
+    """
 
     def on_transition(
         self, provider_id: str, transition: Transition, outcome: Outcome, *, seconds: float
@@ -127,6 +137,14 @@ class SilentObserver:
         """Do nothing."""
 
     def on_heartbeat(self, provider_id: str, *, late_seconds: float) -> None:
+        """Do nothing."""
+
+    def on_breaker(
+        self, provider_id: str, state: BreakerState, *, cause: ProviderError | None
+    ) -> None:
+        """Do nothing."""
+
+    def on_refusal(self, provider_id: str, reason: RefusalReason) -> None:
         """Do nothing."""
 
 
@@ -205,8 +223,8 @@ class Outage:
         return self._since
 
     def note_failure(self, error: ProviderError) -> None:
-        """Begin one, unless it has begun."""
-        if self._since is None:
+        """Begin one, unless it has begun, or the gateway itself was too busy to ask."""
+        if self._since is None and not isinstance(error, TooManyCallsWaiting):
             self._since = time.monotonic()
             _log.warning(
                 "provider_outage_started",
@@ -258,9 +276,16 @@ def terms_of(
     return hashlib.sha256(msgspec.json.encode(content)).hexdigest()
 
 
+@contextmanager
+def _in_transition() -> Iterator[None]:
+    """Make calls for everybody: on no caller's account, and before all callers' own."""
+    with unmetered(), ahead_of_line():
+        yield
+
+
 async def log_out_quietly(session: ProviderSession, grant: NewGrant) -> None:
     """End a grant nobody will use, if it can be done; it expires by itself otherwise."""
-    with unmetered(), suppress(ProviderError, SessionLost, TimeoutError):
+    with _in_transition(), suppress(ProviderError, SessionLost, TimeoutError):
         async with asyncio.timeout(_LOG_OUT_SECONDS):
             await session.log_out(grant)
 
@@ -456,7 +481,7 @@ class SharedAuthorization:
         """Return what a grant can be ended with, which one that ran out cannot itself."""
         ran_out = stored.seconds_to_expiry is not None and stored.seconds_to_expiry <= 0
         if ran_out and self._renewable(grant):
-            with unmetered(), suppress(ProviderError, SessionLost, TimeoutError):
+            with _in_transition(), suppress(ProviderError, SessionLost, TimeoutError):
                 async with asyncio.timeout(self._settings.transition_seconds):
                     return await self.session.renew(
                         Grant(version=stored.version, secret=grant),
@@ -636,8 +661,9 @@ class SharedAuthorization:
                 self._observe(claim, Outcome.LATE)
                 return None
             began_at, limit = time.monotonic(), self._limit(claim)
+            failures = self._http.failures
             try:
-                with unmetered():
+                with _in_transition():
                     async with asyncio.timeout(limit):
                         new = await self.session.log_in(credentials)
             except (ProviderError, SessionLost, TimeoutError) as error:
@@ -645,7 +671,12 @@ class SharedAuthorization:
                     self._observe(claim, Outcome.LATE)
                     return None
                 lease.settle()
-                await self._note_failed_login(claim, self._translated(error), cause=error)
+                failed = self._translated(error)
+                if self._http.failures == failures and not isinstance(
+                    error, ProviderUnavailable | ProviderRateLimited
+                ):
+                    self._http.note_failure(failed)  # though no single call of it has failed
+                await self._note_failed_login(claim, failed, cause=error)
                 return None
             self._outage.note_success()
             lease.settle()
@@ -760,7 +791,7 @@ class SharedAuthorization:
             began_at, limit = time.monotonic(), self._limit(claim)
             old = Grant(version=seen.version, secret=seen.grant, expires_at=seen.expires_at)
             try:
-                with unmetered():
+                with _in_transition():
                     async with asyncio.timeout(limit):
                         new = await self.session.renew(old, credentials)
             except (ProviderError, SessionLost, TimeoutError) as error:
@@ -822,7 +853,7 @@ class SharedAuthorization:
         async with _Released(self._leases, claim) as lease:
             began_at, limit = time.monotonic(), self._limit(claim)
             try:
-                with unmetered():
+                with _in_transition():
                     async with asyncio.timeout(limit):
                         kept = await self.session.keep_alive(grant)
             except SessionLost:

@@ -1,8 +1,9 @@
 """Errors of talking to providers.
 
 ProviderError                 a provider could not do what was asked
-├── ProviderUnavailable       not reached, 5xx, connection lost
-│   └── ProviderTimeout       no answer within the deadline
+├── ProviderUnavailable       not reached, 5xx, connection lost, or not tried because of those
+│   ├── ProviderTimeout       no answer within the deadline
+│   └── TooManyCallsWaiting   not tried, because too many calls are in line already
 ├── FileUnavailable           a file on another host cannot be had now
 ├── ProviderRateLimited       429 or the platform's own throttle
 ├── ProviderAuthFailed        the stored credentials are refused
@@ -49,13 +50,17 @@ class ProviderError(Exception):
 
 
 class ProviderUnavailable(ProviderError):
-    """The provider was not reached, or answered 5xx, or cut the connection."""
+    """The provider was not reached, or answered 5xx, or cut the connection; or did so before."""
 
 
 class ProviderTimeout(ProviderUnavailable):
     """No complete answer within the deadline."""
 
     code = "PROVIDER_TIMEOUT"
+
+
+class TooManyCallsWaiting(ProviderUnavailable):
+    """The gateway did not make the call, because too many wait in line; no word on the provider."""
 
 
 class FileUnavailable(ProviderError):

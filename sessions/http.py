@@ -38,6 +38,7 @@ from collections.abc import (
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
 from http import HTTPStatus
@@ -62,8 +63,15 @@ from sessions.errors import (
     ProviderTimeout,
     ProviderUnavailable,
 )
-from sessions.metering import note_answer, note_wait, take_call
+from sessions.metering import note_answer
 from sessions.pacing import Pacers
+from sessions.resilience import (
+    ProviderHealth,
+    Resilience,
+    ResilienceObserver,
+    ResilienceTerms,
+    Turn,
+)
 
 T = TypeVar("T")
 
@@ -86,12 +94,13 @@ class HttpLimits:
         total_seconds: For a whole call with its retries, unless a ``deadline`` is nearer.
         max_body_bytes: Of one answer, after decompression.
         max_connections: Open at once to one provider.
-        concurrency: Calls at once to one provider; others wait their turn.
+        concurrency: Calls at once to one provider, at the most; others wait their turn.
         max_retries: Of one call.
         retry_ratio: Retries allowed per call of the last seconds, over all calls.
         retry_floor: Retries always allowed in that time.
         backoff_seconds: The first retry waits up to this long, each further one twice as long.
         max_retry_wait_seconds: A provider that asks for more is not waited for.
+        resilience: When the provider is taken for failed, and how it is spared then.
     """
 
     connect_seconds: float = 3
@@ -106,6 +115,7 @@ class HttpLimits:
     retry_floor: int = 3
     backoff_seconds: float = 0.1
     max_retry_wait_seconds: float = 5
+    resilience: ResilienceTerms = field(default_factory=ResilienceTerms)
 
 
 DEFAULT_LIMITS = HttpLimits()
@@ -144,6 +154,7 @@ class Response:
         cookies: Set by this answer.
         deleted_cookies: Names this answer takes back.
         source: Host and port it came from, for messages.
+        on_garbage: Hears of it when it turns out to be nothing the platform says; see ``refuse``.
     """
 
     status: int
@@ -153,6 +164,9 @@ class Response:
     deleted_cookies: frozenset[str] = field(default=frozenset(), repr=False)
     provider_id: str | None = None
     source: str = "The provider"
+    on_garbage: Callable[[ProviderError], None] | None = field(
+        default=None, repr=False, compare=False
+    )
 
     def decode(self, type_: type[T]) -> T:
         """Return the JSON body as this type, which msgspec must know how to read.
@@ -162,15 +176,24 @@ class Response:
                 of the field.
         """
         if not self.body:
-            raise self._bad("answered nothing, not JSON")
+            raise self.refuse(self._bad("answered nothing, not JSON"))
         if self._looks_like_html():
-            raise self._bad("answered HTML, not JSON")
+            raise self.refuse(self._bad("answered HTML, not JSON"))
         try:
             return msgspec.json.decode(self.body, type=type_)
         except msgspec.ValidationError as error:
             raise self._bad(f"answered JSON of another form: {_mismatch(error)}") from None
         except (msgspec.DecodeError, UnicodeDecodeError):
-            raise self._bad("answered something that is not JSON") from None
+            raise self.refuse(self._bad("answered something that is not JSON")) from None
+
+    def refuse(self, error: ProviderBadResponse) -> ProviderBadResponse:
+        """Return the error, counted as a failure: no installation of the platform answers so.
+
+        What is wrong with one row, or with one caller's wish, is nothing of that kind.
+        """
+        if self.on_garbage is not None:
+            self.on_garbage(error)
+        return error
 
     def text(self) -> str:
         """Return the body as text; bytes that are not UTF-8 become replacement characters."""
@@ -232,6 +255,7 @@ class ProviderHttp:
         limits: HttpLimits,
         policy: AddressPolicy,
         observer: Observer | None,
+        watcher: ResilienceObserver | None,
         transport: httpx.AsyncBaseTransport,
     ) -> None:
         origin, prefix = split_url(base_url)
@@ -248,7 +272,13 @@ class ProviderHttp:
         self._policy = policy
         self._observer = observer
         self._transport = transport
-        self._slots = asyncio.Semaphore(limits.concurrency)
+        self._resilience = Resilience(
+            limits.resilience,
+            concurrency=limits.concurrency,
+            provider_id=provider_id,
+            source=self._source,
+            observer=watcher,
+        )
         self._budget = _RetryBudget(ratio=limits.retry_ratio, floor=limits.retry_floor)
         self._extensions = {
             "timeout": {
@@ -271,6 +301,7 @@ class ProviderHttp:
         policy: AddressPolicy,
         limits: HttpLimits = DEFAULT_LIMITS,
         observer: Observer | None = None,
+        watcher: ResilienceObserver | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         lookup: Lookup | None = None,
     ) -> AsyncIterator[ProviderHttp]:
@@ -282,6 +313,7 @@ class ProviderHttp:
             policy: Which addresses may be connected to.
             limits: Of time, size and number.
             observer: Called after every request that was sent; must not raise.
+            watcher: Hears when the provider is taken for failed, and of calls not made.
             transport: Instead of the network, for tests.
             lookup: Instead of the system's resolver, for tests.
 
@@ -297,6 +329,7 @@ class ProviderHttp:
             limits=limits,
             policy=policy,
             observer=observer,
+            watcher=watcher,
             transport=carrier,
         )
         try:
@@ -304,6 +337,19 @@ class ProviderHttp:
         finally:
             http._closed = True
             await carrier.aclose()
+
+    @property
+    def failures(self) -> int:
+        """How many failures of the provider were counted so far."""
+        return self._resilience.failures
+
+    def note_failure(self, error: ProviderError) -> None:
+        """Count a failure that no single call shows, such as that of a login."""
+        self._resilience.note_failure(error)
+
+    def health(self) -> ProviderHealth:
+        """Return how calls to the provider go."""
+        return self._resilience.health(datetime.now(UTC))
 
     async def request(
         self,
@@ -320,6 +366,7 @@ class ProviderHttp:
         if_none_match: str | None = None,
         expected: Collection[int] | None = None,
         idempotent: bool = False,
+        is_throttle: Callable[[Response], bool] | None = None,
         template: str | None = None,
     ) -> Response:
         """Send one request and return its answer, whole.
@@ -340,12 +387,15 @@ class ProviderHttp:
             if_none_match: An entity tag; the answer may then be 304.
             expected: Further statuses that are an answer and not an error.
             idempotent: Whether a PUT may be sent twice.
+            is_throttle: Tells whether an answer is the platform's own way to ask for fewer calls;
+                it is returned all the same.
             template: Name of the path for observations, such as ``/api/user/{id}``.
 
         Raises:
-            ProviderUnavailable: Not reached, connection lost, or a status of 500 and over.
+            ProviderUnavailable: Not reached, connection lost, or a status of 500 and over; or not
+                tried, because that was so before, or because too many calls wait.
             ProviderTimeout: Not answered in time.
-            ProviderRateLimited: Status 429.
+            ProviderRateLimited: Status 429; or not tried, because the provider asked for a rest.
             ProviderBadResponse: Too large, a redirect, or not HTTP.
             ProviderAddressRefused: The path leads elsewhere, or the address is not allowed.
             ProviderAuthFailed: A header or cookie holds characters HTTP cannot carry.
@@ -366,12 +416,13 @@ class ProviderHttp:
             ) from None
         call = _Call(
             request=request,
-            path=template,
+            path=template or _template(request.url.path),
             max_body_bytes=self._limits.max_body_bytes
             if max_body_bytes is None
             else max_body_bytes,
             expected=expected or (),
             repeatable=method in {"GET", "HEAD"} or (idempotent and method == "PUT"),
+            is_throttle=is_throttle,
         )
         seconds = self.seconds_left(total_seconds)
         try:
@@ -421,6 +472,7 @@ class ProviderHttp:
                 max_body_bytes=max_body_bytes,
                 expected=_REDIRECTS,
                 repeatable=True,
+                is_elsewhere=True,
             )
             response = await self._answer(call, ends_at=ends_at)
             if response.status not in _REDIRECTS:
@@ -495,10 +547,12 @@ class ProviderHttp:
         self._budget.count_call()
         retries = 0
         while True:
-            asked_at = _now()
-            async with self._slots:
-                note_wait(self.provider_id, _now() - asked_at)
-                outcome = await self._observed(call)
+            async with self._resilience.turn(
+                f"{call.request.method} {call.path}",
+                ends_at=ends_at,
+                counts=not call.is_elsewhere,
+            ) as turn:
+                outcome = await self._observed(call, turn)
             if isinstance(outcome, Response):
                 return outcome
             wait_seconds = self._wait_before_retry(call, outcome, retries=retries, ends_at=ends_at)
@@ -513,6 +567,8 @@ class ProviderHttp:
         """Return how long to wait before trying again, or ``None`` for not at all."""
         if not (call.repeatable and failure.passing) or retries >= self._limits.max_retries:
             return None
+        if self._resilience.refuses and not call.is_elsewhere:
+            return None
         asked_seconds = failure.error.retry_after_seconds or 0
         if asked_seconds > self._limits.max_retry_wait_seconds:
             return None
@@ -524,18 +580,40 @@ class ProviderHttp:
             return None
         return wait_seconds if self._budget.take_retry() else None
 
-    async def _observed(self, call: _Call) -> Response | _Failure:
+    async def _observed(self, call: _Call, turn: Turn) -> Response | _Failure:
         if self._closed:
+            turn.void()
             return self._failure(ProviderUnavailable, "is no longer in use", passing=False)
-        take_call(self.provider_id)
         self.calls += 1
         started_at = _now()
         outcome: Response | _Failure | None = None
         try:
-            outcome = await self._exchange(call)
+            outcome = await self._exchange(call, turn)
         finally:
             self._note(call, outcome, _now() - started_at)
+        self._tell(turn, call, outcome)
         return outcome
+
+    def _tell(self, turn: Turn, call: _Call, outcome: Response | _Failure) -> None:
+        """Tell the turn what became of its call, for the sake of the calls to come."""
+        if isinstance(outcome, _Failure):
+            if isinstance(outcome.error, ProviderAddressRefused):
+                turn.void()
+            elif isinstance(outcome.cause, _BodyTooLarge):
+                turn.answered()
+            else:
+                turn.failed(
+                    outcome.error, is_overloaded=outcome.status == HTTPStatus.SERVICE_UNAVAILABLE
+                )
+        elif call.is_throttle is not None and call.is_throttle(outcome):
+            turn.failed(
+                ProviderRateLimited(
+                    f"{self._source} asks for fewer calls (status {outcome.status})",
+                    provider_id=self.provider_id,
+                )
+            )
+        else:
+            turn.answered()
 
     def _note(self, call: _Call, outcome: Response | _Failure | None, seconds: float) -> None:
         body_bytes = len(outcome.body) if isinstance(outcome, Response) else 0
@@ -554,18 +632,20 @@ class ProviderHttp:
         return UpstreamCall(
             provider_id=self.provider_id,
             method=call.request.method,
-            path=call.path or _template(call.request.url.path),
+            path=call.path,
             status=None if outcome is None else outcome.status,
             error=error,
             seconds=seconds,
             body_bytes=len(outcome.body) if isinstance(outcome, Response) else 0,
         )
 
-    async def _exchange(self, call: _Call) -> Response | _Failure:
+    async def _exchange(self, call: _Call, turn: Turn) -> Response | _Failure:
         try:
             response = await self._transport.handle_async_request(call.request)
+            turn.note_answer()
             try:
-                return self._refusal(call, response) or await self._read(call, response)
+                refusal = self._refusal(call, response)
+                return refusal or await self._read(call, response, on_garbage=turn.take_back)
             finally:
                 await response.aclose()
         except _BadBody as error:
@@ -604,7 +684,9 @@ class ProviderHttp:
             )
         return None
 
-    async def _read(self, call: _Call, response: httpx.Response) -> Response:
+    async def _read(
+        self, call: _Call, response: httpx.Response, *, on_garbage: Callable[[ProviderError], None]
+    ) -> Response:
         headers, set_cookies = _gather(response.headers.multi_items())
         body = b""
         if call.request.method != "HEAD" and response.status_code not in _BODILESS:
@@ -618,6 +700,7 @@ class ProviderHttp:
             deleted_cookies=deleted_cookies,
             provider_id=self.provider_id,
             source=self._source,
+            on_garbage=on_garbage,
         )
 
     def _lost(self, error: Exception) -> _Failure:
@@ -740,11 +823,20 @@ _CUT: _Loss = (ProviderUnavailable, "cut the connection", True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Call:
+    """One call, however often it is sent.
+
+    Attributes:
+        path: Template of it, for observations.
+        is_elsewhere: Whether it may go to another host than the provider's.
+    """
+
     request: httpx.Request
-    path: str | None
+    path: str
     max_body_bytes: int
     expected: Collection[int]
     repeatable: bool
+    is_throttle: Callable[[Response], bool] | None = None
+    is_elsewhere: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -759,6 +851,10 @@ class _Failure:
 
 class _BadBody(Exception):
     """A body that is too large or not encoded as it says; the text completes "<host> ..."."""
+
+
+class _BodyTooLarge(_BadBody):
+    """A body larger than who asked for it can use."""
 
 
 class _AddressDenied(OSError):
@@ -1049,7 +1145,7 @@ async def _read_body(
         raise _BadBody("answered in an encoding it was not asked for")
     declared = headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
-        raise _BadBody(f"answered with more than {max_bytes} bytes")
+        raise _BodyTooLarge(f"answered with more than {max_bytes} bytes")
     wire = _limited(stream, max_bytes=max_bytes)
     pieces = wire if encoding in {"", "identity"} else _unzipped(wire, max_bytes=max_bytes)
     try:
@@ -1066,7 +1162,7 @@ async def _limited(stream: httpx.AsyncByteStream, *, max_bytes: int) -> AsyncGen
         async for chunk in chunks:
             received += len(chunk)
             if received > max_bytes:
-                raise _BadBody(f"answered with more than {max_bytes} bytes")
+                raise _BodyTooLarge(f"answered with more than {max_bytes} bytes")
             yield chunk
     finally:
         if isinstance(chunks, AsyncGenerator):
@@ -1090,7 +1186,7 @@ async def _unzipped(wire: AsyncIterator[bytes], *, max_bytes: int) -> AsyncGener
             started = True
             unpacked += len(piece)
             if unpacked > max_bytes:
-                raise _BadBody(f"answered with more than {max_bytes} bytes")
+                raise _BodyTooLarge(f"answered with more than {max_bytes} bytes")
             yield piece
             rest = member.unused_data if member.eof else member.unconsumed_tail
             if len(piece) == _PIECE_BYTES:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from contextvars import Context
 from dataclasses import dataclass, replace
@@ -39,6 +39,7 @@ from sessions.base import (
 from sessions.errors import (
     NotSupported,
     ProviderAuthFailed,
+    ProviderError,
     ProviderForbidden,
     ProviderNotFound,
     ProviderUnavailable,
@@ -46,6 +47,7 @@ from sessions.errors import (
 from sessions.exports import TimedExports
 from sessions.http import HttpLimits, Observer, ProviderHttp
 from sessions.registry import Registry
+from sessions.resilience import BreakerState, RefusalReason, ResilienceObserver
 from storage.cache import CacheStore
 from storage.credentials import Secret
 from storage.errors import CredentialsMissing, CredentialsUnreadable
@@ -78,6 +80,7 @@ class Installation:
         provider: As registered when it was opened.
         platform: How to talk to it.
         http: HTTP to it.
+        outage: Whether it is out of reach.
         connections: Closes ``http``.
         machine: Makes what serves a subject.
         max_subjects: How many of those are kept.
@@ -89,6 +92,7 @@ class Installation:
         *,
         platform: Platform,
         http: ProviderHttp,
+        outage: Outage,
         connections: AsyncExitStack,
         machine: Callable[[Installation, str], Machinery],
         max_subjects: int,
@@ -96,7 +100,7 @@ class Installation:
         self.provider = provider
         self.platform = platform
         self.http = http
-        self.outage = Outage(provider)
+        self.outage = outage
         self.users = 0
         self.dropped = False
         self._connections = connections
@@ -133,10 +137,19 @@ class Installation:
                 del self._machinery_by_subject[subject]
 
     def note_use(self, *, began_at: float, error: BaseException | None) -> None:
-        """Tell from how a use went whether the provider is in reach."""
+        """Tell from how a use went whether the provider is in reach.
+
+        A use that went well may have made no call, so the calls must be going well besides.
+        """
+        outage_began_at = self.outage.began_at
         if isinstance(error, ProviderUnavailable):
             self.outage.note_failure(error)
-        elif self.outage.began_at is not None and error is None and began_at > self.outage.began_at:
+        elif (
+            outage_began_at is not None
+            and error is None
+            and began_at > outage_began_at
+            and self.http.health().is_well
+        ):
             self.outage.note_success()
 
     async def aclose(self, *, within_seconds: float) -> None:
@@ -258,8 +271,24 @@ class Installations:
             )
         return platform
 
-    def open_http(self, provider: Provider) -> AbstractAsyncContextManager[ProviderHttp]:
+    def find_open(self, provider_id: str) -> Installation | None:
+        """Return the provider's installation, if it is open."""
+        return self._open.get(provider_id)
+
+    def list_open(self) -> Sequence[Installation]:
+        """Return all that are open."""
+        return list(self._open.values())
+
+    def open_http(
+        self, provider: Provider, *, watcher: ResilienceObserver | None = None
+    ) -> AbstractAsyncContextManager[ProviderHttp]:
         """Open HTTP to a provider, with as many calls at once as its platform bears.
+
+        Nothing is known of failures of calls made through another.
+
+        Args:
+            provider: The provider.
+            watcher: Hears when the provider is taken for failed.
 
         Raises:
             NotSupported: There is no such platform.
@@ -271,6 +300,7 @@ class Installations:
             policy=self._policy,
             limits=replace(self._limits, concurrency=self.platform_of(provider).concurrency),
             observer=self._http_observer,
+            watcher=watcher,
         )
 
     async def _opened(self, provider_id: str) -> Installation:
@@ -300,11 +330,14 @@ class Installations:
             raise ProviderUnavailable("The provider is disabled", provider_id=provider_id)
         credentials = await self._credentials(provider_id)
         async with AsyncExitStack() as stack:
-            http = await stack.enter_async_context(self.open_http(provider))
+            outage = Outage(provider)
+            watcher = _Watcher(outage, self._observer)
+            http = await stack.enter_async_context(self.open_http(provider, watcher=watcher))
             installation = Installation(
                 provider,
                 platform=self.platform_of(provider),
                 http=http,
+                outage=outage,
                 connections=stack.pop_all(),
                 machine=lambda owner, subject: self._machinery(owner, subject, credentials),
                 max_subjects=self._settings.max_subjects,
@@ -377,6 +410,29 @@ class Installations:
         )
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
+
+
+class _Watcher:
+    """Lets an outage begin when the provider is taken for failed, whatever the failure.
+
+    Args:
+        outage: The provider's.
+        observer: Hears of everything besides.
+    """
+
+    def __init__(self, outage: Outage, observer: ResilienceObserver) -> None:
+        self._outage = outage
+        self._observer = observer
+
+    def on_breaker(
+        self, provider_id: str, state: BreakerState, *, cause: ProviderError | None
+    ) -> None:
+        if cause is not None:
+            self._outage.note_failure(cause)
+        self._observer.on_breaker(provider_id, state, cause=cause)
+
+    def on_refusal(self, provider_id: str, reason: RefusalReason) -> None:
+        self._observer.on_refusal(provider_id, reason)
 
 
 def _supported(owner: Installation, text: str) -> Subject:

@@ -45,6 +45,7 @@ from sessions.exports import EXPORT_JOB
 from sessions.http import DEFAULT_LIMITS, HttpLimits, Observer
 from sessions.installations import Installations, MachineryLoan, SessionLoan
 from sessions.registry import Registry
+from sessions.resilience import ProviderHealth
 from sessions.scheduler import Scheduler
 from storage.cache import CacheStore
 from storage.credentials import Secret
@@ -84,7 +85,7 @@ class SessionManager:
         policy: Which addresses may be called.
         limits: Of HTTP; the concurrency is each platform's own.
         settings: Durations.
-        observer: Hears of transitions, for metrics.
+        observer: Hears of transitions and of failing providers, for metrics.
         http_observer: Hears of every upstream call, for metrics.
     """
 
@@ -320,6 +321,18 @@ class SessionManager:
             StorageError: The database could not answer.
         """
         return await self._leases.count_sessions()
+
+    def health(self, provider_id: str) -> ProviderHealth | None:
+        """Return how this process gets on with a provider; ``None`` when it has not used it."""
+        installation = self._installations.find_open(provider_id)
+        return None if installation is None else installation.http.health()
+
+    def list_health(self) -> Mapping[str, ProviderHealth]:
+        """Return how this process gets on with each provider it has used, by provider id."""
+        return {
+            installation.provider.id: installation.http.health()
+            for installation in self._installations.list_open()
+        }
 
     async def run(self) -> None:
         """Keep sessions alive and exports fresh until ``aclose``."""

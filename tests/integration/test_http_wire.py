@@ -7,9 +7,10 @@ import socket
 import ssl
 import time
 import traceback
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -24,10 +25,20 @@ from sessions.errors import (
     ProviderAddressRefused,
     ProviderBadResponse,
     ProviderError,
+    ProviderRateLimited,
     ProviderTimeout,
     ProviderUnavailable,
 )
-from sessions.http import HttpLimits, Lookup, ProviderHttp, _AddressDenied, _network_transport
+from sessions.http import (
+    HttpLimits,
+    Lookup,
+    ProviderHttp,
+    Response,
+    _AddressDenied,
+    _network_transport,
+)
+from sessions.resilience import BreakerState, ResilienceTerms
+from simulators.moving_time import moving_time
 
 LOCAL = AddressPolicy(allowed_networks=LOCAL_NETWORKS)
 PUBLIC_ONLY = AddressPolicy()
@@ -598,7 +609,7 @@ async def test_after_a_storm_of_cancelled_requests_healthy_ones_succeed() -> Non
     assert cancelled == 2000
     assert http.calls > 1000
     assert [response.status for response in responses] == [200] * 10
-    assert http._slots._value == 100
+    assert (http.health().calls_now, http.health().waiting) == (0, 0)
 
 
 async def test_no_more_than_the_allowed_number_run_at_once() -> None:
@@ -634,6 +645,232 @@ async def test_closing_ends_what_is_under_way() -> None:
         await _until(lambda: server.open == 0)
 
     assert http.calls == 1
+
+
+# Providers that fail
+
+TERMS = ResilienceTerms(jitter=0, cut_seconds=0.05)
+ONCE = HttpLimits(max_retries=0, resilience=TERMS)
+IMPATIENT = replace(ONCE, resilience=replace(TERMS, slow_seconds=0.3))
+
+
+def saying(status: str, *headers: str, body: bytes = b"") -> bytes:
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+async def cut(asked: Asked) -> None:
+    asked.writer.transport.abort()
+
+
+async def hang(asked: Asked) -> None:
+    await asked.say_no_more_than(b"")
+
+
+async def dawdle(asked: Asked) -> None:
+    await asyncio.sleep(0.35)
+    asked.writer.write(EMPTY_LIST)
+
+
+async def call(http: ProviderHttp, *, seconds: float = 5, max_body_bytes: int = 100) -> str:
+    """Ask for JSON and return how that went."""
+    try:
+        answer = await http.request(
+            "GET", "/", total_seconds=seconds, max_body_bytes=max_body_bytes
+        )
+        if answer.status < 400:
+            answer.decode(list)
+    except ProviderError as error:
+        return error.code
+    return "OK"
+
+
+FAILING: list[tuple[str, Answer | bytes, str, float]] = [
+    ("killed", cut, "PROVIDER_UNAVAILABLE", 5),
+    ("hung", hang, "PROVIDER_TIMEOUT", 0.1),
+    ("slow", dawdle, "OK", 5),
+    ("an error of its own", saying("500 No"), "PROVIDER_UNAVAILABLE", 5),
+    ("throttling", saying("429 Slow down"), "PROVIDER_RATE_LIMITED", 5),
+    ("a redirect", saying("302 Away", "Location: /login"), "PROVIDER_BAD_RESPONSE", 5),
+    (
+        "a web page",
+        saying("200 OK", "Content-Type: text/html", body=b"<p>"),
+        "PROVIDER_BAD_RESPONSE",
+        5,
+    ),
+    ("nothing", saying("200 OK"), "PROVIDER_BAD_RESPONSE", 5),
+    ("half of its JSON", saying("200 OK", body=b'[{"a": '), "PROVIDER_BAD_RESPONSE", 5),
+    (
+        "broken gzip",
+        saying("200 OK", "Content-Encoding: gzip", body=b"\x1f\x8bno"),
+        "PROVIDER_BAD_RESPONSE",
+        5,
+    ),
+    ("no HTTP", b"SSH-2.0-OpenSSH_9.9\r\n", "PROVIDER_BAD_RESPONSE", 5),
+]
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "seconds"),
+    [each[1:] for each in FAILING],
+    ids=[each[0] for each in FAILING],
+)
+async def test_after_five_failures_of_whatever_kind_nothing_is_sent_but_a_probe(
+    answer: Answer | bytes, code: str, seconds: float
+) -> None:
+    limits = IMPATIENT if answer is dawdle else ONCE
+
+    with moving_time() as clock:
+        async with upstream(answer) as server, http_to(server, limits=limits) as http:
+            failed = [await call(http, seconds=seconds) for _ in range(5)]
+            refused = [await call(http, seconds=seconds) for _ in range(50)]
+            reached, health = len(server.heads), http.health()
+            clock.advance(30)
+            probe = await call(http, seconds=seconds)
+            refused += [await call(http, seconds=seconds) for _ in range(50)]
+
+    assert failed == [code] * 5
+    assert (reached, health.state) == (5, BreakerState.OPEN)
+    assert probe == code
+    assert refused == ["PROVIDER_UNAVAILABLE"] * 100
+    assert len(server.heads) == http.calls == 6
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [
+        (saying("404 Not found"), "OK"),
+        (saying("401 Who are you"), "OK"),
+        (saying("200 OK", body=b"[" + b" " * 200 + b"]"), "PROVIDER_BAD_RESPONSE"),  # too large
+        (saying("200 OK", body=b"{}"), "PROVIDER_BAD_RESPONSE"),  # of another form
+    ],
+)
+async def test_an_answer_is_no_failure_though_the_caller_cannot_use_it(
+    answer: bytes, outcome: str
+) -> None:
+    async with upstream(answer) as server, http_to(server, limits=ONCE) as http:
+        outcomes = [await call(http) for _ in range(30)]
+        health = http.health()
+
+    assert outcomes == [outcome] * 30
+    assert len(server.heads) == 30
+    assert (health.state, health.success_rate) == (BreakerState.CLOSED, 1.0)
+
+
+async def test_an_address_that_is_not_allowed_is_no_failure_of_the_provider() -> None:
+    lookup, _ = names(["10.0.0.1"])
+
+    async with (
+        upstream(EMPTY_LIST) as server,
+        http_to(server, host="p.example", policy=PUBLIC_ONLY, lookup=lookup, limits=ONCE) as http,
+    ):
+        outcomes = [await call(http) for _ in range(20)]
+        health = http.health()
+
+    assert outcomes == ["BAD_INPUT"] * 20
+    assert (health.state, health.consecutive_failures) == (BreakerState.CLOSED, 0)
+
+
+async def test_a_provider_that_is_back_is_called_by_all_after_one_probe() -> None:
+    replies = [saying("503 Down")] * 5
+
+    async def answer(asked: Asked) -> None:
+        asked.writer.write(replies.pop() if replies else EMPTY_LIST)
+
+    with moving_time() as clock:
+        async with upstream(answer) as server, http_to(server, limits=ONCE) as http:
+            outcomes = [await call(http) for _ in range(10)]
+            clock.advance(30)
+            outcomes += await asyncio.gather(*(call(http) for _ in range(5)))
+            outcomes += await asyncio.gather(*(call(http) for _ in range(5)))
+            health = http.health()
+
+    refused = ["PROVIDER_UNAVAILABLE"]
+    assert outcomes == refused * 10 + ["OK"] + refused * 4 + ["OK"] * 5
+    assert len(server.heads) == 5 + 1 + 5
+    assert (health.state, health.consecutive_failures) == (BreakerState.CLOSED, 0)
+
+
+async def test_retries_end_with_their_own_error_when_they_open_the_breaker() -> None:
+    limits = HttpLimits(backoff_seconds=0)
+
+    async with upstream(saying("503 Down")) as server, http_to(server, limits=limits) as http:
+        for _ in range(2):
+            with pytest.raises(ProviderUnavailable, match="answered with an error of its own"):
+                await http.request("GET", "/")
+        with pytest.raises(ProviderUnavailable, match=r"^The provider failed before and is tried"):
+            await http.request("GET", "/")
+
+    assert len(server.heads) == 3 + 2
+
+
+async def test_a_healthy_sibling_is_never_repeated_for_a_failing_one() -> None:
+    async def answer(asked: Asked) -> None:
+        failing = asked.head.startswith("GET /failing")
+        asked.writer.write(saying("503 Down") if failing else EMPTY_LIST)
+
+    limits = HttpLimits(backoff_seconds=0.01)
+    async with upstream(answer) as server, http_to(server, limits=limits) as http:
+        failed, *healthy = await asyncio.gather(
+            http.request("GET", "/failing"),
+            *(http.request("GET", f"/healthy/{number}") for number in range(4)),
+            return_exceptions=True,
+        )
+
+    assert isinstance(failed, ProviderUnavailable)
+    assert [isinstance(answer, Response) for answer in healthy] == [True] * 4
+    asked = Counter(head.split(" ")[1] for head in server.heads)
+    assert asked == {"/failing": 3} | {f"/healthy/{number}": 1 for number in range(4)}
+
+
+async def test_a_provider_that_asks_for_a_rest_gets_it_from_every_caller() -> None:
+    async with (
+        upstream(saying("429 Slow down", "Retry-After: 60")) as server,
+        http_to(server) as http,
+    ):
+        outcomes = await asyncio.gather(
+            *(http.request("GET", f"/{number}") for number in range(3)), return_exceptions=True
+        )
+        outcomes += [
+            (await asyncio.gather(http.request("POST", "/"), return_exceptions=True))[0]
+            for _ in range(20)
+        ]
+
+    assert {type(outcome) for outcome in outcomes} == {ProviderRateLimited}
+    assert len(server.heads) == 3
+
+
+async def test_a_platforms_own_throttle_is_an_answer_that_counts() -> None:
+    async with (
+        upstream(saying("403 Forbidden", body=b"Rate Limit Exceeded")) as server,
+        http_to(server, limits=replace(ONCE, concurrency=8)) as http,
+    ):
+        answers = [
+            await http.request("GET", "/", is_throttle=lambda answer: b"Rate" in answer.body)
+            for _ in range(2)
+        ]
+        health = http.health()
+
+    assert [answer.status for answer in answers] == [403, 403]
+    assert (health.consecutive_failures, health.last_error_code) == (2, "PROVIDER_RATE_LIMITED")
+    assert health.calls_limit == 2
+    assert len(server.heads) == 2
+
+
+async def test_one_slow_provider_cannot_gather_callers_without_end() -> None:
+    limits = HttpLimits(concurrency=2, resilience=ResilienceTerms(waiting_per_call=5))
+
+    async with upstream(hang) as server, http_to(server, limits=limits) as http:
+        calls = [asyncio.create_task(call(http)) for _ in range(100)]
+        await _until(lambda: sum(each.done() for each in calls) == 88)
+        health = http.health()
+        for each in calls:
+            each.cancel()
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert (health.calls_now, health.waiting) == (2, 10)
+    assert outcomes.count("PROVIDER_UNAVAILABLE") == 88
+    assert http.calls == 2
 
 
 async def _until(true: Callable[[], bool]) -> None:

@@ -312,6 +312,7 @@ class CanvasWire:
                     form=form,
                     headers={"authorization": f"Bearer {token}", "accept": _ACCEPT},
                     expected=_EXPECTED,
+                    is_throttle=is_throttled,
                 )
 
             return self._judged(await self._paced(request), method=method, url=url)
@@ -354,7 +355,9 @@ class CanvasWire:
         """Return an answer of Canvas's own to a call that the subject may make."""
         status = response.status
         if status in _REDIRECTS or (_is_html(response) and status != HTTPStatus.NOT_FOUND):
-            raise self._bad(f"This is not a Canvas API: it answered like a website ({status})")
+            raise response.refuse(
+                self._bad(f"This is not a Canvas API: it answered like a website ({status})")
+            )
         if status == HTTPStatus.UNAUTHORIZED and "www-authenticate" in response.headers:
             raise SessionLost
         if status not in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
