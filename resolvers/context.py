@@ -31,6 +31,7 @@ from sessions.base import (
     SubjectKind,
 )
 from sessions.errors import ProviderError, ProviderNotFound
+from sessions.resilience import ProviderHealth
 from storage.credentials import Secret
 from storage.errors import StorageError
 from storage.leases import SessionStatus
@@ -111,6 +112,9 @@ class Sessions(Statuses, Protocol):
         Raises:
             ProviderError: There is none to be had; ``ProviderNotFound`` for an unknown provider.
         """
+
+    def health(self, provider_id: str, /) -> ProviderHealth | None:
+        """Return how this process gets on with a provider; ``None`` when it has not used it."""
 
 
 class Providers(Protocol):
@@ -422,6 +426,15 @@ class RequestContext:
                 not exist for this request.
         """
         return self._sessions.session(provider_id, self.subject_of(provider_id))
+
+    def health(self, provider_id: str) -> ProviderHealth | None:
+        """Return how this process gets on with a provider; ``None`` when it has not used it.
+
+        Raises:
+            Forbidden: The scope to read providers is missing.
+        """
+        self.require(Scope.READ_PROVIDERS)
+        return self._sessions.health(provider_id)
 
     def subject_of(self, provider_id: str) -> str:
         """Return, as text, whom this request acts for at a provider already read for it.

@@ -11,6 +11,7 @@ from strawberry.types.enum import StrawberryEnumDefinition
 from resolvers.paging import SourceState
 from resolvers.roster import CourseOrderField, EnrollmentOrderField, UserOrderField
 from sessions.base import Capability
+from sessions.resilience import BreakerState
 from storage.records import (
     CourseKind,
     CourseState,
@@ -246,6 +247,15 @@ _DESCRIPTIONS: dict[type[Enum], tuple[str, dict[str, str]]] = {
             "PENDING": "Registered, and not yet reached.",
             "ACTIVE": "Reached, its version read, logged in.",
             "DISABLED": "Switched off by an operator; left out of lists unless named.",
+        },
+    ),
+    BreakerState: (
+        "Whether calls reach a provider.",
+        {
+            "CLOSED": "They do.",
+            "OPEN": "It failed; calls are refused at once until it is tried again.",
+            "HALF_OPEN": "One call is under way to find out whether it is back; all others are"
+            " refused.",
         },
     ),
     SessionState: (

@@ -21,6 +21,7 @@ from resolvers.roster import DEFAULT_FIRST
 from schema import global_ids
 from schema.enums import ErrorCode, error_code
 from schema.global_ids import GlobalId
+from schema.health import ProviderHealth
 from schema.inputs import EnrollmentFilter
 from sessions.base import Capability
 from storage import records
@@ -234,6 +235,15 @@ class Provider(Node):
             first=DEFAULT_FIRST if first is None else first,
         )
         return later(found, lambda rows: [ProviderSession.from_record(row) for row in rows])
+
+    @strawberry.field(
+        description="How the process that answers gets on with it; null when that process has not"
+        " used it. Costs no call. Needs the scope read:providers; null without."
+    )
+    def health(self, info: GatewayInfo) -> ProviderHealth | None:
+        """Return how this process gets on with it."""
+        found = info.context.health(self.record.id)
+        return None if found is None else ProviderHealth.from_record(found)
 
     @classmethod
     def from_record(cls, record: records.Provider) -> Provider:

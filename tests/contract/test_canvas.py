@@ -1328,6 +1328,9 @@ class OneSession:
     async def list_statuses(self, **_filters: object) -> Sequence[SessionStatus]:
         return []
 
+    def health(self, _provider_id: str, /) -> None:
+        return None
+
 
 async def test_a_courses_image_becomes_an_icon_that_outlives_its_signature(
     canvas: SimulatedInstallation, sqlite_database: Database, tmp_path: Path

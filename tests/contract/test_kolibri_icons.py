@@ -35,6 +35,9 @@ class OneSession:
     async def list_statuses(self, **_filters: object) -> Sequence[SessionStatus]:
         return []
 
+    def health(self, _provider_id: str, /) -> None:
+        return None
+
 
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_each_channel_shows_its_picture_or_nothing_with_the_reason_in_the_log(

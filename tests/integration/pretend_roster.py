@@ -34,6 +34,7 @@ from sessions.base import (
 )
 from sessions.errors import ProviderError, ProviderNotFound, ReauthRequired
 from sessions.http import ProviderHttp
+from sessions.resilience import ProviderHealth
 from sessions.strategies import Choice, note_choice
 from storage.credentials import Secret
 from storage.leases import SessionStatus
@@ -248,6 +249,7 @@ class World:
 
     rosters: dict[str, Roster] = field(default_factory=dict)
     statuses: list[SessionStatus] = field(default_factory=list)
+    health_by_provider: dict[str, ProviderHealth] = field(default_factory=dict)
     status_questions: list[tuple[Any, ...]] = field(default_factory=list)
     lent: list[tuple[str, str]] = field(default_factory=list)
     icon_batches: list[int] = field(default_factory=list)
@@ -283,6 +285,9 @@ class World:
         if roster is None:
             raise ReauthRequired("The user has not agreed", provider_id=provider_id)
         yield RecordingSession(roster, subject)
+
+    def health(self, provider_id: str, /) -> ProviderHealth | None:
+        return self.health_by_provider.get(provider_id)
 
     async def list_statuses(
         self,

@@ -5,6 +5,7 @@ import json
 import time
 from base64 import urlsafe_b64encode
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ from schema import build_schema
 from schema.execution import execute
 from schema.limits import DocumentLimits
 from sessions.errors import ProviderRateLimited, ProviderTimeout, ProviderUnavailable
+from sessions.resilience import BreakerState, ProviderHealth
 from storage.records import (
     CourseKind,
     EnrollmentSource,
@@ -652,6 +654,52 @@ async def test_a_cancelled_request_cancels_its_calls() -> None:
     assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
 
 
+# Health
+
+
+async def test_a_providers_health_is_told_as_this_process_sees_it_and_costs_no_call() -> None:
+    world = World()
+    school = a_school(world, "a")
+    a_school(world, "unused")
+    at = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    world.health_by_provider["a"] = ProviderHealth(
+        state=BreakerState.OPEN,
+        since=at,
+        next_probe_at=at + timedelta(seconds=30),
+        consecutive_failures=5,
+        last_error_code="PROVIDER_TIMEOUT",
+        last_error="a.example:443 stopped answering",
+        last_failed_at=at,
+        calls_now=1,
+        calls_limit=2,
+        waiting=3,
+        success_rate=0.25,
+    )
+
+    answer = await answer_of(
+        world,
+        """{ providers { health { state since nextProbeAt consecutiveFailures lastErrorCode
+            lastError lastFailedAt callsNow callsLimit waiting successRate } } }""",
+    )
+
+    told, unused = (provider["health"] for provider in answer["providers"])
+    assert told == {
+        "state": "OPEN",
+        "since": "2026-03-01T12:00:00Z",
+        "nextProbeAt": "2026-03-01T12:00:30Z",
+        "consecutiveFailures": 5,
+        "lastErrorCode": "PROVIDER_TIMEOUT",
+        "lastError": "a.example:443 stopped answering",
+        "lastFailedAt": "2026-03-01T12:00:00Z",
+        "callsNow": 1,
+        "callsLimit": 2,
+        "waiting": 3,
+        "successRate": 0.25,
+    }
+    assert unused is None
+    assert (school.calls, world.lent) == ([], [])
+
+
 # Scopes
 
 
@@ -663,6 +711,7 @@ async def test_a_cancelled_request_cancels_its_calls() -> None:
         ("{ enrollments(filter: {}) { nodes { id } } }", "read:enrollments", "read:enrollments"),
         ('{ user(id: "VXNlcjphOnUx") { id } }', "read:users", "read:users"),
         ('{ course(id: "Q291cnNlOmE6YzA") { id } }', "read:courses", "read:courses"),
+        ("{ providers { health { state } } }", "read:providers", "read:providers"),
         ('mutation { removeProvider(providerId: "a") { __typename } }', "write:providers", "admin"),
         ('mutation { checkProvider(providerId: "a") { __typename } }', "write:providers", "admin"),
     ],

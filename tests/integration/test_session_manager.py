@@ -39,9 +39,10 @@ from sessions.errors import (
     UpstreamCallsSpent,
 )
 from sessions.exports import TimedExports
-from sessions.http import deadline
+from sessions.http import HttpLimits, deadline
 from sessions.manager import SessionManager
 from sessions.metering import Meter, metering
+from sessions.resilience import BreakerState, ResilienceTerms
 from storage.cache import CacheEntry, CacheStore
 from storage.credentials import KeyRing, Secret
 from storage.database import Database
@@ -465,6 +466,107 @@ async def test_outages_of_callers_are_logged_once_at_start_and_end(
         "provider_outage_started",
         "provider_outage_ended",
     ]
+
+
+async def test_health_is_none_before_the_first_use_and_afresh_after_a_change(
+    manager: SessionManager, server: PretendServer
+) -> None:
+    unused = manager.health("1"), manager.list_health()
+    await read(manager)
+    server.failing = {"/users": (500, {})}
+    for _ in range(5):
+        with pytest.raises(ProviderUnavailable):
+            await read(manager)
+    failed = manager.health("1")
+    server.failing = {}
+
+    await manager.forget("1")
+    forgotten = manager.health("1")
+    await read(manager)
+
+    assert unused == (None, {})
+    assert failed is not None
+    assert (failed.state, failed.last_error_code) == (BreakerState.OPEN, "PROVIDER_UNAVAILABLE")
+    assert forgotten is None
+    afresh = manager.health("1")
+    assert afresh is not None
+    assert (afresh.state, afresh.consecutive_failures) == (BreakerState.CLOSED, 0)
+    assert list(manager.list_health()) == ["1"]
+
+
+async def test_a_check_is_made_though_the_provider_is_taken_for_failed(
+    sqlite_database: Database, key_ring: KeyRing, providers: ProviderStore, server: PretendServer
+) -> None:
+    provider = await providers.get("1")
+    assert provider is not None
+    async with open_gateway(sqlite_database, key_ring, limits=HttpLimits()) as manager:
+        await read(manager)
+        server.failing = {"/users": (500, {})}
+        for _ in range(5):
+            with pytest.raises(ProviderUnavailable):
+                await read(manager)
+        found, grant = await manager.check(provider, Secret({"password": PASSWORD}))
+        await manager.discard(provider, grant)
+        server.failing = {}
+        with pytest.raises(ProviderUnavailable, match="The provider failed before"):
+            await read(manager)
+
+    assert found.version == "1.0"
+    assert (server.logins, server.log_outs) == (2, 1)
+
+
+async def test_a_heartbeat_finds_out_that_a_provider_is_back_when_nobody_calls(
+    sqlite_database: Database, key_ring: KeyRing, providers: ProviderStore, server: PretendServer
+) -> None:
+    notes = Notes()
+    async with open_gateway(
+        sqlite_database, key_ring, settings=HEARTBEATS, scheduled=True, observer=notes
+    ) as manager:
+        await read(manager)
+        server.failing = {"/users": (500, {}), "/alive": (500, {})}
+        while len(notes.breakers) == 0:
+            with pytest.raises(ProviderUnavailable):
+                await read(manager)
+        server.failing = {}
+        await until(lambda: notes.breakers[-1] == "CLOSED")
+
+    assert notes.breakers[0] == "OPEN"
+    assert notes.breakers[-2:] == ["HALF_OPEN", "CLOSED"]
+    assert server.logins == 1
+
+
+async def test_logins_that_fail_in_ways_no_call_shows_open_the_breaker(
+    sqlite_database: Database, key_ring: KeyRing, providers: ProviderStore, server: PretendServer
+) -> None:
+    server.login_seconds = 30
+    notes = Notes()
+    hasty = replace(QUICK, transition_seconds=0.1, backoff_seconds=0.01)
+    async with open_gateway(
+        sqlite_database, key_ring, settings=hasty, observer=notes, limits=HttpLimits()
+    ) as manager:
+        for _ in range(5):
+            with pytest.raises(ProviderTimeout, match="did not finish"):
+                await read(manager)
+            await asyncio.sleep(0.35)  # until the pause between logins is over
+        health = manager.health("1")
+
+    assert health is not None
+    assert (health.state, health.consecutive_failures) == (BreakerState.OPEN, 5)
+    assert notes.breakers == ["OPEN"]
+
+
+async def test_a_login_goes_before_all_callers_who_wait(
+    sqlite_database: Database, key_ring: KeyRing, providers: ProviderStore, server: PretendServer
+) -> None:
+    platform = replace(PRETEND, concurrency=1)
+    limits = HttpLimits(resilience=ResilienceTerms(waiting_per_call=100))
+    async with open_gateway(sqlite_database, key_ring, platform=platform, limits=limits) as manager:
+        await read(manager)
+        server.end_all_sessions()
+
+        await asyncio.gather(*(read(manager) for _ in range(101)))
+
+    assert (server.logins, server.reads) == (2, 102)
 
 
 # Heartbeats.

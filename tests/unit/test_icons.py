@@ -197,6 +197,9 @@ class FileSessions:
     async def list_statuses(self, **_filters: object) -> Sequence[SessionStatus]:
         return []
 
+    def health(self, _provider_id: str, /) -> None:
+        return None
+
 
 def provider(provider_id: str) -> Provider:
     return Provider(
