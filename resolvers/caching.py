@@ -28,6 +28,7 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from itertools import islice
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import msgspec
@@ -378,9 +379,7 @@ class RecordCache:
         """Write to the database what it does not have yet; what fails is kept in memory only."""
         self._to_save.clear()
         while self._unsaved:
-            names = [*self._unsaved][:_ANSWERS_AT_ONCE]
-            entries = {name: self._unsaved.pop(name) for name in names}
-            self._unsaved_bytes -= sum(len(entry.body) for entry in entries.values())
+            entries = dict(islice(self._unsaved.items(), _ANSWERS_AT_ONCE))
             now = self.clock()
             answers = [
                 KeptAnswer(
@@ -395,10 +394,12 @@ class RecordCache:
             ]
             try:
                 await self._store.write_many(answers)
+                self._silent = False
             except StorageError as error:
                 self._note_trouble(error)
-                return
-            self._silent = False
+            for name, entry in entries.items():
+                if self._unsaved.get(name) is entry:  # else it was read anew in the meantime
+                    self._unsaved_bytes -= len(self._unsaved.pop(name).body)
 
     async def aclose(self) -> None:
         """Give up every read under way, and save what is not saved."""

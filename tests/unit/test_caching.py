@@ -1,7 +1,7 @@
 import asyncio
 import os
 import tracemalloc
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -34,7 +34,7 @@ from sessions.errors import (
 )
 from sessions.http import deadline, seconds_to_deadline
 from sessions.metering import Meter, metering
-from storage.cache import CacheStore
+from storage.cache import CacheStore, KeptAnswer
 from storage.credentials import KeyRing, Secret
 from storage.database import Database
 from storage.errors import StorageUnavailable
@@ -249,8 +249,8 @@ async def test_readers_of_overlapping_keys_ask_for_each_once(
     await until(lambda: len(upstream.calls) == 2)
     upstream.gate.set()
 
-    assert [*await one, *await two] == ["a", "b", "b", "c"]
-    assert upstream.calls == [["a", "b"], ["c"]]
+    assert sorted([*await one, *await two]) == ["a", "b", "b", "c"]
+    assert sorted(key for call in upstream.calls for key in call) == ["a", "b", "c"]
 
 
 async def test_a_read_that_began_before_a_live_wish_does_not_serve_it(
@@ -553,6 +553,32 @@ async def test_what_is_read_is_saved_while_the_cache_is_open(
         async with asyncio.timeout(5):
             while not await store.read_many("1", "service", ["user:a"]):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
+
+
+class SlowStore(CacheStore):
+    """Takes its time to write, and says when it has begun."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self.begun = asyncio.Event()
+        self.gate = asyncio.Event()
+
+    async def write_many(self, answers: Collection[KeptAnswer]) -> None:
+        self.begun.set()
+        await self.gate.wait()
+        await super().write_many(answers)
+
+
+async def test_what_was_being_saved_at_the_end_is_saved(
+    store: CacheStore, sqlite_database: Database
+) -> None:
+    slow = SlowStore(sqlite_database)
+    async with open_cache(slow) as cache:
+        await read(cache, Upstream(), Wish(began_at=cache.clock(), usual_age_seconds=60))
+        await slow.begun.wait()
+        asyncio.get_running_loop().call_later(0.05, slow.gate.set)
+
+    assert list(await store.read_many("1", "service", ["user:a"])) == ["user:a"]
 
 
 async def test_an_answer_of_another_version_of_the_gateway_counts_as_none(
