@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     Double,
@@ -236,4 +237,69 @@ idempotency = Table(
     Column("lease_until", Double, nullable=False),
     Column("expires_at", Double, nullable=False),  # by the database's clock
     Index(None, "expires_at"),
+)
+
+import_run = Table(
+    "import_run",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("provider_id", Text, ForeignKey("provider.id", ondelete="CASCADE"), nullable=False),
+    Column("state", Text, nullable=False),
+    Column("requested_by", Text, nullable=False),  # id of a key, or schedule
+    Column("requested_at", Instant, nullable=False),
+    Column("started_at", Instant),
+    Column("finished_at", Instant),
+    Column("accept_drop", Boolean, nullable=False),
+    Column("reading", BigInteger, nullable=False),  # marks the rows it saw in the snapshot
+    Column("lists_done", Integer, nullable=False),
+    Column("position", Text),  # in the list after those done; null for its beginning
+    Column("position_at", Double),  # by the database's clock
+    Column("counts", Text, nullable=False),  # JSON object by kind
+    Column("problem_code", Text),
+    Column("problem", Text),
+    Index(None, "provider_id", "id"),
+)
+
+snapshot = Table(
+    "snapshot",
+    metadata,
+    Column("provider_id", Text, ForeignKey("provider.id", ondelete="CASCADE"), primary_key=True),
+    Column("kind", Text, primary_key=True),
+    Column("external_id", Text, primary_key=True),
+    Column("sha256", LargeBinary, nullable=False),
+    Column("record", LargeBinary, nullable=False),
+    Column("seen_reading", BigInteger, nullable=False),  # the reading that saw it last
+)
+
+import_stage = Table(
+    "import_stage",
+    metadata,
+    Column("provider_id", Text, ForeignKey("provider.id", ondelete="CASCADE"), primary_key=True),
+    Column("kind", Text, primary_key=True),
+    Column("external_id", Text, primary_key=True),
+    Column("sha256", LargeBinary, nullable=False),
+    Column("record", LargeBinary, nullable=False),
+    Column("created", Boolean, nullable=False),  # not in the snapshot
+)
+
+change = Table(
+    "change",
+    metadata,
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("at", Instant, nullable=False),
+    Column("provider_id", Text, ForeignKey("provider.id", ondelete="CASCADE"), nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("external_id", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("record", LargeBinary, nullable=False),  # of something deleted, the last known
+    Index(None, "at"),
+    Index(None, "provider_id"),
+)
+
+change_counter = Table(
+    "change_counter",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),  # there is one row
+    Column("last", BigInteger, nullable=False),  # sequence of the latest change
+    Column("swept", BigInteger, nullable=False),  # none up to this one is kept
 )
