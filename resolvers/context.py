@@ -19,7 +19,7 @@ import structlog
 
 from resolvers.caching import RecordCache
 from resolvers.errors import BadInput, Forbidden, RequestLimitExceeded
-from resolvers.loaders import Loaders
+from resolvers.loaders import BatchLoader, Loaders
 from resolvers.reading import Reading, ReadingTerms
 from sessions.base import (
     ACT_AS,
@@ -34,6 +34,7 @@ from sessions.errors import ProviderError, ProviderNotFound
 from sessions.resilience import ProviderHealth
 from storage.credentials import Secret
 from storage.errors import StorageError
+from storage.imports import ImportRun, ImportStore
 from storage.leases import SessionStatus
 from storage.records import Course, Provider, SessionState
 
@@ -347,6 +348,7 @@ class RequestContext:
         icons: Icon service; ``None`` where icons are not needed, such as in an export.
         writes: Carries writes at providers out; ``None`` where there are none.
         authorizing: How users are asked; ``None`` where nobody is, such as in an export.
+        imports: Runs and changes; ``None`` where there are none.
         limits: How much a list may cost.
         cache: What is kept of providers' answers; ``None`` to read everything live.
         terms: How fresh answers are unless asked otherwise, and how long they are waited for.
@@ -355,6 +357,7 @@ class RequestContext:
         failures: Providers that failed so far without failing the request.
         loaders: This request's batches.
         reading: How it reads providers.
+        last_import: The last run of a provider.
     """
 
     access: Access
@@ -365,6 +368,7 @@ class RequestContext:
     icons: Icons | None = None
     writes: Writes | None = None
     authorizing: Authorizing | None = None
+    imports: ImportStore | None = None
     limits: ReadingLimits
     cache: RecordCache | None = None
     terms: ReadingTerms = field(default_factory=ReadingTerms)
@@ -373,6 +377,7 @@ class RequestContext:
     failures: list[SourceFailure] = field(default_factory=list)
     loaders: Loaders = field(init=False)
     reading: Reading = field(init=False)
+    last_import: BatchLoader[str, ImportRun] = field(init=False, repr=False)
     _sessions: Sessions = field(init=False, repr=False)
     _providers_by_id: dict[str, Provider] | None = field(default=None, init=False, repr=False)
     _nested_rows: int = field(default=0, init=False, repr=False)
@@ -383,6 +388,7 @@ class RequestContext:
             self.require(Scope.ACT_AS_USERS)
         self._sessions = sessions
         self._begin_reading()
+        self.last_import = self._new_last_import()
 
     def count_nested_rows(self, count: int) -> None:
         """Take note of rows that go into the answer, wherever and however often they do.
@@ -501,14 +507,14 @@ class RequestContext:
         was read before for as long as it counts as fresh.
         """
         self.loaders.cancel()
-        if self.cache is not None:
-            self.cache.drop(provider_id)
         try:
             await self.providers.note_write(provider_id)
             self.forget_providers()
             await self.visible_providers()
         except StorageError as error:
             _log.warning("write_not_noted", provider_id=provider_id, problem=str(error))
+            if self.cache is not None:
+                self.cache.drop(provider_id)
         self._begin_reading()
 
     def _begin_reading(self) -> None:
@@ -526,6 +532,12 @@ class RequestContext:
             page_size_of=self.page_size_of,
             max_collected_rows=self.limits.max_collected_rows,
         )
+
+    def _new_last_import(self) -> BatchLoader[str, ImportRun]:
+        async def fetch(_group: str, provider_ids: Sequence[str]) -> Mapping[str, ImportRun]:
+            return {} if self.imports is None else await self.imports.list_last_runs(provider_ids)
+
+        return BatchLoader(group_of=lambda _key: "", fetch=fetch)
 
     def _sees(self, provider_id: str) -> bool:
         is_meant = not self.subjects or provider_id in self.subjects

@@ -46,7 +46,7 @@ from sessions.http import DEFAULT_LIMITS, HttpLimits, Observer
 from sessions.installations import Installations, MachineryLoan, SessionLoan
 from sessions.registry import Registry
 from sessions.resilience import ProviderHealth
-from sessions.scheduler import Scheduler
+from sessions.scheduler import ScheduledWork, Scheduler
 from storage.cache import CacheStore
 from storage.credentials import Secret
 from storage.errors import StorageError
@@ -322,6 +322,7 @@ class SessionManager:
         """
         return await self._leases.count_sessions()
 
+<<<<<<< HEAD
     def health(self, provider_id: str) -> ProviderHealth | None:
         """Return how this process gets on with a provider; ``None`` when it has not used it."""
         installation = self._installations.find_open(provider_id)
@@ -333,6 +334,11 @@ class SessionManager:
             installation.provider.id: installation.http.health()
             for installation in self._installations.list_open()
         }
+=======
+    def add_work(self, work: ScheduledWork) -> None:
+        """Have jobs of one more kind done by the loop that ``run`` runs."""
+        self._scheduler.add_work(work)
+>>>>>>> ab84b3f (Import providers in runs that nothing cuts off for good)
 
     async def run(self) -> None:
         """Keep sessions alive and exports fresh until ``aclose``."""

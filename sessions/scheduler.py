@@ -1,4 +1,4 @@
-"""The one loop that does what is due: heartbeats, refreshes, logins after a pause, exports.
+"""The one loop that does what is due: heartbeats, refreshes, logins after a pause, exports, jobs.
 
 Every gateway runs one. They share the work by claiming rows, so how many there are does not
 matter, and a killed one's work is done by the others when its leases run out. The loop is
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
@@ -26,6 +27,24 @@ _SHORTEST_PAUSE_SECONDS: Final = 0.02
 _LONGEST_RESTART_SECONDS: Final = 30.0
 _UNAVAILABLE_RETRY_SECONDS: Final = 60.0
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduledWork:
+    """A kind of job from elsewhere that the loop claims too.
+
+    Attributes:
+        kind: Of the jobs.
+        run: Does one; it plans the next run and gives the lease back. It is cancelled when the
+            gateway stops, and goes on in another, or after the next start.
+        at_once: How many in this process.
+        lease_seconds: For how long a job is claimed.
+    """
+
+    kind: str
+    run: Callable[[JobClaim], Awaitable[None]]
+    at_once: int
+    lease_seconds: float
 
 
 class Scheduler:
@@ -53,12 +72,17 @@ class Scheduler:
         self._looked_at = time.monotonic()
         self._transitions: set[asyncio.Task[None]] = set()
         self._exports: set[asyncio.Task[None]] = set()
+        self._work: dict[str, tuple[ScheduledWork, set[asyncio.Task[None]]]] = {}
         self._retrying: set[tuple[str, str]] = set()
         self._prolonged: list[Prolongation] = []
         self._wake = asyncio.Event()
         self._stopping = False
         self._stopped = asyncio.Event()
         self._stopped.set()
+
+    def add_work(self, work: ScheduledWork) -> None:
+        """Claim jobs of one more kind, from the next turn on."""
+        self._work[work.kind] = (work, set())
 
     async def run(self) -> None:
         """Work until ``stop``, starting again after whatever goes wrong."""
@@ -76,7 +100,7 @@ class Scheduler:
                 await self._sleep(pause)
             await self._finish()
         finally:
-            for task in self._transitions | self._exports:
+            for task in self._transitions | self._exports | self._working():
                 task.cancel()
             self._stopped.set()
 
@@ -101,7 +125,7 @@ class Scheduler:
             self._wake.clear()
             await self._store_prolonged()
             await self._look_around()
-            due = await self._leases.seconds_until_due(EXPORT_JOB)
+            due = await self._leases.seconds_until_due(EXPORT_JOB, *self._kinds_with_room())
             if due is not None and due <= 0:
                 await self._start_due()
             # At once after due work, for there may be more; else when there is some.
@@ -141,6 +165,18 @@ class Scheduler:
                 EXPORT_JOB, limit=free, lease_seconds=self._settings.export_lease_seconds
             ):
                 self._start(self._export(job), self._exports)
+        for kind in self._kinds_with_room():
+            work, tasks = self._work[kind]
+            for job in await self._leases.claim_due_jobs(
+                kind, limit=work.at_once - len(tasks), lease_seconds=work.lease_seconds
+            ):
+                self._start(_awaited(work, job), tasks)
+
+    def _kinds_with_room(self) -> list[str]:
+        return [kind for kind, (work, tasks) in self._work.items() if len(tasks) < work.at_once]
+
+    def _working(self) -> set[asyncio.Task[None]]:
+        return {task for _work, tasks in self._work.values() for task in tasks}
 
     def _start(self, work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
         task = asyncio.create_task(work)
@@ -193,6 +229,11 @@ class Scheduler:
 
     async def _finish(self) -> None:
         """Wait for work in flight, not for ever, and store what it left."""
+        resumed = self._working()
+        for task in resumed:
+            task.cancel()
+        if resumed:
+            await asyncio.wait(resumed)
         working = self._transitions | self._exports
         if working:
             await asyncio.wait(working, timeout=self._settings.shutdown_seconds)
@@ -203,3 +244,7 @@ class Scheduler:
             await asyncio.wait(unfinished)
         with suppress(StorageError):
             await self._store_prolonged()
+
+
+async def _awaited(work: ScheduledWork, claim: JobClaim) -> None:
+    await work.run(claim)

@@ -659,8 +659,11 @@ class LeaseStore:
             rows = (await connection.execute(statement)).all()
         return {row.id: (row.revision, row.created_at) for row in rows}
 
-    async def seconds_until_due(self, job_kind: str) -> float | None:
+    async def seconds_until_due(self, *job_kinds: str) -> float | None:
         """Return when the next session or job is due; zero or less: now, ``None``: never.
+
+        Args:
+            *job_kinds: The kinds of jobs that count.
 
         Raises:
             StorageUnavailable: The database could not answer.
@@ -670,7 +673,7 @@ class LeaseStore:
             session.c.state.in_((SessionState.ACTIVE, SessionState.BACKOFF)),
         )
         jobs = select(func.min(job.c.due_at) - database_now()).where(
-            job.c.kind == job_kind, job.c.lease_until <= database_now()
+            job.c.kind.in_(job_kinds), job.c.lease_until <= database_now()
         )
         async with self._database.read() as connection:
             found = [

@@ -1255,12 +1255,12 @@ async def test_the_scheduler_goes_on_after_a_crash(
     crashes = 0
 
     class CrashingLeases(LeaseStore):
-        async def seconds_until_due(self, job_kind: str) -> float | None:
+        async def seconds_until_due(self, *job_kinds: str) -> float | None:
             nonlocal crashes
             if crashes < 2:
                 crashes += 1
                 raise RuntimeError("A defect")
-            return await super().seconds_until_due(job_kind)
+            return await super().seconds_until_due(*job_kinds)
 
     with capture_logs() as logs:
         async with open_gateway(
