@@ -90,6 +90,7 @@ def build_app(settings: Settings) -> Starlette:
 async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
     async with open_gateway(settings) as gateway:
         app.state.gateway = gateway
+        await gateway.importer.start()
         scheduler = asyncio.create_task(gateway.sessions.run())
         _log.info("gateway_started", platforms=gateway.platforms.names())
         try:

@@ -18,6 +18,7 @@ from resolvers.caching import CacheTerms, RecordCache, open_cache
 from resolvers.callback import CallbackTerms, ProductCallback, open_callback
 from resolvers.context import Access, ReadingLimits, RequestContext
 from resolvers.icons import IconService, open_icons
+from resolvers.importing import Importer, ImportSettings
 from resolvers.reading import ReadingTerms
 from resolvers.registration import ProviderRegistration
 from resolvers.writing import Writes, open_writes
@@ -31,6 +32,7 @@ from storage.callbacks import CallbackStore
 from storage.credentials import KeyRing, Secret
 from storage.database import Database, open_database
 from storage.idempotency import IdempotencyStore
+from storage.imports import ImportStore
 from storage.leases import LeaseStore
 from storage.media import MediaStore
 from storage.providers import ProviderStore
@@ -52,6 +54,8 @@ class Gateway:
     icons: IconService
     writes: Writes
     authorizer: Authorizer
+    imports: ImportStore
+    importer: Importer
     callback: ProductCallback | None
     registration: ProviderRegistration
     limits: ReadingLimits
@@ -87,6 +91,7 @@ class Gateway:
             icons=self.icons,
             writes=self.writes,
             authorizing=self.authorizer,
+            imports=self.imports,
             limits=self.limits,
             cache=self.cache,
             terms=self.terms,
@@ -153,6 +158,20 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
                     observer=metrics.on_call,
                 )
             )
+        imports = ImportStore(database)
+        importer = Importer(
+            imports=imports,
+            leases=leases,
+            sessions=sessions,
+            providers=providers,
+            platforms=platforms,
+            settings=ImportSettings(
+                interval_seconds=settings.import_hours * 3600 or None,
+                changes_kept_seconds=settings.changes_days * 86_400,
+            ),
+        )
+        for work in importer.work():
+            sessions.add_work(work)
         api_keys = ApiKeyStore(database)
         yield Gateway(
             settings=settings,
@@ -174,6 +193,8 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
                 providers=providers,
                 platforms=platforms,
             ),
+            imports=imports,
+            importer=importer,
             callback=callback,
             registration=ProviderRegistration(
                 providers=providers,

@@ -61,6 +61,8 @@ class Settings:
     cache_mib: int
     stream_seconds: float
     heartbeat_seconds: float | None
+    import_hours: int
+    changes_days: int
     graphiql: bool
     dev: bool
     public_metrics: bool
@@ -495,6 +497,24 @@ SETTINGS: Final = (
         form="a number of seconds from 0.5 to 86400",
         default=None,
         read=_seconds(0.5, 86_400),
+    ),
+    Setting(
+        name="GATEWAY_IMPORT_HOURS",
+        field="import_hours",
+        meaning="How often each provider is imported, at a second of its own that a hash of its id "
+        "names; a new one not within its first hour. 0 for only when it is asked for (see "
+        "imports).",
+        form="a whole number from 0 to 720",
+        default="24",
+        read=_whole(0, 720),
+    ),
+    Setting(
+        name="GATEWAY_CHANGES_DAYS",
+        field="changes_days",
+        meaning="How long changes that imports found can be read.",
+        form="a whole number from 1 to 3650",
+        default="30",
+        read=_whole(1, 3650),
     ),
     Setting(
         name="GATEWAY_GRAPHIQL",
