@@ -9,6 +9,7 @@ from strawberry.schema.config import StrawberryConfig
 
 from resolvers.context import RequestContext
 from schema.execution import GatewaySchema
+from schema.imports import Subscription
 from schema.limits import DocumentLimits
 from schema.mutations import Mutation
 from schema.queries import Query
@@ -27,6 +28,7 @@ def build_schema(limits: DocumentLimits | None = None) -> strawberry.Schema:
     return GatewaySchema(
         query=Query,
         mutation=Mutation,
+        subscription=Subscription,
         types=[Provider, User, Course, Enrollment],
         config=StrawberryConfig(scalar_map={datetime: DATE_TIME}),
         limits=limits or DocumentLimits(),

@@ -12,6 +12,7 @@ from resolvers.paging import SourceState
 from resolvers.roster import CourseOrderField, EnrollmentOrderField, UserOrderField
 from sessions.base import Capability
 from sessions.resilience import BreakerState
+from storage.imports import ChangeType, ImportState, RosterKind
 from storage.records import (
     CourseKind,
     CourseState,
@@ -267,6 +268,29 @@ _DESCRIPTIONS: dict[type[Enum], tuple[str, dict[str, str]]] = {
             "BACKOFF": "Failed, and tried again later by itself.",
             "REAUTH_REQUIRED": "Waits for new credentials.",
             "DISABLED": "Its provider is switched off.",
+        },
+    ),
+    RosterKind: (
+        "The lists of a provider.",
+        {"USERS": "Its users.", "COURSES": "Its courses.", "ENROLLMENTS": "Its enrollments."},
+    ),
+    ImportState: (
+        "Where an import is in its life.",
+        {
+            "QUEUED": "Asked for, and about to begin.",
+            "RUNNING": "The provider is being read.",
+            "HELD": "Read, and not applied: less than half of a list is left. The next import is"
+            " applied when the provider shows more again, or when it is told to accept the drop.",
+            "DONE": "Applied.",
+            "FAILED": "The provider could not be read; nothing was changed.",
+        },
+    ),
+    ChangeType: (
+        "What an import found.",
+        {
+            "CREATED": "It is new.",
+            "UPDATED": "It is not as it was.",
+            "DELETED": "It is gone.",
         },
     ),
 }

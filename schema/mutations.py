@@ -10,11 +10,12 @@ from typing import Annotated
 
 import strawberry
 
-from resolvers import authorizing
+from resolvers import authorizing, importing
 from resolvers import context as contexts
 from resolvers.context import RequestContext, Scope
 from schema import global_ids
 from schema.enums import ErrorCode, error_code
+from schema.imports import ImportRequested, ImportRun, RefreshProviderInput
 from schema.inputs import RegisterProviderInput, UpdateProviderInput
 from schema.roster_mutations import RosterMutation
 from schema.types import GatewayInfo, Provider
@@ -147,6 +148,10 @@ RevokeSessionResult = Annotated[
     SessionRevoked | ProviderRefused,
     strawberry.union("RevokeSessionResult", description="What was ended, or why not."),
 ]
+RefreshProviderResult = Annotated[
+    ImportRequested | ProviderRefused,
+    strawberry.union("RefreshProviderResult", description="The import, or why there is none."),
+]
 BeginAuthorizationResult = Annotated[
     AuthorizationBegun | ProviderRefused,
     strawberry.union("BeginAuthorizationResult", description="Where to send the user, or why not."),
@@ -226,6 +231,26 @@ class Mutation(RosterMutation):
         if isinstance(found, contexts.Refusal):
             return ProviderRefused.from_record(found)
         return ProviderChecked.from_record(found)
+
+    @strawberry.mutation(
+        description="Import a provider now: read it whole, keep it, and tell what changed. While an"
+        " import of it is under way, that one is given."
+    )
+    async def refresh_provider(
+        self,
+        info: GatewayInfo,
+        input: Annotated[  # noqa: A002 - Relay's name
+            RefreshProviderInput, strawberry.argument(description="Which provider.")
+        ],
+    ) -> RefreshProviderResult:
+        """Import a provider."""
+        found = await importing.refresh(
+            info.context, input.provider_id, accept_drop=input.accept_drop
+        )
+        if isinstance(found, contexts.Refusal):
+            return ProviderRefused.from_record(found)
+        run, already = found
+        return ImportRequested(run=ImportRun.from_record(run), already_under_way=already)
 
     @strawberry.mutation(description="End a session and log out; the next query logs in again.")
     async def revoke_session(

@@ -11,13 +11,14 @@ from typing import Annotated
 
 import strawberry
 
-from resolvers import roster
+from resolvers import importing, roster
 from resolvers.context import RequestContext
 from resolvers.errors import BadInput
 from resolvers.roster import DEFAULT_FIRST, PageArguments
 from schema import global_ids
 from schema.enums import OrderDirection
 from schema.global_ids import GlobalId
+from schema.imports import ChangeConnection, Kinds, ProviderIds
 from schema.inputs import (
     CourseFilter,
     CourseOrder,
@@ -220,6 +221,40 @@ class Query:
             wants_total=asks_for(info, "totalCount"),
         )
         return EnrollmentConnection.from_record(found)
+
+    @strawberry.field(
+        description="What imports found: created, updated, deleted, in order. Only of what the key"
+        " may read."
+    )
+    async def changes(
+        self,
+        info: GatewayInfo,
+        since: Annotated[
+            str | None,
+            strawberry.argument(
+                description="A cursor of changes: what comes behind it is given; null for every"
+                " change that is kept."
+            ),
+        ] = None,
+        first: Annotated[
+            int | None,
+            strawberry.argument(
+                description="How many at most: 1 up to the gateway's largest page, 1000 unless set"
+                " otherwise; null for 100."
+            ),
+        ] = importing.DEFAULT_FIRST_CHANGES,
+        kinds: Kinds = None,
+        provider_ids: ProviderIds = None,
+    ) -> ChangeConnection | None:
+        """Return a page of changes."""
+        found = await importing.changes(
+            info.context,
+            since=since,
+            first=importing.DEFAULT_FIRST_CHANGES if first is None else first,
+            kinds=kinds,
+            provider_ids=provider_ids,
+        )
+        return ChangeConnection.from_record(found, since=since)
 
 
 def _page(first: int | None, after: str | None, max_age: int | None) -> PageArguments:

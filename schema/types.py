@@ -8,13 +8,13 @@ from __future__ import annotations
 from asyncio import Future
 from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated, Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar, cast
 
 import strawberry
 from graphql import FieldNode, FragmentSpreadNode, InlineFragmentNode, SelectionSetNode
 from strawberry.types import Info
 
-from resolvers import authorizing, paging, roster
+from resolvers import authorizing, importing, paging, roster
 from resolvers import context as contexts
 from resolvers.context import RequestContext
 from resolvers.roster import DEFAULT_FIRST
@@ -39,6 +39,9 @@ from storage.records import (
     RoleValue,
     SessionState,
 )
+
+if TYPE_CHECKING:
+    from schema.imports import ImportRun
 
 GatewayInfo: TypeAlias = Info[RequestContext, None]
 
@@ -244,6 +247,18 @@ class Provider(Node):
         """Return how this process gets on with it."""
         found = info.context.health(self.record.id)
         return None if found is None else ProviderHealth.from_record(found)
+
+    @strawberry.field(
+        description="Its last import, under way or ended; null when it was never imported. Needs"
+        " the scope read:providers; null without."
+    )
+    def last_import(
+        self, info: GatewayInfo
+    ) -> Annotated[ImportRun, strawberry.lazy("schema.imports")] | None:
+        """Return its last import."""
+        from schema.imports import ImportRun  # noqa: PLC0415 - it is built from these types
+
+        return later(importing.last_import_of(info.context, self.record), ImportRun.from_record)
 
     @classmethod
     def from_record(cls, record: records.Provider) -> Provider:
