@@ -388,7 +388,6 @@ class RequestContext:
             self.require(Scope.ACT_AS_USERS)
         self._sessions = sessions
         self._begin_reading()
-        self.last_import = self._new_last_import()
 
     def count_nested_rows(self, count: int) -> None:
         """Take note of rows that go into the answer, wherever and however often they do.
@@ -500,6 +499,11 @@ class RequestContext:
         """Read the providers anew when next asked: a mutation has changed them."""
         self._providers_by_id = None
 
+    def forget_loaded(self) -> None:
+        """Ask for everything anew when next asked: a mutation changed it, or time has passed."""
+        self.loaders.cancel()
+        self._begin_reading()
+
     async def note_write(self, provider_id: str) -> None:
         """Have everything read anew, by every request: a mutation wrote at a provider.
 
@@ -515,7 +519,7 @@ class RequestContext:
             _log.warning("write_not_noted", provider_id=provider_id, problem=str(error))
             if self.cache is not None:
                 self.cache.drop(provider_id)
-        self._begin_reading()
+        self.forget_loaded()
 
     def _begin_reading(self) -> None:
         self.reading = Reading(
@@ -532,6 +536,7 @@ class RequestContext:
             page_size_of=self.page_size_of,
             max_collected_rows=self.limits.max_collected_rows,
         )
+        self.last_import = self._new_last_import()
 
     def _new_last_import(self) -> BatchLoader[str, ImportRun]:
         async def fetch(_group: str, provider_ids: Sequence[str]) -> Mapping[str, ImportRun]:

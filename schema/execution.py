@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeAlias
@@ -18,6 +19,8 @@ from graphql import (
     GraphQLSyntaxError,
     OperationDefinitionNode,
     OperationType,
+    create_source_event_stream,
+    execute_subscription_event,
     get_operation_ast,
     parse,
     validate,
@@ -30,6 +33,7 @@ from resolvers.context import RequestContext
 from resolvers.errors import BadInput, RequestLimitExceeded, RequestRefused
 from schema.errors import formatted_errors, internal_error, refusal
 from schema.limits import DocumentLimits, check_document
+from sessions.http import deadline
 from sessions.metering import ProviderUsage, current_meter
 from sessions.strategies import Choice, listening
 
@@ -43,6 +47,9 @@ _INTERNAL_ERROR = 500
 _MAX_CACHED_DOCUMENTS = 500
 _MAX_CACHED_CHARACTERS = 20_000
 _MAX_VALIDATION_ERRORS = 20
+_NOT_STREAMED = (
+    "A subscription is answered as server-sent events: send it with Accept: text/event-stream"
+)
 
 
 class Shown(StrEnum):
@@ -100,6 +107,44 @@ async def execute(
         context.loaders.cancel()
 
 
+async def subscribe(
+    schema: strawberry.Schema,
+    body: Mapping[str, Any],
+    context: RequestContext,
+    *,
+    event_seconds: float,
+) -> AsyncGenerator[dict[str, Any], None]:
+    """Yield an answer for each event of a subscription, or one that says why there are none.
+
+    Args:
+        schema: From ``build_schema``.
+        body: As for ``execute``.
+        context: Made for this request; each event begins with batches of its own.
+        event_seconds: How long the answer to one event may wait for providers.
+    """
+    try:
+        events = _events(schema, body, context, event_seconds=event_seconds)
+        async with aclosing(events):
+            async for answer in events:
+                yield answer
+    except RequestRefused as error:
+        yield {"errors": [refusal(error)]}
+    except Exception as error:  # noqa: BLE001 - the mask, as in ``execute``
+        cause = GraphQLError(str(error), original_error=error)
+        yield {"errors": formatted_errors([cause], context)}
+    finally:
+        context.loaders.cancel()
+
+
+def is_subscription(schema: strawberry.Schema, body: Mapping[str, Any]) -> bool:
+    """Whether a request is a subscription; not when it is wrong, which executing it will say."""
+    try:
+        _, operation = _read(schema, _request_of(body))
+    except RequestRefused:
+        return False
+    return operation is not None and operation.operation is OperationType.SUBSCRIPTION
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Request:
     query: str
@@ -114,15 +159,14 @@ async def _execute(
     *,
     queries_only: bool,
 ) -> Answer:
-    if not isinstance(schema, GatewaySchema):
-        raise TypeError("The schema comes from build_schema")
     request = _request_of(body)
-    document = schema.documents.read(request.query)
+    document, operation = _read(schema, request)
     if document.errors:
         return _BAD_REQUEST, {"errors": [refusal(error) for error in document.errors]}
-    operation = get_operation_ast(document.node, request.operation_name)
     if operation is None:
         raise BadInput("operationName", _which_operation(document.node, request.operation_name))
+    if operation.operation is OperationType.SUBSCRIPTION:
+        raise BadInput("query", _NOT_STREAMED)
     if queries_only and operation.operation is not OperationType.QUERY:
         error = BadInput("query", "Only queries can be sent by GET; send this by POST")
         return _METHOD_NOT_ALLOWED, {"errors": [refusal(error)]}
@@ -138,6 +182,61 @@ async def _execute(
     if inspect.isawaitable(result):
         result = await result
     return _answer(result, context)
+
+
+async def _events(
+    schema: strawberry.Schema,
+    body: Mapping[str, Any],
+    context: RequestContext,
+    *,
+    event_seconds: float,
+) -> AsyncGenerator[dict[str, Any], None]:
+    request = _request_of(body)
+    document, _ = _read(schema, request)
+    if document.errors:
+        yield {"errors": [refusal(error) for error in document.errors]}
+        return
+    executor = schema.execution_context_class.build(
+        schema._schema,  # noqa: SLF001 - as in ``_execute``
+        document.node,
+        context_value=context,
+        raw_variable_values=request.variables,
+        operation_name=request.operation_name,
+        operation_extensions={},
+    )
+    if isinstance(executor, list):
+        yield {"errors": formatted_errors(executor, context)}
+        return
+    source = create_source_event_stream(executor)
+    if inspect.isawaitable(source):
+        source = await source
+    if isinstance(source, ExecutionResult):
+        yield _answer(source, context)[1]
+        return
+    assert isinstance(source, AsyncGenerator)  # noqa: S101 - as every field of Subscription is
+    async with aclosing(source):
+        async for event in source:
+            with deadline(event_seconds):
+                result = execute_subscription_event(executor.build_per_event_executor(event))
+                if inspect.isawaitable(result):
+                    result = await result
+            yield _answer(result, context)[1]
+            context.failures.clear()
+            context.forget_loaded()
+
+
+def _read(
+    schema: strawberry.Schema, request: _Request
+) -> tuple[_Read, OperationDefinitionNode | None]:
+    """Return the document, with what is wrong with it, and the operation that is meant.
+
+    Raises:
+        RequestLimitExceeded: The document is larger than allowed.
+    """
+    if not isinstance(schema, GatewaySchema):
+        raise TypeError("The schema comes from build_schema")
+    document = schema.documents.read(request.query)
+    return document, get_operation_ast(document.node, request.operation_name)
 
 
 def _answer(result: ExecutionResult, context: RequestContext) -> Answer:

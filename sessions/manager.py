@@ -322,7 +322,6 @@ class SessionManager:
         """
         return await self._leases.count_sessions()
 
-<<<<<<< HEAD
     def health(self, provider_id: str) -> ProviderHealth | None:
         """Return how this process gets on with a provider; ``None`` when it has not used it."""
         installation = self._installations.find_open(provider_id)
@@ -334,11 +333,10 @@ class SessionManager:
             installation.provider.id: installation.http.health()
             for installation in self._installations.list_open()
         }
-=======
+
     def add_work(self, work: ScheduledWork) -> None:
         """Have jobs of one more kind done by the loop that ``run`` runs."""
         self._scheduler.add_work(work)
->>>>>>> ab84b3f (Import providers in runs that nothing cuts off for good)
 
     async def run(self) -> None:
         """Keep sessions alive and exports fresh until ``aclose``."""

@@ -94,7 +94,9 @@ def lines(logged: io.StringIO) -> list[dict[str, Any]]:
         ("application/graphql-response+json", GRAPHQL),
         ("application/graphql-response+json, application/json;q=0.9", GRAPHQL),
         ("application/graphql-response+json;q=0.1, application/json", JSON),
-        ("text/event-stream, application/json;q=0.5", JSON),
+        ("application/graphql-response+json, application/json, text/event-stream", JSON),
+        ("text/event-stream, application/json", JSON),
+        ("text/event-stream;q=0.5, application/json", JSON),
         ("application/json;q=0, */*", GRAPHQL),
     ],
 )
