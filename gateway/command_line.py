@@ -18,8 +18,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 from gateway.access import KeyAccess, TokenFileUnusable, open_token
@@ -28,15 +36,20 @@ from gateway.exporting import ExportForm, ExportKind, ExportOrder, atomic_file, 
 from gateway.logs import configure_logs
 from gateway.serving import serve
 from gateway.settings import Settings, SettingsError, describe, read_settings
+from resolvers import importing
 from resolvers.context import ProviderDraft, Refusal, Scope
+from resolvers.errors import RequestRefused
 from schema import sdl
 from sessions.base import SERVICE
 from sessions.errors import ProviderError
 from storage.credentials import KeyRing, Secret
 from storage.errors import ScopeInvalid, StorageError
+from storage.imports import ImportRun, ImportState
 
 _ADMIN: Final = KeyAccess(key_id="command-line", scopes=frozenset({Scope.ADMIN}))
 _DURATION: Final = re.compile(r"(\d{1,6})([mhd])")
+_BAR_SECONDS: Final = 0.2
+_CHANGES_AT_ONCE: Final = 500
 _SECONDS_BY_UNIT: Final = {"m": 60, "h": 3600, "d": 86_400}
 
 _Command = Callable[[Gateway, argparse.Namespace], Coroutine[Any, Any, int]]
@@ -54,7 +67,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         print(f"learning-gateway: {error}", file=sys.stderr)
         return 2
-    except (_Failed, StorageError, ProviderError, TokenFileUnusable, OSError) as error:
+    except (
+        _Failed,
+        StorageError,
+        ProviderError,
+        RequestRefused,
+        TokenFileUnusable,
+        OSError,
+    ) as error:
         print(f"learning-gateway: {error}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -88,6 +108,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     exporter.add_argument(
         "--output", help="a file, or - for standard output; RESOURCE-PROVIDER.FORMAT when not given"
+    )
+    refresh = add("refresh", "import a provider now, and tell what changed", _with(_refresh))
+    refresh.add_argument("id", help="the product's own id of the provider")
+    refresh.add_argument(
+        "--accept-drop",
+        action="store_true",
+        help="apply the import even if less than half of a list is left",
+    )
+    refresh.add_argument("--json", action="store_true", help="print how it went as JSON")
+    changes = add("changes", "print what imports found, a JSON object a line", _with(_changes))
+    changes.add_argument("--since", metavar="CURSOR", help="only what comes behind it")
+    changes.add_argument(
+        "--provider", action="append", metavar="ID", help="only of it; may be repeated"
     )
     _add_providers(commands)
     _add_keys(commands)
@@ -308,6 +341,81 @@ async def _export(gateway: Gateway, chosen: argparse.Namespace) -> int:
         )
     place = "standard output" if target == "-" else target
     print(f"{written} {chosen.resource} written to {place}", file=sys.stderr)
+    return 0
+
+
+async def _refresh(gateway: Gateway, chosen: argparse.Namespace) -> int:
+    context = gateway.request_context(_ADMIN)
+    asked = await importing.refresh(context, chosen.id, accept_drop=chosen.accept_drop)
+    if isinstance(asked, Refusal):
+        raise _Failed(f"{asked.message} ({asked.code})")
+    run, _ = asked
+    ending = asyncio.create_task(gateway.importer.finish(run))
+    try:
+        with _progress() as bar:
+            tasks: dict[str, TaskID] = {}
+            while not ending.done():
+                await asyncio.wait({ending}, timeout=_BAR_SECONDS)
+                run = await gateway.imports.find_run(run.id) or run
+                for kind, counts in run.counts.items():
+                    name = kind.value.lower()
+                    if name not in tasks:
+                        tasks[name] = bar.add_task(name, total=counts.total)
+                    bar.update(tasks[name], completed=counts.read, total=counts.total)
+        run = await ending
+    finally:
+        ending.cancel()
+        await asyncio.wait({ending})
+    _print_run(run, as_json=chosen.json)
+    return 0 if run.state is ImportState.DONE else 1
+
+
+def _print_run(run: ImportRun, *, as_json: bool) -> None:
+    if as_json:
+        print(
+            msgspec.json.encode(
+                {
+                    "id": run.id,
+                    "provider_id": run.provider_id,
+                    "state": run.state,
+                    "counts": {kind.value.lower(): each for kind, each in run.counts.items()},
+                    "problem_code": run.problem_code,
+                    "problem": run.problem,
+                }
+            ).decode()
+        )
+        return
+    if run.problem is not None:
+        print(f"provider {run.provider_id}: {run.state}: {run.problem}", file=sys.stderr)
+        return
+    for kind, counts in run.counts.items():
+        print(
+            f"{kind.value.lower()}: {counts.read} read, {counts.created} created,"
+            f" {counts.updated} updated, {counts.deleted} deleted"
+        )
+
+
+async def _changes(gateway: Gateway, chosen: argparse.Namespace) -> int:
+    context = gateway.request_context(_ADMIN)
+    since = chosen.since
+    more = True
+    while more:
+        found = await importing.changes(
+            context, since=since, first=_CHANGES_AT_ONCE, provider_ids=chosen.provider
+        )
+        for row in found.changes:
+            line = {
+                "cursor": row.cursor,
+                "type": row.change.type,
+                "kind": row.change.kind,
+                "at": row.change.at,
+                "provider_id": row.change.provider_id,
+                "external_id": row.change.external_id,
+                "record": row.record,
+            }
+            print(msgspec.json.encode(line).decode())
+        since, more = found.end_cursor, found.has_next
+    print(f"Go on with --since {since}", file=sys.stderr)
     return 0
 
 

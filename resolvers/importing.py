@@ -274,6 +274,21 @@ class Importer:
         if claim is not None:
             await self.run(claim)
 
+    async def finish(self, run: ImportRun) -> ImportRun:
+        """Return a run that was asked for once it has ended, having done it here if nobody else.
+
+        Raises:
+            ProviderNotFound: The provider was removed meanwhile.
+            StorageError: As for ``run_now``.
+        """
+        found: ImportRun | None = run
+        while found is not None and not found.ended:
+            await self.run_now(run.provider_id)
+            found = await self._imports.find_run(run.id)
+            if found is not None and not found.ended:
+                await asyncio.sleep(_FOLLOW_SECONDS)
+        return found or _raise_not_found(run.provider_id)
+
     async def run(self, claim: JobClaim) -> None:
         """Do the run that is under way or due, and plan the next one.
 

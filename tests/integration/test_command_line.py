@@ -388,3 +388,57 @@ def test_a_database_sealed_with_other_keys_is_named(
     assert (checked.code, rotated.code) == (1, 1)
     assert "sealed with key k1" in checked.errors
     assert "provider|1|credentials" in rotated.errors
+
+
+# Imports.
+
+
+def test_a_provider_is_imported_and_what_changed_is_printed(
+    run: Run, added: str, kolibri: Kolibri
+) -> None:
+    first = run("refresh", "1")
+    changes = run("changes")
+    cursor = changes.errors.removeprefix("Go on with --since ").strip()
+    kolibri.add_user("newcomer", "New Comer")
+    second = run("refresh", "1", "--json")
+    news = run("changes", "--since", cursor, "--provider", "1")
+
+    facility = kolibri.facility_id(None)
+    users = sum(account.facility_id == facility for account in kolibri.accounts())
+    assert (first.code, first.errors) == (0, "")
+    assert first.output.splitlines()[0] == (
+        f"users: {users - 1} read, {users - 1} created, 0 updated, 0 deleted"
+    )
+    lines = [json.loads(line) for line in changes.output.splitlines()]
+    assert {line["type"] for line in lines} == {"CREATED"}
+    assert sum(line["kind"] == "USERS" for line in lines) == users - 1
+    told = json.loads(second.output)
+    assert (second.code, told["state"], told["problem"]) == (0, "DONE", None)
+    assert told["counts"]["users"] == {
+        "read": users,
+        "total": users,
+        "before": users - 1,
+        "created": 1,
+        "updated": 0,
+        "deleted": 0,
+    }
+    (new,) = [json.loads(line) for line in news.output.splitlines()]
+    assert (new["type"], new["kind"], new["record"]["username"]) == (
+        "CREATED",
+        "USERS",
+        "newcomer",
+    )
+
+
+def test_an_import_that_fails_or_is_held_says_so(run: Run, added: str, kolibri: Kolibri) -> None:
+    unknown = run("refresh", "2")
+    wrong = run("changes", "--since", "x")
+    run("refresh", "1")
+    kolibri.outages.append(Outage(remaining=1000, status=503))
+    failed = run("refresh", "1", "--json")
+
+    assert (unknown.code, wrong.code, failed.code) == (1, 1, 1)
+    assert "No such provider is registered (PROVIDER_NOT_FOUND)" in unknown.errors
+    assert "since: This is not a cursor of changes" in wrong.errors
+    told = json.loads(failed.output)
+    assert (told["state"], told["problem_code"]) == ("FAILED", "PROVIDER_UNAVAILABLE")
