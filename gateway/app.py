@@ -193,7 +193,13 @@ async def _metrics(gateway: Gateway, request: Request, access: KeyAccess | None)
         if access.narrowed:
             raise Forbidden("Metrics are of all providers, and this key is for some of them only")
     sessions = await gateway.sessions.count_sessions()
-    written = gateway.metrics.write(sessions, gateway.icons.counts, gateway.admission.load())
+    written = gateway.metrics.write(
+        sessions,
+        gateway.icons.counts,
+        load=gateway.admission.load(),
+        health=gateway.sessions.list_health(),
+        cache=gateway.cache.counts,
+    )
     return Response(written, media_type=_METRICS_TYPE)
 
 

@@ -8,10 +8,11 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from gateway.admission import Load
+from resolvers.caching import CacheCounts
 from resolvers.icons import IconCounts
 from sessions.errors import ProviderError
 from sessions.http import UpstreamCall
-from sessions.resilience import BreakerState, RefusalReason
+from sessions.resilience import BreakerState, ProviderHealth, RefusalReason
 from storage.leases import Outcome, Transition
 from storage.records import SessionState
 
@@ -76,6 +77,30 @@ class Metrics:
             ["provider", "reason"],
             registry=self._registry,
         )
+        self._breakers = Gauge(
+            "learning_gateway_breaker_state",
+            "Which state each provider's breaker is in: 1 for that, 0 for the others",
+            ["provider", "state"],
+            registry=self._registry,
+        )
+        self._calls_now = Gauge(
+            "learning_gateway_upstream_calls_now",
+            "Calls under way to each provider",
+            ["provider"],
+            registry=self._registry,
+        )
+        self._calls_limit = Gauge(
+            "learning_gateway_upstream_calls_limit",
+            "Calls that may be under way at once to each provider, for now",
+            ["provider"],
+            registry=self._registry,
+        )
+        self._calls_waiting = Gauge(
+            "learning_gateway_upstream_calls_waiting",
+            "Calls in line for each provider",
+            ["provider"],
+            registry=self._registry,
+        )
         self._heartbeat_lateness = Histogram(
             "learning_gateway_heartbeat_lateness_seconds",
             "How long after it was due a heartbeat or refresh began",
@@ -86,6 +111,12 @@ class Metrics:
             "learning_gateway_sessions",
             "Sessions in each state, over all gateways of this database",
             ["provider", "state"],
+            registry=self._registry,
+        )
+        self._cache = Gauge(
+            "learning_gateway_cache",
+            "Answers out of the cache, joined, read and stale since the start; and what is held",
+            ["what"],
             registry=self._registry,
         )
         self._icons = Gauge(
@@ -178,7 +209,10 @@ class Metrics:
         self,
         sessions: Mapping[tuple[str, SessionState], int],
         icons: IconCounts,
+        *,
         load: Load,
+        health: Mapping[str, ProviderHealth],
+        cache: CacheCounts,
     ) -> bytes:
         """Return everything in Prometheus' text format.
 
@@ -186,6 +220,8 @@ class Metrics:
             sessions: How many each provider has in each state.
             icons: What was done with icons.
             load: What the process is doing.
+            health: How this process gets on with each provider it has used.
+            cache: What came out of the cache of answers, and what it holds.
         """
         self._sessions.clear()
         for (provider_id, state), count in sessions.items():
@@ -194,4 +230,15 @@ class Metrics:
             self._icons.labels(what).set(getattr(icons, what))
         for what in ("running", "waiting", "subscriptions", "allowed"):
             self._load.labels(what).set(getattr(load, what))
+        for gauge in (self._breakers, self._calls_now, self._calls_limit, self._calls_waiting):
+            gauge.clear()
+        for provider_id, how in health.items():
+            for breaker_state in BreakerState:
+                is_in_it = how.state is breaker_state
+                self._breakers.labels(provider_id, breaker_state.value).set(is_in_it)
+            self._calls_now.labels(provider_id).set(how.calls_now)
+            self._calls_limit.labels(provider_id).set(how.calls_limit)
+            self._calls_waiting.labels(provider_id).set(how.waiting)
+        for what in ("hits", "revalidations", "joined", "reads", "stale", "held", "held_bytes"):
+            self._cache.labels(what).set(getattr(cache, what))
         return generate_latest(self._registry)

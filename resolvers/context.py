@@ -510,7 +510,6 @@ class RequestContext:
         When others cannot be told, because the database does not answer, they may be served what
         was read before for as long as it counts as fresh.
         """
-        self.loaders.cancel()
         try:
             await self.providers.note_write(provider_id)
             self.forget_providers()

@@ -380,17 +380,59 @@ async def test_metrics_count_requests_upstream_calls_and_sessions(
 
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
-    found = {
-        line.rpartition(" ")[0]: float(line.rpartition(" ")[2])
-        for line in answer.text.splitlines()
-        if not line.startswith("#")
-    }
+    found = measured(answer)
     name = "learning_gateway"
     assert found[f'{name}_requests_total{{route="users",status="200"}}'] == 1
     assert found[f'{name}_requests_total{{route="users",status="400"}}'] == 1
     assert found[f'{name}_sessions{{provider="1",state="ACTIVE"}}'] == 1
     logged_in = 'method="POST",outcome="200",path="/api/auth/session/",provider="1"'
     assert found[f"{name}_upstream_calls_total{{{logged_in}}}"] == 1
+
+
+async def test_metrics_and_health_tell_of_a_provider_that_fails(
+    gateway: RunningGateway, kolibri: Kolibri, kolibri_url: str
+) -> None:
+    await gateway.add_kolibri(kolibri_url)
+    await gateway.users()
+    kolibri.counts.calls.clear()
+    kolibri.outages.append(Outage(remaining=1000, status=503))
+    for _ in range(8):
+        await gateway.users()
+    reached = kolibri.counts.calls.total()
+
+    found = measured(await gateway.get("/metrics"))
+    health = await gateway.graphql(
+        "{ providers { health { state lastErrorCode callsNow callsLimit waiting } } }"
+    )
+
+    name = "learning_gateway"
+    states = {
+        state: found[f'{name}_breaker_state{{provider="1",state="{state}"}}']
+        for state in ("CLOSED", "OPEN", "HALF_OPEN")
+    }
+    assert states == {"CLOSED": 0, "OPEN": 1, "HALF_OPEN": 0}
+    assert found[f'{name}_breaker_transitions_total{{provider="1",state="OPEN"}}'] == 1
+    assert found[f'{name}_upstream_refusals_total{{provider="1",reason="open"}}'] >= 8 - 5
+    assert found[f'{name}_upstream_calls_now{{provider="1"}}'] == 0
+    assert found[f'{name}_upstream_calls_limit{{provider="1"}}'] == 1
+    assert found[f'{name}_upstream_calls_waiting{{provider="1"}}'] == 0
+    assert reached == 5
+    assert health["data"]["providers"][0]["health"] == {
+        "state": "OPEN",
+        "lastErrorCode": "PROVIDER_UNAVAILABLE",
+        "callsNow": 0,
+        "callsLimit": 1,
+        "waiting": 0,
+    }
+
+
+def measured(answer: httpx.Response) -> dict[str, float]:
+    """Return what metrics say, by name and labels."""
+    return {
+        line.rpartition(" ")[0]: float(line.rpartition(" ")[2])
+        for line in answer.text.splitlines()
+        if not line.startswith("#")
+    }
 
 
 async def test_metrics_need_their_scope_unless_they_are_public(tmp_path: Path) -> None:
