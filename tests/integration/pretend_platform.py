@@ -74,6 +74,7 @@ class PretendServer:
         self.heartbeats = 0
         self.exports = 0
         self.reads = 0
+        self.requests = 0
         self.login_seconds = 0.02
         self.heartbeat_seconds = 0.0
         self.export_seconds = 0.0
@@ -115,6 +116,7 @@ class PretendServer:
             for name, _, text in (line.partition(":") for line in head.split("\r\n")[1:])
         }
         body = await reader.readexactly(int(headers.get("content-length", "0")))
+        self.requests += 1
         status, extra, answer = await self._answer(method, path, headers, body)
         content = json.dumps(answer).encode()
         lines = [f"HTTP/1.1 {status} Pretend", f"content-length: {len(content)}"]
