@@ -215,7 +215,8 @@ class _Place:
 
     Attributes:
         position: What to ask the provider for.
-        given: Marks of the rows on the page at this position that were given already.
+        given: Marks of the rows that were given already of the page at this position, which are
+            on it still or were pushed on to the pages after it.
     """
 
     position: str | None
@@ -237,9 +238,15 @@ class _Place:
         if page.positions:
             return _Place(position=page.positions[index], limit=self.limit)
         if is_last:
-            return _Place(position=page.next_position, limit=self.limit)
+            return self.following(page, ids)
         marks = dict.fromkeys((*self.given, *map(_mark, ids[: index + 1])))
         return replace(self, given=tuple(marks))
+
+    def following(self, page: Page[Any], ids: Sequence[str]) -> _Place:
+        """Return the place of the page after this; given rows may have been pushed on to it."""
+        on_page = set(map(_mark, ids)) if self.given else ()
+        given = tuple(mark for mark in self.given if mark not in on_page)
+        return _Place(position=page.next_position, limit=self.limit, given=given)
 
     def as_json(self) -> list[object]:
         return [self.position, self.limit, *self.given]
@@ -314,10 +321,10 @@ class _Sources(Generic[T]):
         self.totals[provider.id] = page.total
         ids = [self._id_of(row) for row in page.items]
         following = None
-        if page.next_position is not None:
-            following = _Place(position=page.next_position, limit=place.limit)
-            if ids:
-                following = place.behind(page, ids, len(ids) - 1)
+        if ids:
+            following = place.behind(page, ids, len(ids) - 1)
+        elif page.next_position is not None:
+            following = place.following(page, ids)
         return _ReadPage(page=page, at=place, ids=ids, following=following)
 
     def is_unasked(self, provider: Provider) -> bool:
@@ -879,11 +886,12 @@ class _Merge(Generic[T]):
         largest = stream.rows[-1].key if stream.rows else None
         for index in page.at.rest(page.ids):
             row = page.page.items[index]
+            if self._how.matches is not None and not self._how.matches(row):
+                continue
             key = self._how.key_of(stream.provider, row)
             if largest is None or _is_ahead(key, largest, self._descending):
                 largest = key
-            if self._how.matches is None or self._how.matches(row):
-                yield _Head(row=row, key=largest, page=page, index=index, stream=stream)
+            yield _Head(row=row, key=largest, page=page, index=index, stream=stream)
 
     def _next(self) -> _Head[T] | None:
         """Return the row next in the order, of those at hand."""

@@ -18,7 +18,6 @@ Two ways to find the place, by what is known of a list's order:
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
@@ -30,7 +29,6 @@ _DIGITS: Final = 12
 _FAR_ROWS: Final = 50
 
 T = TypeVar("T")
-T_contra = TypeVar("T_contra", contravariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,43 +92,28 @@ It may begin earlier and end earlier, but holds that row unless the list has bec
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """Where a list goes on in a stretch.
+class Find(Protocol[T]):
+    """A way to find the place behind an anchor."""
 
-    Attributes:
-        index: Of the first row behind the anchor.
-        certain: Whether no row before the anchor can lie further on.
-    """
+    async def __call__(
+        self, anchor: Anchor, limit: int, read: ReadStretch[T], /
+    ) -> tuple[Stretch[T], int]:
+        """Return a stretch, and which of its rows is the first behind the anchor.
 
-    index: int
-    certain: bool = True
-
-
-class Find(Protocol[T_contra]):
-    """A way to find a place.
-
-    Attributes:
-        looks: How many pages, before and behind the expected one, are looked through.
-    """
-
-    looks: int
-
-    def __call__(
-        self, rows: Sequence[T_contra], anchor: Anchor, /, *, is_start: bool
-    ) -> Found | None:
-        """Return where the list goes on behind the anchor; ``None`` when it cannot be told.
+        There is such a row, unless the anchor is at the end of the list.
 
         Args:
-            rows: A stretch of the list.
             anchor: With at least one mark.
-            is_start: Whether the stretch begins the list.
+            limit: How many rows are wanted.
+            read: Reads stretches, each in one call.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class ByRank(Generic[T]):
     """Finds places in a list that ascends by a rank that its marks hold.
+
+    A stretch that begins with a row no higher than the anchor holds all that follows it.
 
     Attributes:
         rank_of: A row's rank.
@@ -139,15 +122,26 @@ class ByRank(Generic[T]):
 
     rank_of: Callable[[T], Any]
     rank_of_mark: Callable[[str], Any]
-    looks: int = sys.maxsize
 
-    def __call__(self, rows: Sequence[T], anchor: Anchor, /, *, is_start: bool) -> Found | None:
-        """Return the first row of a higher rank than the last anchor, if none before is missing."""
+    async def __call__(
+        self, anchor: Anchor, limit: int, read: ReadStretch[T], /
+    ) -> tuple[Stretch[T], int]:
+        """Return the rows of a higher rank, looking at earlier pages when some may be missing."""
         last = self.rank_of_mark(anchor.marks[-1])
-        if not is_start and not (rows and self.rank_of(rows[0]) <= last):
-            return None
-        behind = (at for at, row in enumerate(rows) if self.rank_of(row) > last)
-        return Found(next(behind, len(rows)))
+        begins = max(0, anchor.offset - 1)
+        stretch = await read(begins, anchor.offset - begins + limit)
+        while stretch.offset > 0 and not (stretch.rows and self.rank_of(stretch.rows[0]) <= last):
+            begins = max(0, stretch.offset - max(limit, _FAR_ROWS))
+            stretch = await read(begins, limit + 1)
+        first = self._first_behind(stretch, last)
+        while first == len(stretch.rows) and stretch.more:
+            stretch = await _next_stretch(stretch, limit, read)
+            first = self._first_behind(stretch, last)
+        return stretch, first
+
+    def _first_behind(self, stretch: Stretch[T], last: Any) -> int:
+        behind = (at for at, row in enumerate(stretch.rows) if self.rank_of(row) > last)
+        return next(behind, len(stretch.rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,16 +149,65 @@ class ByMark(Generic[T]):
     """Finds places in a list whose order is not known, by the anchors themselves."""
 
     mark_of: Callable[[T], str]
-    looks: int = 2
 
-    def __call__(self, rows: Sequence[T], anchor: Anchor, /, *, is_start: bool) -> Found | None:
-        """Return the row behind the last anchor that is there."""
-        index_by_mark = {self.mark_of(row): at for at, row in enumerate(rows)}
-        for mark in reversed(anchor.marks):
-            if mark in index_by_mark:
-                return Found(index_by_mark[mark] + 1, certain=mark == anchor.marks[-1])
-        # All that ever lay before the place is gone.
-        return Found(0) if is_start and anchor.offset <= len(anchor.marks) else None
+    async def __call__(
+        self, anchor: Anchor, limit: int, read: ReadStretch[T], /
+    ) -> tuple[Stretch[T], int]:
+        """Return what follows the last anchor that is there, looking at pages around if need be."""
+        begins = max(0, anchor.offset - len(anchor.marks))
+        expected = stretch = await read(begins, anchor.offset - begins + limit)
+        number, first = self._find(expected, anchor)
+        if number < len(anchor.marks) - 1:
+            number, stretch, first = await self._look_around(anchor, expected, limit, read)
+        if number < 0:
+            return expected, min(max(0, _trusted(anchor) - expected.offset), len(expected.rows))
+        if first == len(stretch.rows) and stretch.more:
+            ends = stretch.offset + len(stretch.rows)
+            stretch = await _next_stretch(stretch, limit, read)
+            first = min(max(0, ends - stretch.offset), len(stretch.rows))
+        return stretch, first
+
+    def _find(self, stretch: Stretch[T], anchor: Anchor) -> tuple[int, int]:
+        """Return the number of the last anchor in a stretch, -1 for none, and what follows it."""
+        index_by_mark = {self.mark_of(row): at for at, row in enumerate(stretch.rows)}
+        for number in reversed(range(len(anchor.marks))):
+            if anchor.marks[number] in index_by_mark:
+                return number, index_by_mark[anchor.marks[number]] + 1
+        return -1, 0
+
+    async def _look_around(
+        self, anchor: Anchor, expected: Stretch[T], limit: int, read: ReadStretch[T]
+    ) -> tuple[int, Stretch[T], int]:
+        """Return the last anchor in the rows around a stretch, in which the very last is not."""
+        number, first = self._find(expected, anchor)
+        best, far = (number, expected, first), max(limit, _FAR_ROWS)
+        ends = expected.offset + len(expected.rows)
+        at = max(0, expected.offset - far) if number < 0 else ends
+        stop, more = ends + far, number < 0 or expected.more
+        while more and at < stop and best[0] < len(anchor.marks) - 1:
+            stretch = await read(at, far)
+            number, first = self._find(stretch, anchor)
+            if number > best[0]:
+                best = number, stretch, first
+            at, more = stretch.offset + len(stretch.rows), stretch.more
+        return best
+
+
+def _trusted(anchor: Anchor) -> int:
+    """Return how many rows lie before a place of which no anchor is found.
+
+    None, if those that did were all named and are all gone; else as many as it says.
+    """
+    return 0 if anchor.offset <= len(anchor.marks) else anchor.offset
+
+
+async def _next_stretch(stretch: Stretch[T], limit: int, read: ReadStretch[T]) -> Stretch[T]:
+    """Return the rows that come after a stretch, overlapping it if one call can hold both."""
+    ends = stretch.offset + len(stretch.rows)
+    following = await read(max(0, ends - 1), limit + 1)
+    if following.more and following.offset + len(following.rows) <= ends:
+        return await read(ends, limit)
+    return following
 
 
 async def read_behind(
@@ -181,74 +224,32 @@ async def read_behind(
         anchor: ``None`` for the beginning of the list.
         limit: At least one.
         read: Reads stretches, each in one call.
-        mark_of: A row's mark: never the same for two rows, and another one when a row changes
-            its place in the order.
+        mark_of: A row's mark: never the same for two rows, and another one exactly when a row
+            changes its place in the order.
         find: A ``ByRank`` or a ``ByMark``.
 
     Raises:
         ProviderError: The provider could not answer.
     """
-    if anchor is None or not anchor.marks:
-        stretch = await read(0 if anchor is None else anchor.offset, limit)
-        first = 0 if anchor is None else max(0, anchor.offset - stretch.offset)
+    anchor = anchor or Anchor(0, ())
+    if anchor.marks:
+        stretch, first = await find(anchor, limit, read)
     else:
-        stretch, first = await _stretch_behind(anchor, limit, read=read, find=find)
+        stretch = await read(anchor.offset, limit)
+        first = max(0, anchor.offset - stretch.offset)
     rows = stretch.rows[first : first + limit]
     marks = [mark_of(row) for row in stretch.rows[: first + limit]]
+    earlier = [mark for mark in anchor.marks if mark not in marks]
+    ends = [len(earlier) + first + index + 1 for index in range(len(rows))]
+    marks = [*earlier, *marks]
     return Behind(
         rows=rows,
         anchors=[
-            Anchor(stretch.offset + at, tuple(marks[max(0, at - ANCHORS) : at]))
-            for at in range(first + 1, first + len(rows) + 1)
+            Anchor(stretch.offset + end - len(earlier), tuple(marks[max(0, end - ANCHORS) : end]))
+            for end in ends
         ],
         more=stretch.more or first + limit < len(stretch.rows),
     )
-
-
-async def _stretch_behind(
-    anchor: Anchor, limit: int, *, read: ReadStretch[T], find: Find[T]
-) -> tuple[Stretch[T], int]:
-    """Return a stretch that begins before the anchor, and the index of the first row behind."""
-    begins = max(0, anchor.offset - len(anchor.marks))
-    expected = await read(begins, anchor.offset - begins + limit)
-    far, stretch, looks = max(limit, _FAR_ROWS), expected, 0
-    found = find(expected.rows, anchor, is_start=expected.offset == 0)
-    while found is None and stretch.offset > 0 and looks < find.looks:
-        begins, looks = max(0, stretch.offset - far), looks + 1
-        stretch = await read(begins, stretch.offset - begins + 1)
-        found = find(stretch.rows, anchor, is_start=stretch.offset == 0)
-    best, ahead, looks = (stretch, found), expected if found is None else stretch, 0
-    while (found is None or not found.certain) and ahead.more and looks < find.looks:
-        ahead, looks = await read(ahead.offset + len(ahead.rows), far), looks + 1
-        found = find(ahead.rows, anchor, is_start=False)
-        if found is not None:
-            best = ahead, found
-    stretch, found = best
-    if found is None:
-        index = anchor.offset - expected.offset
-        return expected, min(max(0, index), len(expected.rows))
-    return await _forward(stretch, found.index, anchor, limit, read=read, find=find)
-
-
-async def _forward(
-    stretch: Stretch[T],
-    first: int,
-    anchor: Anchor,
-    limit: int,
-    *,
-    read: ReadStretch[T],
-    find: Find[T],
-) -> tuple[Stretch[T], int]:
-    """Return the stretch and the index if a row lies behind it, else those that come next."""
-    while first == len(stretch.rows) and stretch.more:
-        ends = stretch.offset + len(stretch.rows)
-        stretch = await read(max(0, ends - 1), limit + 1)
-        if stretch.more and stretch.offset + len(stretch.rows) <= ends:
-            stretch = await read(ends, limit)
-        found = find(stretch.rows, anchor, is_start=stretch.offset == 0)
-        expected = min(max(0, ends - stretch.offset), len(stretch.rows))
-        first = expected if found is None else found.index
-    return stretch, first
 
 
 def page_over(offset: int, limit: int, *, most: int) -> tuple[int, int]:
