@@ -4,10 +4,11 @@ One process runs one event loop, so two things bound it, and they are counted ap
 
 - *Memory* bounds how many requests may be begun and not ended, most of them waiting for providers:
   ``most``, which is never passed.
-- *Computing* bounds how many may be ready to run. No count says how many that is, so it is
-  measured: how long something that is ready waits for its turn. As long as that wait is short,
-  more requests may run, whatever they wait for; while it stands above a target, fewer may. It is
-  the least wait of an interval that counts, so a burst that passes changes nothing.
+- *Computing* bounds how many may be ready to run. No count says how many that is, so the loop is
+  measured: as long as it has idle time, more requests may run, whatever they wait for. While it
+  has none, more would only make all of them slower, and no more are let in than at the start.
+  While what is ready waits for its turn longer than it should, it is fewer. It is the least wait
+  of an interval that counts, so a burst that passes changes nothing.
 
 A request that may not run waits in a short queue. A queue that has not been empty for a second is
 no burst any more: those in it then wait a tenth of the time, so that what is answered is answered
@@ -31,11 +32,13 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, Protocol
 
 import structlog
 
 _SHARE: Final = 3
+_SCHEDULING: Final = Path("/proc/thread-self/schedstat")
 
 _log = structlog.get_logger(__name__)
 
@@ -53,6 +56,7 @@ class AdmissionTerms:
         standing_seconds: A queue that was not empty for as long is no burst.
         standing_patience_seconds: How long a request may wait in such a queue.
         target_seconds: How long something that is ready may wait for its turn.
+        most_busy: Of each second the loop may be busy so much before it counts as having no time.
         interval_seconds: How often it is judged, by the least wait of that time.
         look_seconds: How often it is measured, while anything runs.
         calm_seconds: Shedding has ended when nothing was refused for as long.
@@ -66,6 +70,7 @@ class AdmissionTerms:
     standing_seconds: float = 1.0
     standing_patience_seconds: float = 0.1
     target_seconds: float = 0.005
+    most_busy: float = 0.95
     interval_seconds: float = 0.1
     look_seconds: float = 0.02
     calm_seconds: float = 10.0
@@ -261,15 +266,17 @@ class Admission:
         self._outage.note_refusal(self.load())
         return Refused(reason)
 
-    def _judge(self, least_wait_seconds: float) -> bool:
-        """Adapt to the loop's least wait of an interval; return whether to go on measuring."""
-        if least_wait_seconds > self._terms.target_seconds:
-            fewest = min(self._terms.fewest, self._terms.most)
+    def _judge(self, least_wait_seconds: float, busy: float) -> bool:
+        """Adapt to what the loop did in an interval; return whether to go on measuring."""
+        terms = self._terms
+        start = min(terms.start, self._allowed)
+        if least_wait_seconds > terms.target_seconds:
+            fewest = min(terms.fewest, terms.most)
             self._allowed = max(fewest, 0.9 * min(self._allowed, self._running))
+        elif busy > terms.most_busy or (not self._pressed and self._running < self._allowed / 2):
+            self._allowed = max(start, 0.9 * self._allowed)
         elif self._pressed:
-            self._allowed = min(self._terms.most, 1.1 * self._allowed + 1)
-        elif self._running < self._allowed / 2:
-            self._allowed = max(min(self._terms.start, self._allowed), 0.9 * self._allowed)
+            self._allowed = min(terms.most, 1.1 * self._allowed + 1)
         self._pressed = bool(self._waiting)
         self._begin_waiting()
         self._outage.end_if_calm()
@@ -360,18 +367,18 @@ class _Outage:
 
 
 class _LoopWatch:
-    """Measures how long the event loop takes to come round to what is ready.
+    """Measures how long the event loop takes to come round to what is ready, and how busy it is.
 
     Args:
         terms: How often.
-        judge: Gets the least wait of each interval; says whether to go on.
+        judge: Gets the least wait and the busy share of each interval; says whether to go on.
         note: Gets each single wait.
     """
 
     def __init__(
         self,
         terms: AdmissionTerms,
-        judge: Callable[[float], bool],
+        judge: Callable[[float, float], bool],
         note: Callable[[float], None],
     ) -> None:
         self._terms = terms
@@ -380,7 +387,8 @@ class _LoopWatch:
         self._is_on = False
         self._least = float("inf")
         self._looks = 0
-        self._interval_began_at = 0.0
+        self._began_at = 0.0
+        self._busy_before = 0.0
 
     def go_on(self) -> None:
         """Measure, until ``judge`` says that it is enough."""
@@ -392,7 +400,8 @@ class _LoopWatch:
     def _begin_interval(self) -> None:
         self._least = float("inf")
         self._looks = 0
-        self._interval_began_at = time.monotonic()
+        self._began_at = time.monotonic()
+        self._busy_before = _busy_seconds()
 
     def _look(self) -> None:
         """Begin in the middle of a round, and end in the middle of the next: one whole round."""
@@ -404,8 +413,26 @@ class _LoopWatch:
         self._note(now - began_at)
         self._least = min(self._least, now - began_at)
         self._looks += 1
-        if self._looks > 1 and now - self._interval_began_at >= self._terms.interval_seconds:
-            self._is_on = self._judge(self._least)
+        took = now - self._began_at
+        if self._looks > 1 and took >= self._terms.interval_seconds:
+            busy = (_busy_seconds() - self._busy_before) / took
+            self._is_on = self._judge(self._least, busy)
             self._begin_interval()
         if self._is_on:
             asyncio.get_running_loop().call_later(self._terms.look_seconds, self._look)
+
+
+def _busy_seconds() -> float:
+    """Return for how long this thread has computed, or would have if it had been let.
+
+    Time in which others had the processor counts, where the system tells, and so does the time of
+    the process's other threads, who hold the interpreter then.
+
+    Source:
+        https://docs.kernel.org/scheduler/sched-stats.html#proc-pid-schedstat
+    """
+    try:
+        kept_waiting = int(_SCHEDULING.read_bytes().split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        kept_waiting = 0.0
+    return time.process_time() + kept_waiting

@@ -24,7 +24,6 @@ _OPEN_PATHS: Final = frozenset({"/health", "/ready", "/metrics"})
 _OPEN_PREFIX: Final = "/media/"
 _EXPORTS: Final = frozenset({"/api/users", "/api/courses", "/api/content", "/api/enrollments"})
 _EVENT_STREAM: Final = b"text/event-stream"
-_BODY_SECONDS: Final = 10.0
 _LONGEST_RETRY_SECONDS: Final = 4
 
 
@@ -41,10 +40,12 @@ class LoadShedding:
     Args:
         app: Gets the requests that may run.
         stream_seconds: How long a whole list may take, the caller's reading included.
+        body_seconds: How long the body of a request may take to come.
     """
 
-    def __init__(self, app: ASGIApp, *, stream_seconds: float) -> None:
+    def __init__(self, app: ASGIApp, *, stream_seconds: float, body_seconds: float = 10) -> None:
         self._app = app
+        self._body_seconds = body_seconds
         self._stream_seconds = stream_seconds
         self._keys: OrderedDict[bytes, str] = OrderedDict()
 
@@ -59,7 +60,7 @@ class LoadShedding:
         is_export = scope["path"] in _EXPORTS
         try:
             slot = await admission.enter(key, is_export=is_export)
-            exchange = _Exchange(receive, send, slot)
+            exchange = _Exchange(receive, send, slot, body_seconds=self._body_seconds)
             if is_export:
                 exchange.ends_at = time.monotonic() + self._stream_seconds
             try:
@@ -71,7 +72,7 @@ class LoadShedding:
             scope["state"]["shed"] = True
             await _refusal(scope)(scope, receive, send)
         except _BodyTooSlow:
-            await _too_slow(scope)(scope, receive, send)
+            await _too_slow(scope, self._body_seconds)(scope, receive, send)
 
     def _remember(self, shown: bytes, key_id: str | None) -> None:
         if key_id is None:
@@ -94,13 +95,13 @@ class _Exchange:
         ends_at: When the answer must have been read, by the monotonic clock; ``None`` for never.
     """
 
-    def __init__(self, receive: Receive, send: Send, slot: Slot) -> None:
+    def __init__(self, receive: Receive, send: Send, slot: Slot, *, body_seconds: float) -> None:
         self.ends_at: float | None = None
         self._receive = receive
         self._send = send
         self._slot = slot
         self._has_body = False
-        self._body_ends_at = time.monotonic() + _BODY_SECONDS
+        self._body_ends_at = time.monotonic() + body_seconds
 
     async def receive(self) -> Message:
         if self._has_body:
@@ -160,10 +161,10 @@ def _refusal(scope: AsgiScope) -> Response:
     return problem("GATEWAY_OVERLOADED", detail, request_id=request_id, headers=headers, **members)
 
 
-def _too_slow(scope: AsgiScope) -> Response:
+def _too_slow(scope: AsgiScope, seconds: float) -> Response:
     return problem(
         "BAD_INPUT",
-        f"The body did not come within {_BODY_SECONDS:.0f} seconds",
+        f"The body did not come within {seconds:g} seconds",
         request_id=scope["state"]["request_id"],
         status=408,
         headers={"Connection": "close"},

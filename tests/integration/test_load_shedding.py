@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
-import pytest
 import structlog
 from pretend_platform import until
 from running_gateway import (
@@ -32,7 +31,6 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from gateway import shedding
 from gateway.admission import Admission, AdmissionTerms, Load
 from gateway.app import _Requests
 from gateway.metrics import Metrics
@@ -288,7 +286,7 @@ async def test_a_refused_body_is_dropped_and_the_connection_goes_on(tmp_path: Pa
     async with held(tmp_path) as story:
         tasks = story.ask(12)
         await until(lambda: story.gateway.parts.admission.load().waiting == 6)
-        reader, writer = await _connected(story.gateway)
+        reader, writer = await _connected(story.gateway.url)
         large = b"x" * 300_000
         head = f"POST /graphql HTTP/1.1\r\nHost: x\r\n{KEY}Content-Length: 300000\r\n\r\n".encode()
         writer.write(head + large)
@@ -309,7 +307,7 @@ async def test_who_waits_to_be_asked_for_a_body_is_told_that_the_connection_ends
     async with held(tmp_path) as story:
         tasks = story.ask(12)
         await until(lambda: story.gateway.parts.admission.load().waiting == 6)
-        reader, writer = await _connected(story.gateway)
+        reader, writer = await _connected(story.gateway.url)
         writer.write(
             f"POST /graphql HTTP/1.1\r\nHost: x\r\n{KEY}Expect: 100-continue\r\n"
             "Content-Length: 10\r\n\r\n".encode()
@@ -323,29 +321,23 @@ async def test_who_waits_to_be_asked_for_a_body_is_told_that_the_connection_ends
     assert (status, headers["connection"], rest) == (503, "close", b"")
 
 
-async def test_a_body_that_does_not_come_holds_no_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shedding, "_BODY_SECONDS", 0.05)
-    async with running_gateway(tmp_path) as gateway:
-        reader, writer = await _connected(gateway)
+async def test_a_body_that_does_not_come_holds_no_place() -> None:
+    async with endless(body_seconds=0.05) as streams:
+        reader, writer = await _connected(streams.url)
         writer.write(
-            f"POST /graphql HTTP/1.1\r\nHost: x\r\n{KEY}Content-Type: application/json\r\n"
-            'Content-Length: 100\r\n\r\n{"query'.encode()
+            b'POST /api/add-provider HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"id'
         )
         status, headers, _ = await _answer(reader)
         rest = await reader.read()
         writer.close()
-        load = gateway.parts.admission.load()
+        load = streams.admission.load()
 
     assert (status, headers["connection"], rest) == (408, "close", b"")
     assert load.running == 0
 
 
-async def _connected(
-    gateway: RunningGateway,
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    host, _, port = gateway.url.removeprefix("http://").partition(":")
+async def _connected(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, _, port = url.removeprefix("http://").partition(":")
     return await asyncio.open_connection(host, int(port))
 
 
@@ -363,7 +355,7 @@ async def _answer(reader: asyncio.StreamReader) -> tuple[int, Mapping[str, str],
 
 @dataclass(kw_only=True)
 class Streams:
-    """An application with one stream of events and one whole list, both endless."""
+    """An application with a stream of events and a whole list, both endless; and an echo."""
 
     admission: Admission
     url: str
@@ -375,6 +367,9 @@ class Streams:
     async def users(self, _request: Request) -> Response:
         return StreamingResponse(self._parts(b"x" * 65536), media_type="application/json")
 
+    async def take(self, request: Request) -> Response:
+        return Response(await request.body())
+
     async def _parts(self, part: bytes) -> AsyncIterator[bytes]:
         try:
             while True:
@@ -385,15 +380,21 @@ class Streams:
 
 
 @asynccontextmanager
-async def endless(*, most: int = 4, stream_seconds: float = 60) -> AsyncIterator[Streams]:
+async def endless(
+    *, most: int = 4, stream_seconds: float = 60, body_seconds: float = 10
+) -> AsyncIterator[Streams]:
     admission = Admission(AdmissionTerms(most=most, most_subscriptions=4), Metrics())
     with listening() as listener:
         streams = Streams(admission=admission, url=address_of(listener))
         app = Starlette(
-            routes=[Route("/graphql", streams.events), Route("/api/users", streams.users)],
+            routes=[
+                Route("/graphql", streams.events),
+                Route("/api/users", streams.users),
+                Route("/api/add-provider", streams.take, methods=["POST"]),
+            ],
             middleware=[
                 Middleware(_Requests),
-                Middleware(LoadShedding, stream_seconds=stream_seconds),
+                Middleware(LoadShedding, stream_seconds=stream_seconds, body_seconds=body_seconds),
             ],
         )
         app.state.gateway = SimpleNamespace(admission=admission, metrics=Metrics())
@@ -422,8 +423,7 @@ async def test_streams_of_events_hold_no_place_and_one_too_many_is_refused() -> 
 
 async def test_a_whole_list_that_nobody_reads_gives_its_place_back_in_time() -> None:
     async with endless(stream_seconds=0.3) as streams:
-        host, _, port = streams.url.removeprefix("http://").partition(":")
-        _reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        _reader, writer = await _connected(streams.url)
         writer.write(b"GET /api/users HTTP/1.1\r\nHost: x\r\n\r\n")
         await until(lambda: streams.admission.load().running == 1)
         await until(lambda: streams.admission.load().running == 0, seconds=20)
