@@ -43,7 +43,7 @@ from sessions.errors import (
     ProviderUnavailable,
     UpstreamCallsSpent,
 )
-from sessions.http import deadline
+from sessions.http import deadline, patience
 from sessions.metering import current_meter
 from sessions.sharing import read_since
 from storage.cache import CacheStore, KeptAnswer
@@ -496,7 +496,8 @@ class RecordCache:
                 meter.note_shared(place.provider_id, shared)
 
         def begin(some: Sequence[str]) -> _Flight:
-            return self._start(place, kind, some, wish=wish, fetch=fetch)
+            seconds = ends_at - asyncio.get_running_loop().time()
+            return self._start(place, kind, some, wish=wish, fetch=fetch, patience_seconds=seconds)
 
         waits = [
             self._landed(flight, kind, some, ends_at=ends_at, begin=begin)
@@ -519,13 +520,14 @@ class RecordCache:
         *,
         wish: Wish,
         fetch: Fetch[V],
+        patience_seconds: float | None = None,
         context: Context | None = None,
     ) -> _Flight:
         self.counts.reads += len(keys)
         began_at = self.clock()
-        age = began_at - wish.oldest_at
+        since = asyncio.get_running_loop().time() - (began_at - wish.oldest_at)
         task: asyncio.Task[Mapping[str, V]] = asyncio.create_task(
-            self._fly(fetch, keys, since=asyncio.get_running_loop().time() - age), context=context
+            self._fly(fetch, keys, since=since, patience_seconds=patience_seconds), context=context
         )
         flight = _Flight(place, began_at, task)
         names = {key: _name(place, kind, key) for key in keys}
@@ -535,9 +537,17 @@ class RecordCache:
         task.add_done_callback(lambda done: self._land(flight, done, names))
         return flight
 
-    async def _fly(self, fetch: Fetch[V], keys: Sequence[str], *, since: float) -> Mapping[str, V]:
+    async def _fly(
+        self, fetch: Fetch[V], keys: Sequence[str], *, since: float, patience_seconds: float | None
+    ) -> Mapping[str, V]:
         # Not under its starter's deadline: it reads for all who join, and for those who come later.
-        with deadline(None), deadline(self._terms.flight_seconds), read_since(since):
+        # But a provider that puts off for longer than the starter waits is told of in time.
+        with (
+            deadline(None),
+            deadline(self._terms.flight_seconds),
+            patience(patience_seconds),
+            read_since(since),
+        ):
             return await fetch(keys)
 
     def _land(

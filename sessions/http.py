@@ -230,6 +230,26 @@ def deadline(seconds: float | None) -> Iterator[None]:
         _deadline.reset(token)
 
 
+@contextmanager
+def patience(seconds: float | None) -> Iterator[None]:
+    """Have nothing that a provider puts off waited for longer than this many seconds from now.
+
+    A call under way may take longer, up to the ``deadline``: whoever comes later has use for its
+    answer. But a provider that asks to be left alone until then fails at once, and says so.
+    """
+    token = _patience.set(None if seconds is None else _now() + seconds)
+    try:
+        yield
+    finally:
+        _patience.reset(token)
+
+
+def seconds_of_patience() -> float | None:
+    """Return how long to wait here for a provider that puts off; ``None`` for the deadline."""
+    ends_at = _patience.get()
+    return None if ends_at is None else ends_at - _now()
+
+
 def seconds_to_deadline() -> float | None:
     """Return how long calls made here may take by the nearest deadline; ``None`` without one."""
     ends_at = _deadline.get()
@@ -578,6 +598,9 @@ class ProviderHttp:
         now = _now()
         if ends_at is not None and now + wait_seconds >= ends_at:
             return None
+        left = seconds_of_patience()
+        if left is not None and wait_seconds >= left:
+            return None
         return wait_seconds if self._budget.take_retry() else None
 
     async def _observed(self, call: _Call, turn: Turn) -> Response | _Failure:
@@ -758,6 +781,7 @@ class TransportProblem(Exception):
 
 
 _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
+_patience: ContextVar[float | None] = ContextVar("patience", default=None)
 
 _BUDGET_SECONDS = 10.0
 _KEEP_ALIVE_SECONDS = 4.0  # under the 5 s after which common servers close an idle connection

@@ -115,7 +115,7 @@ class Pacer:
         wait_seconds = self.expected_wait(with_deadline=deadline is not None)
         if wait_seconds > patience_seconds:
             raise ProviderRateLimited(
-                "The provider limits the rate of calls, and others are in line before this one",
+                "The provider limits the rate of calls, and this one could not be made in time",
                 provider_id=self.provider_id,
                 retry_after_seconds=ceil(wait_seconds),
             )

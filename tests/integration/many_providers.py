@@ -93,12 +93,12 @@ TROUBLES = (
     Trouble(name="hung", spoil=_failing("drop", seconds=_FOREVER_SECONDS), code="PROVIDER_TIMEOUT"),
     Trouble(name="slow", spoil=_failing("slow", seconds=10), code="PROVIDER_TIMEOUT"),
     Trouble(name="garbage", spoil=_failing("html"), code="PROVIDER_BAD_RESPONSE", retryable=False),
-    # Its first pause, or the second if there is time for another call before it.
+    # What its bucket needs to have room again, by what is known of it, or the first pause.
     Trouble(
         name="throttled with 403",
         spoil=_throttling(403, says_when=False),
         code="PROVIDER_RATE_LIMITED",
-        retry_after=(2, 3),
+        retry_after=(2, 3, 4, 5),
     ),
     Trouble(
         name="throttled with 429",

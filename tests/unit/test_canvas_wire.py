@@ -23,7 +23,7 @@ from sessions.errors import (
     ProviderUnavailable,
     SessionLost,
 )
-from sessions.http import HttpLimits, ProviderHttp, Response, deadline
+from sessions.http import HttpLimits, ProviderHttp, Response, deadline, patience
 from sessions.platforms.canvas.wire import (
     LINK_ORIGIN,
     CanvasWire,
@@ -657,6 +657,19 @@ def test_nobody_waits_longer_than_the_deadline_allows() -> None:
             return len(canvas.requests), asyncio.get_running_loop().time()
 
     assert run_virtually(story()) == (1, 0)
+
+
+def test_nobody_waits_longer_than_they_have_patience_for() -> None:
+    async def story() -> tuple[int, float]:
+        async with wired(throttled(429, **{"retry-after": "20"})) as (wire, canvas):
+            for wait_seconds in (20, 15):
+                with patience(10), pytest.raises(ProviderRateLimited) as refused:
+                    await wire.get("users/self", Thing)
+                assert refused.value.retry_after_seconds == wait_seconds
+                await asyncio.sleep(5)
+            return len(canvas.requests), asyncio.get_running_loop().time()
+
+    assert run_virtually(story()) == (1, 10)
 
 
 def test_at_most_six_calls_are_under_way_and_all_are_made() -> None:

@@ -35,6 +35,7 @@ from sessions.http import (
     UpstreamCall,
     _parse_cookies,
     deadline,
+    patience,
 )
 from sessions.resilience import ResilienceTerms
 
@@ -454,6 +455,29 @@ async def test_no_retry_is_begun_that_the_deadline_would_cut() -> None:
 
     assert len(asked) == 1
     assert time.monotonic() - started_at < 0.5
+
+
+async def test_no_retry_is_begun_that_nobody_has_the_patience_for() -> None:
+    handler, asked = answering(httpx.Response(429, headers={"Retry-After": "2"}))
+
+    async with pretend(handler) as http:
+        with patience(1), pytest.raises(ProviderRateLimited) as error:
+            await http.request("GET", "/")
+
+    assert len(asked) == 1
+    assert error.value.retry_after_seconds == 2
+
+
+async def test_an_answer_may_come_later_than_patience_lasts() -> None:
+    async def answer_late(_request: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(0.05)
+        return httpx.Response(200)
+
+    async with pretend(httpx.MockTransport(answer_late)) as http:
+        with patience(0.01):
+            response = await http.request("GET", "/")
+
+    assert response.status == 200
 
 
 async def test_retries_never_add_more_than_a_tenth_and_a_floor() -> None:

@@ -24,7 +24,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from http import HTTPStatus
-from math import ceil
+from math import ceil, inf
 from typing import Any, Final, Generic, Protocol, TypeVar
 from urllib.parse import parse_qsl, quote, urlencode, urljoin
 
@@ -39,7 +39,7 @@ from sessions.errors import (
     ProviderRateLimited,
     SessionLost,
 )
-from sessions.http import Params, ParamValue, ProviderHttp, Response
+from sessions.http import Params, ParamValue, ProviderHttp, Response, seconds_of_patience
 from sessions.pacing import Bucket
 from sessions.sharing import work_off
 from storage.credentials import Secret
@@ -323,13 +323,18 @@ class CanvasWire:
         """Make a call when its turn comes, again if it was too early, within its deadline."""
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + self._http.seconds_left()
+        left = seconds_of_patience()
+        patient_until = ends_at if left is None else min(ends_at, loop.time() + left)
         pause_seconds = 0.0
         for _ in range(_TRIES):
             async with AsyncExitStack() as stack:
                 pacer = self._http.pacers.get(self._bucket_name(), BUCKET)
+                turn = pacer.turn(
+                    patience_seconds=inf if left is None else patient_until - loop.time()
+                )
                 try:
                     async with asyncio.timeout_at(ends_at):
-                        await stack.enter_async_context(pacer.turn())
+                        await stack.enter_async_context(turn)
                 except TimeoutError:
                     pause_seconds = pacer.expected_wait()
                     break
@@ -338,7 +343,7 @@ class CanvasWire:
                     pacer.note_room(response.headers.get("x-rate-limit-remaining"))
                     return response
                 pause_seconds = pacer.note_refusal(retry_after(response))
-            if loop.time() + pause_seconds >= ends_at:
+            if loop.time() + pause_seconds >= patient_until:
                 break
         raise ProviderRateLimited(
             "Canvas limits the rate of calls, and this one's turn did not come in time",
