@@ -771,6 +771,28 @@ async def test_every_class_channel_and_course_session_is_a_course(
     assert talk.called() == expected_calls
 
 
+async def test_channels_are_sent_again_only_when_kolibri_marks_its_content_as_changed() -> None:
+    people = data.build_population()
+    channels = people.channels
+    async with simulated(population=people) as installation, converse(installation) as talk:
+        channel_id = installation.id_of("png")
+        place = next(index for index, row in enumerate(channels) if row.id == channel_id)
+
+        async def title() -> str:
+            found = await talk.session.fetch_courses([f"channel:{channel_id}"])
+            forget_shared(talk)
+            return found[f"channel:{channel_id}"].title
+
+        first = await title()
+        channels[place] = replace(channels[place], name="Renamed")
+        same_mark = await title()
+        installation.kolibri.content_changed_at += 1
+        other_mark = await title()
+
+    assert (first, same_mark, other_mark) == (first, first, "Renamed")
+    assert talk.called()[CHANNELS] == 3
+
+
 async def test_a_channel_tells_what_kolibri_tells(kolibri: SimulatedInstallation) -> None:
     channel = kolibri.kolibri.channels[kolibri.id_of("png")]
     absent = f"channel:{kolibri.id_of('absent')}"
