@@ -570,7 +570,7 @@ class ProviderHttp:
             async with self._resilience.turn(
                 f"{call.request.method} {call.path}",
                 ends_at=ends_at,
-                counts=not call.is_elsewhere,
+                counts=self._counts(call),
             ) as turn:
                 outcome = await self._observed(call, turn)
             if isinstance(outcome, Response):
@@ -581,13 +581,17 @@ class ProviderHttp:
             retries += 1
             await asyncio.sleep(wait_seconds)
 
+    def _counts(self, call: _Call) -> bool:
+        """Whether a call tells of the provider; what is no provider has rules of its own."""
+        return self.provider_id is not None and not call.is_elsewhere
+
     def _wait_before_retry(
         self, call: _Call, failure: _Failure, *, retries: int, ends_at: float | None
     ) -> float | None:
         """Return how long to wait before trying again, or ``None`` for not at all."""
         if not (call.repeatable and failure.passing) or retries >= self._limits.max_retries:
             return None
-        if self._resilience.refuses and not call.is_elsewhere:
+        if self._resilience.refuses and self._counts(call):
             return None
         asked_seconds = failure.error.retry_after_seconds or 0
         if asked_seconds > self._limits.max_retry_wait_seconds:
@@ -665,10 +669,12 @@ class ProviderHttp:
     async def _exchange(self, call: _Call, turn: Turn) -> Response | _Failure:
         try:
             response = await self._transport.handle_async_request(call.request)
-            turn.note_answer()
             try:
                 refusal = self._refusal(call, response)
-                return refusal or await self._read(call, response, on_garbage=turn.take_back)
+                if refusal is not None:
+                    return refusal
+                turn.note_answer()
+                return await self._read(call, response, on_garbage=turn.take_back)
             finally:
                 await response.aclose()
         except _BadBody as error:

@@ -39,6 +39,7 @@ from sessions.metering import note_wait, take_call
 _WINDOW_PARTS: Final = 10
 _LONGEST_DOUBLING: Final = 30
 _DEADLINE_SLACK_SECONDS: Final = 0.01
+_LOOK_SECONDS: Final = 0.125
 _RISING_FACTOR: Final = 3.0
 _RISING_SECONDS: Final = 0.5
 _LEARNING_SHARE: Final = 0.1
@@ -263,12 +264,12 @@ class Breaker:
 
     def give_up(self, permit: Permit, now: float) -> None:
         """Take note of a call that was cut short and says nothing; a probe is not repeated soon."""
-        if permit.is_probe and permit.era == self.era:
+        if permit.is_probe and permit.era == self.era and not permit.success:
             self._open(now, pause=self._pause)
 
     def release(self, permit: Permit) -> None:
         """Take note that the call was not made; somebody else may find out."""
-        if permit.is_probe and permit.era == self.era:
+        if permit.is_probe and permit.era == self.era and not permit.success:
             self._turn(BreakerState.OPEN)
 
     def _judge(self, permit: Permit, now: float, *, rest_seconds: float = 0.0) -> None:
@@ -381,6 +382,7 @@ class Resilience:
         self._observer = observer
         self._breaker = Breaker(terms, now=_now(), chance=chance)
         self._limit = Limit(concurrency)
+        self._lost = _LostTime()
         self._line = _Line(self._limit, max_waiting=terms.waiting_per_call * concurrency)
         self._rests_until = 0.0
         self._last_failure: ProviderError | None = None
@@ -445,12 +447,21 @@ class Resilience:
         finally:
             turn.began_at = _now()
             note_wait(self._provider_id, turn.began_at - asked_at)
+        self._lost.begin()
+        turn.lost_before = self._lost.seconds
 
     def end(self, turn: Turn) -> None:
         """Let the next one through; of a call nothing was told of, judge why."""
         if turn.permit is not None and not turn.is_told:
             self._judge_cut_short(turn, turn.permit)
+        self._lost.end()
         self._line.leave()
+
+    def note_answer(self, turn: Turn, permit: Permit) -> None:
+        """Take note that an answer begins; if it was waited for, the others need wait no longer."""
+        turn.answer_seconds = self._seconds_of(turn)
+        if permit.is_probe and turn.answer_seconds <= self._terms.slow_seconds:
+            self._count_success(permit)
 
     def succeed(self, turn: Turn, permit: Permit) -> None:
         """Take note of an answer; one that came very late counts as a failure all the same."""
@@ -458,9 +469,8 @@ class Resilience:
         if seconds > self._terms.slow_seconds:
             self.fail(turn, permit, self._late(seconds))
             return
-        self._breaker.succeed(permit, _now())
-        if permit.is_probe:
-            self._tell_state()
+        if not permit.success:
+            self._count_success(permit)
         if self._limit.is_rising(turn.kind, seconds):
             self._limit.note_overload(began_at=turn.began_at, now=_now())
         else:
@@ -469,14 +479,19 @@ class Resilience:
     def fail(
         self, turn: Turn, permit: Permit, error: ProviderError, *, is_overloaded: bool = False
     ) -> None:
-        """Take note of a failure of the provider."""
-        if is_overloaded or isinstance(error, ProviderTimeout | ProviderRateLimited):
+        """Take note of a failure of the provider; lateness of our own making is none."""
+        is_late = isinstance(error, ProviderTimeout)
+        if is_late and self._seconds_of(turn) < (_now() - turn.began_at) / 2:
+            self.release(permit)
+            return
+        if is_late or is_overloaded or isinstance(error, ProviderRateLimited):
             self._limit.note_overload(began_at=turn.began_at, now=_now())
         self._count_failure(permit, error)
 
     def take_back(self, permit: Permit, error: ProviderError) -> None:
         """Take note that a success was none."""
-        self._count_failure(permit, error, is_taken_back=True)
+        if permit.success:
+            self._count_failure(permit, error)
 
     def release(self, permit: Permit) -> None:
         """Take note of a call that says nothing of the provider, and was hardly made."""
@@ -565,7 +580,7 @@ class Resilience:
 
     def _judge_cut_short(self, turn: Turn, permit: Permit) -> None:
         now, terms = _now(), self._terms
-        seconds = now - turn.began_at
+        seconds = self._seconds_of(turn)
         by_deadline = turn.ends_at is not None and now >= turn.ends_at - _DEADLINE_SLACK_SECONDS
         if seconds >= (terms.cut_seconds if by_deadline else terms.slow_seconds):
             self.fail(turn, permit, self._late(seconds))
@@ -574,9 +589,16 @@ class Resilience:
         if permit.is_probe:
             self._tell_state()
 
-    def _count_failure(
-        self, permit: Permit, error: ProviderError, *, is_taken_back: bool = False
-    ) -> None:
+    def _seconds_of(self, turn: Turn) -> float:
+        """Return how long the provider has had, but for the time this process lost meanwhile."""
+        return _now() - turn.began_at - (self._lost.seconds - turn.lost_before)
+
+    def _count_success(self, permit: Permit) -> None:
+        self._breaker.succeed(permit, _now())
+        if permit.is_probe:
+            self._tell_state()
+
+    def _count_failure(self, permit: Permit, error: ProviderError) -> None:
         now, era = _now(), self._breaker.era
         self._last_failure, self._failed_at = error, now
         self._failures += 1
@@ -584,7 +606,7 @@ class Resilience:
         if isinstance(error, ProviderRateLimited):
             rest = min(float(error.retry_after_seconds or 0), self._terms.longest_rest_seconds)
             self._rests_until = max(self._rests_until, now + rest)
-        if is_taken_back:
+        if permit.success:
             self._breaker.take_back(permit, now)
         else:
             self._breaker.fail(permit, now, rest_seconds=rest)
@@ -620,7 +642,8 @@ class Turn:
         counts: Whether it goes to the provider.
         permit: The breaker's; ``None`` before it begins, and when it does not count.
         began_at: When it was let through.
-        answer_seconds: From then to the beginning of the answer.
+        lost_before: What the process had lost of its time by then.
+        answer_seconds: From when it was let through to the beginning of the answer.
         is_told: Whether it is known what became of it.
     """
 
@@ -632,6 +655,7 @@ class Turn:
         "ends_at",
         "is_told",
         "kind",
+        "lost_before",
         "permit",
     )
 
@@ -643,6 +667,7 @@ class Turn:
         self.counts = counts
         self.permit: Permit | None = None
         self.began_at = 0.0
+        self.lost_before = 0.0
         self.answer_seconds = 0.0
         self.is_told = False
         self._resilience = resilience
@@ -662,8 +687,9 @@ class Turn:
         self._resilience.end(self)
 
     def note_answer(self) -> None:
-        """Take note that the answer begins to come."""
-        self.answer_seconds = _now() - self.began_at
+        """Tell that an answer begins to come that is none of a failure."""
+        if self.permit is not None:
+            self._resilience.note_answer(self, self.permit)
 
     def answered(self) -> None:
         """Tell that the provider answered as it should; ``take_back`` if that proves wrong."""
@@ -692,6 +718,47 @@ class Turn:
         """Tell that the answer is not what the platform promises after all."""
         if self.permit is not None:
             self._resilience.take_back(self.permit, error)
+
+
+class _LostTime:
+    """How long this process did not get round to what it had to do, while calls were under way.
+
+    Whoever waits for a provider sees it late then, by no fault of the provider. Eight times a second
+    it is seen how late a timer is.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._calls = 0
+        self._due_at: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """How much was lost so far."""
+        return self._seconds + self._late_now()
+
+    def begin(self) -> None:
+        """Take note of a call that begins."""
+        self._calls += 1
+        if self._due_at is None:
+            self._look_later()
+
+    def end(self) -> None:
+        """Take note of a call that ended."""
+        self._calls -= 1
+
+    def _look(self) -> None:
+        self._seconds += self._late_now()
+        self._due_at = None
+        if self._calls:
+            self._look_later()
+
+    def _look_later(self) -> None:
+        self._due_at = _now() + _LOOK_SECONDS
+        asyncio.get_running_loop().call_at(self._due_at, self._look)
+
+    def _late_now(self) -> float:
+        return 0.0 if self._due_at is None else max(_now() - self._due_at, 0.0)
 
 
 class _Line:

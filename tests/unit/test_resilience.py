@@ -4,6 +4,7 @@ The breaker and the limit are told what time it is; the line runs in virtual tim
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -32,7 +33,7 @@ from sessions.resilience import (
     Turn,
     ahead_of_line,
 )
-from simulators.moving_time import run_virtually
+from simulators.moving_time import moving_time, run_virtually
 
 TERMS = ResilienceTerms()
 IN_A_ROW_ONLY = replace(TERMS, min_calls=10_000)
@@ -609,9 +610,7 @@ def test_a_refusal_says_that_it_failed_before_how_and_when_it_is_tried_again() -
 
     async def story() -> ProviderUnavailable:
         provider = a_provider(watcher=watcher)
-        for _ in range(5):
-            with pytest.raises(ProviderUnavailable):
-                await call(provider, error=DOWN)
+        await down(provider)
         await asyncio.sleep(9.5)
         with pytest.raises(ProviderUnavailable) as refused:
             await call(provider)
@@ -633,9 +632,7 @@ def test_while_one_finds_out_all_others_are_refused_at_once() -> None:
 
     async def story() -> tuple[list[str], float]:
         provider = a_provider(concurrency=8, watcher=watcher)
-        for _ in range(5):
-            with pytest.raises(ProviderUnavailable):
-                await call(provider, error=DOWN)
+        await down(provider)
         await asyncio.sleep(30)
         began_at = asyncio.get_running_loop().time()
         calls = [asyncio.create_task(call(provider, 2)) for _ in range(4)]
@@ -652,9 +649,7 @@ def test_while_one_finds_out_all_others_are_refused_at_once() -> None:
 def test_after_an_outage_calls_begin_again_one_at_a_time() -> None:
     async def story() -> Resilience:
         provider = a_provider(concurrency=4)
-        for _ in range(5):
-            with pytest.raises(ProviderUnavailable):
-                await call(provider, error=DOWN)
+        await down(provider)
         await asyncio.sleep(30)
         await call(provider)
         return provider
@@ -759,6 +754,93 @@ def test_calls_that_go_elsewhere_neither_open_it_nor_are_refused() -> None:
         return before, await outcomes([asyncio.create_task(call(provider, counts=False))])
 
     assert run_virtually(story()) == (CLOSED, ["ok"])
+
+
+def test_others_need_not_wait_for_the_end_of_the_answer_that_says_it_is_back() -> None:
+    async def story() -> tuple[list[str], float, ProviderHealth]:
+        provider = a_provider()
+        await down(provider)
+        await asyncio.sleep(30)
+        began_at = asyncio.get_running_loop().time()
+        async with provider.turn("GET /export", ends_at=None) as probe:
+            await asyncio.sleep(1)
+            refused = await outcomes([asyncio.create_task(call(provider))])
+            probe.note_answer()
+            others = asyncio.create_task(call(provider))
+            await asyncio.sleep(60)
+            probe.answered()
+        return (
+            refused + await outcomes([others]),
+            asyncio.get_running_loop().time() - began_at,
+            provider.health(NOW),
+        )
+
+    ended, seconds, health = run_virtually(story())
+
+    assert (ended, seconds) == (["ProviderUnavailable", "ok"], 61)
+    assert (health.state, health.success_rate) == (CLOSED, 1.0)
+
+
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_an_answer_that_breaks_off_after_all_opens_it_again(*, is_cut: bool) -> None:
+    async def story() -> Resilience:
+        provider = a_provider()
+        await down(provider)
+        await asyncio.sleep(30)
+        ends_at = asyncio.get_running_loop().time() + 2
+        with contextlib.suppress(TimeoutError):
+            async with (
+                asyncio.timeout_at(ends_at),
+                provider.turn("GET /export", ends_at=ends_at) as probe,
+            ):
+                probe.note_answer()
+                await asyncio.sleep(9 if is_cut else 1)
+                probe.failed(DOWN)
+        return provider
+
+    health = told(story)
+
+    assert (health.state, health.consecutive_failures) == (OPEN, 6)
+
+
+def test_an_answer_nobody_waits_for_to_the_end_still_says_it_is_back() -> None:
+    async def story() -> Resilience:
+        provider = a_provider()
+        await down(provider)
+        await asyncio.sleep(30)
+        async with provider.turn("GET /export", ends_at=None) as probe:
+            probe.note_answer()
+        async with provider.turn("GET /export", ends_at=None) as again:
+            again.note_answer()
+            again.void()
+        return provider
+
+    assert told(story).state is CLOSED
+
+
+async def down(provider: Resilience) -> None:
+    for _ in range(5):
+        with pytest.raises(ProviderUnavailable):
+            await call(provider, error=DOWN)
+
+
+@pytest.mark.parametrize("ending", ["answered", "late", "cut"])
+async def test_a_process_that_stood_still_blames_no_provider(ending: str) -> None:
+    with moving_time() as clock:
+        provider = a_provider(concurrency=8)
+        loop = asyncio.get_running_loop()
+        for _ in range(5):
+            async with provider.turn("GET /", ends_at=loop.time() + 3) as turn:
+                clock.advance(20)
+                await asyncio.sleep(0)
+                if ending == "answered":
+                    turn.note_answer()
+                    turn.answered()
+                elif ending == "late":
+                    turn.failed(ProviderTimeout("It stopped answering"))
+        health = provider.health(NOW)
+
+    assert (health.state, health.consecutive_failures, health.calls_limit) == (CLOSED, 0, 8)
 
 
 # A provider that asks to be left alone
