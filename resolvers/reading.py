@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias, TypeVar
@@ -51,11 +51,36 @@ class ReadingTerms:
     Attributes:
         max_age_seconds: How old a kept answer may be that is served as it is; a provider's option
             ``max_age`` goes before.
-        provider_seconds: How long one request waits for one provider, over all it reads there.
+        provider_seconds: How long one request waits for one provider, over all it reads there;
+            while it waits for others only, this provider's time does not run.
     """
 
     max_age_seconds: float = 0
     provider_seconds: float = 30
+
+
+@dataclass(slots=True)
+class _Wait:
+    """How long a request has waited for one provider; several reads at once count once."""
+
+    seconds: float = 0.0
+    reads: int = 0
+    since: float = 0.0
+
+    def so_far(self) -> float:
+        return self.seconds + (_now() - self.since if self.reads else 0.0)
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        if not self.reads:
+            self.since = _now()
+        self.reads += 1
+        try:
+            yield
+        finally:
+            self.reads -= 1
+            if not self.reads:
+                self.seconds += _now() - self.since
 
 
 class Reading:
@@ -90,7 +115,7 @@ class Reading:
         self._find = find
         self._subject_of = subject_of
         self._began_at = time.time() if cache is None else cache.clock()
-        self._ends_at: dict[str, float] = {}
+        self._waits: dict[str, _Wait] = {}
 
     def note_max_age(self, seconds: float | None) -> None:
         """Take note of how fresh a list is wished: what hangs on it is to be as fresh."""
@@ -124,13 +149,11 @@ class Reading:
         provider = self._find(provider_id)
         if self._cache is None or provider is None:
             return _live(await fetch(keys), read_at=datetime.now(UTC))
-        found = await self._cache.read(
-            self._place(provider),
-            kind,
-            keys,
-            wish=self._wish(provider, kind, max_age_seconds),
-            fetch=fetch,
-        )
+        wish = self._wish(provider, kind, max_age_seconds)
+        with self._wait(provider_id).going_on():
+            found = await self._cache.read(
+                self._place(provider), kind, keys, wish=wish, fetch=fetch
+            )
         for answer in found.values():
             if isinstance(answer, Kept) and answer.error is not None:
                 self.problems[provider_id] = answer.error
@@ -211,11 +234,13 @@ class Reading:
         )
 
     def _patience(self, provider_id: str) -> float:
-        """Return how long this request still waits for a provider; it began with its first read."""
-        now = asyncio.get_running_loop().time()
-        ends_at = self._ends_at.setdefault(provider_id, now + self._terms.provider_seconds)
+        """Return how long this request still waits for a provider."""
+        seconds = self._terms.provider_seconds - self._wait(provider_id).so_far()
         left = seconds_to_deadline()
-        return min(ends_at - now, ends_at - now if left is None else left)
+        return seconds if left is None else min(seconds, left)
+
+    def _wait(self, provider_id: str) -> _Wait:
+        return self._waits.setdefault(provider_id, _Wait())
 
     def _usual_age(self, provider: Provider, resource: Resource) -> float:
         option = provider.options.get(MAX_AGE)
@@ -225,6 +250,10 @@ class Reading:
             except ValueError:  # registered when the rules were other ones
                 pass
         return self._terms.max_age_seconds
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _only(key: str, ask: Callable[[ProviderSession], Awaitable[V]]) -> Ask[V]:
