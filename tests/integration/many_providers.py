@@ -30,10 +30,17 @@ UNION = """query ($ids: [ID!]!) {
     sources { providerId status code }
   }
 }"""
-USERS = """query ($ids: [ID!]!) {
+COURSES = """query ($ids: [ID!]!) {
+  courses(filter: {providerIds: $ids}, first: 1000) { nodes { id title } }
+}"""
+IN_TROUBLE = """query ($ids: [ID!]!) {
   users(filter: {providerIds: $ids}, first: 1000) {
-    nodes { id displayName provider { providerId } }
+    nodes { id displayName provider { providerId } enrollments(first: 100) { nodes { id } } }
     sources { providerId status code retryable retryAfterSeconds }
+  }
+  courses(filter: {providerIds: $ids}, first: 1000, maxAge: 0) {
+    nodes { id title }
+    sources { providerId status code }
   }
 }"""
 USERS_AND_COURSES = """query ($ids: [ID!]!) {
@@ -116,26 +123,42 @@ def flap(canvas: Canvas, *paths: str) -> None:
             canvas.fail("status", path=path, status=503, after=turn)
 
 
-def check_trouble(trouble: Trouble, answer: Mapping[str, Any], others: Mapping[str, Any]) -> None:
+def check_trouble(
+    trouble: Trouble,
+    answer: Mapping[str, Any],
+    *,
+    before: Mapping[str, Any],
+    others: Mapping[str, Any],
+) -> None:
     """Assert what is given when one provider of four is in trouble.
+
+    Its users were never read and are missing; its courses were, and are given as they were then.
 
     Args:
         trouble: Which.
-        answer: To ``USERS``, of all.
-        others: The same, of all but the one in trouble.
+        answer: To ``IN_TROUBLE``, of all.
+        before: To ``COURSES``, of all, before the trouble began.
+        others: To ``IN_TROUBLE``, of all but the one in trouble.
     """
-    found, rest = answer["data"]["users"], others["data"]["users"]
-    statuses = {source["providerId"]: source for source in found["sources"]}
-    spoilt = statuses.pop(SPOILT)
-    (error,) = answer["errors"]
-
+    assert "errors" not in before
     assert "errors" not in others
-    assert found["nodes"] == rest["nodes"]
-    assert {row["provider"]["providerId"] for row in found["nodes"]} == set(statuses)
+    users, courses = answer["data"]["users"], answer["data"]["courses"]
+    statuses = {source["providerId"]: source for source in users["sources"]}
+    spoilt = statuses.pop(SPOILT)
+    assert users["nodes"] == others["data"]["users"]["nodes"]
+    assert {row["provider"]["providerId"] for row in users["nodes"]} == set(statuses)
+    assert all(row["enrollments"] is not None for row in users["nodes"])
     assert {source["status"] for source in statuses.values()} == {"OK"}
     assert (spoilt["status"], spoilt["code"]) == ("FAILED", trouble.code)
     assert spoilt["retryable"] is trouble.retryable
     assert spoilt["retryAfterSeconds"] in trouble.retry_after
+
+    assert courses["nodes"] == before["data"]["courses"]["nodes"]
+    assert {
+        source["providerId"]: (source["status"], source["code"]) for source in courses["sources"]
+    } == dict.fromkeys(statuses, ("OK", None)) | {SPOILT: ("STALE", trouble.code)}
+
+    (error,) = answer["errors"]
     assert error["path"] == ["users"]
     assert error["extensions"] == {
         "code": trouble.code,
