@@ -4,9 +4,9 @@
 
 A case is one walk, from the first page to the last, over a small world made from a number: up to
 six providers that page in every way platforms do, and what happens to them between any two calls.
-``tests/unit/merged_walks.py`` makes the worlds and judges the walks. A case that fails is named by
-its number, and ``--seed NUMBER --cases 1`` repeats it. Writes its table into benchmarks/RESULTS.md;
-answers 1 if a case failed.
+``tests/integration/merged_walks.py`` makes the worlds and judges the walks. A case that fails is
+named by its number, and ``--seed NUMBER --cases 1`` repeats it. Writes its table into
+benchmarks/RESULTS.md; answers 1 if a case failed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from results import write_section
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "unit"))
+sys.path.insert(0, str(ROOT / "tests" / "integration"))
 
 from merged_walks import Outcome, run_case  # noqa: E402 - found in the folder just named
 

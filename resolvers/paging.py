@@ -725,19 +725,9 @@ async def merge_providers(
     Raises:
         RequestLimitExceeded: Too many rows would be read.
     """
-    marks = (
-        _Marks.from_json(request.state)
-        if request.state is not None
-        else _Marks(
-            streams={
-                provider.id: _Place(
-                    position=None, limit=min(request.first, streams.limit_of(provider))
-                )
-                for provider in providers
-                if provider.id in streams.provider_ids
-            }
-        )
-    )
+    marks = _Marks(streams=_beginnings(providers, streams, request.first))
+    if request.state is not None:
+        marks = _Marks.from_json(request.state)
     merge = _Merge(providers, marks, streams=streams, collect=collect, descending=descending)
     await merge.read(request.first)
 
@@ -753,6 +743,26 @@ async def merge_providers(
         total_count=merge.total(),
         sources=merge.statuses(),
     )
+
+
+def _beginnings(
+    providers: Iterable[Provider], streams: SortedStreams[Any], first: int
+) -> dict[str, _Place]:
+    """Return where a walk begins to read the providers that sort.
+
+    Of a filtered list nobody knows how many rows it takes to find one that is meant, so the
+    provider's own page size is best; of others no more than fit on our page.
+    """
+    limits = {
+        provider.id: streams.limit_of(provider)
+        for provider in providers
+        if provider.id in streams.provider_ids
+    }
+    filtered = streams.matches is not None
+    return {
+        provider_id: _Place(position=None, limit=limit if filtered else min(first, limit))
+        for provider_id, limit in limits.items()
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -210,6 +210,19 @@ async def _next_stretch(stretch: Stretch[T], limit: int, read: ReadStretch[T]) -
     return following
 
 
+def anchors_of(marks: Sequence[str], *, offset: int) -> list[Anchor]:
+    """Return the place behind each of some rows that follow each other.
+
+    Args:
+        marks: Of the rows.
+        offset: How many rows lie before the first.
+    """
+    return [
+        Anchor(offset + end, tuple(marks[max(0, end - ANCHORS) : end]))
+        for end in range(1, len(marks) + 1)
+    ]
+
+
 async def read_behind(
     anchor: Anchor | None,
     limit: int,
@@ -240,14 +253,10 @@ async def read_behind(
     rows = stretch.rows[first : first + limit]
     marks = [mark_of(row) for row in stretch.rows[: first + limit]]
     earlier = [mark for mark in anchor.marks if mark not in marks]
-    ends = [len(earlier) + first + index + 1 for index in range(len(rows))]
-    marks = [*earlier, *marks]
+    anchors = anchors_of([*earlier, *marks], offset=stretch.offset - len(earlier))
     return Behind(
         rows=rows,
-        anchors=[
-            Anchor(stretch.offset + end - len(earlier), tuple(marks[max(0, end - ANCHORS) : end]))
-            for end in ends
-        ],
+        anchors=anchors[len(earlier) + first :],
         more=stretch.more or first + limit < len(stretch.rows),
     )
 

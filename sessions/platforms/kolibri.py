@@ -51,6 +51,7 @@ from urllib.parse import quote, unquote, unquote_to_bytes, urljoin, urlsplit
 
 import msgspec
 
+from sessions.anchors import Anchor, ByRank, Stretch, anchors_of, page_over, read_behind
 from sessions.base import (
     Authorization,
     Capability,
@@ -505,22 +506,21 @@ class KolibriSession(ProviderSession):
         )
 
     async def list_users(self, *, position: str | None, limit: int) -> Page[User]:
-        """Return users by id (0.17: by username); ``position`` is an offset.
+        """Return users by id (0.17: by username); ``position`` is an offset, or one with anchors.
 
-        One call where the offset is a multiple of the limit and mostly otherwise, at most two.
+        One call where the offset is a multiple of the limit and mostly otherwise, at most two;
+        behind anchors (see ``positions``) one, unless users were deleted or came meanwhile.
         """
-        offset = int(position or 0)
+        anchor = Anchor.parse(position or "0")
+        if anchor is None:
+            raise self._bad("The position is not one of this list")
 
-        async def read(account: _Account) -> tuple[list[_UserRow], int | None]:
-            return await self._read_user_window(account, offset=offset, limit=limit)
+        async def read(account: _Account) -> Page[User]:
+            if anchor.marks and account.since(_ORDERING_SINCE):
+                return await self._read_users_behind(account, anchor, limit)
+            return await self._read_user_window(account, offset=anchor.offset, limit=limit)
 
-        rows, total = await self._reading(read)
-        following = offset + limit
-        return Page(
-            items=self._users(rows),
-            next_position=str(following) if total is not None and following < total else None,
-            total=total,
-        )
+        return await self._reading(read)
 
     async def fetch_users(self, user_ids: Collection[str]) -> Mapping[str, User]:
         """Return users by id: 200 a call from 0.19 on, before that one a call or all of them."""
@@ -551,6 +551,7 @@ class KolibriSession(ProviderSession):
             items=items,
             next_position=items[-1].external_id if more and items else None,
             total=len(courses),
+            positions=list(map(_course_id, items)),
         )
 
     async def fetch_courses(self, course_ids: Collection[str]) -> Mapping[str, Course]:
@@ -608,6 +609,7 @@ class KolibriSession(ProviderSession):
             items=[self._enrollment(place, snapshot.roster) for place in chosen],
             next_position=chosen[-1].id if more and chosen else None,
             total=len(places),
+            positions=list(map(_place_id, chosen)),
         )
 
     async def fetch_enrollments_by_user(
@@ -822,10 +824,8 @@ class KolibriSession(ProviderSession):
 
     # ---- users
 
-    async def _read_user_window(
-        self, account: _Account, *, offset: int, limit: int
-    ) -> tuple[list[_UserRow], int | None]:
-        """Return this many rows from this offset on, and how many there are in all."""
+    async def _read_user_window(self, account: _Account, *, offset: int, limit: int) -> Page[User]:
+        """Return this many users from this offset on."""
         window = _Window.over(offset, limit)
         first = await self._read_user_page(account, window.page, size=window.size)
         rows = list(first.results) if first else []
@@ -833,8 +833,62 @@ class KolibriSession(ProviderSession):
         if first and window.pages > 1 and window.page * window.size < first.count:
             second = await self._read_user_page(account, window.page + 1, size=window.size)
             rows += second.results if second else []
+        if account.since(_ORDERING_SINCE):
+            rows.sort(key=_user_id)
         rows = rows[window.skip : window.skip + limit]
-        return [row for row in rows if row.facility == account.facility_id], total
+        following = offset + limit
+        more = total is not None and following < total
+        return self._user_page(
+            account,
+            rows,
+            anchors_of(list(map(_user_id, rows)), offset=offset),
+            next_position=str(following) if more else None,
+            total=total,
+        )
+
+    async def _read_users_behind(self, account: _Account, anchor: Anchor, limit: int) -> Page[User]:
+        """Return the users behind an anchor, from pages that overlap it."""
+        total: int | None = None
+
+        async def read(offset: int, limit: int) -> Stretch[_UserRow]:
+            nonlocal total
+            size, page = page_over(offset, limit, most=2 * limit)
+            found = await self._read_user_page(account, page, size=size)
+            rows = sorted(found.results, key=_user_id) if found else []
+            total = found.count if found else None
+            more = total is not None and page * size < total
+            return Stretch(rows=rows, offset=(page - 1) * size, more=more)
+
+        behind = await read_behind(
+            anchor, limit, read=read, mark_of=_user_id, find=ByRank(_user_id, str)
+        )
+        more = behind.more and bool(behind.anchors)
+        return self._user_page(
+            account,
+            behind.rows,
+            behind.anchors,
+            next_position=str(behind.anchors[-1]) if more else None,
+            total=total,
+        )
+
+    def _user_page(
+        self,
+        account: _Account,
+        rows: Sequence[_UserRow],
+        anchors: Sequence[Anchor],
+        *,
+        next_position: str | None,
+        total: int | None,
+    ) -> Page[User]:
+        """Make a page of what was read; before 0.18, rows cannot be found again by id."""
+        kept = [index for index, row in enumerate(rows) if row.facility == account.facility_id]
+        ranked = account.since(_ORDERING_SINCE)
+        return Page(
+            items=self._users([rows[index] for index in kept]),
+            next_position=next_position,
+            total=total,
+            positions=[str(anchors[index]) for index in kept] if ranked else (),
+        )
 
     async def _read_user_page(self, account: _Account, page: int, *, size: int) -> _UserPage | None:
         """Return one page, numbered from 1; ``None`` past the last one.
@@ -1845,6 +1899,10 @@ def _bytes_of_data_uri(uri: str) -> bytes | None:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except binascii.Error:
         return None
+
+
+def _user_id(row: _UserRow) -> str:
+    return row.id
 
 
 def _course_id(course: Course) -> str:

@@ -6,10 +6,12 @@ Against the simulator as three releases; nothing here was compared with a real C
 import asyncio
 import base64
 import hashlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -32,6 +34,7 @@ from sessions.base import (
     Code,
     CodeRequest,
     EnrollmentEnding,
+    ListOrder,
     NewEnrollment,
     NewGrant,
     NewLogin,
@@ -1248,6 +1251,150 @@ async def test_a_position_of_another_list_is_refused(talk: Conversation, positio
         await talk.session.list_enrollments(position=position, limit=10)
 
     assert talk.calls == []
+
+
+# ---- places in lists that change -------------------------------------------------------------
+
+TITLES = (
+    "Zoology",
+    "algebra",
+    "Botany",
+    "Drama",
+    "drama",
+    "Ethics",
+    "Física",
+    "Geometry",
+    "History",
+)
+
+
+def titled(count: int = 45) -> Population:
+    """Courses with equal and unequal titles, none in order."""
+    population = Population()
+    population.add_user("Ada Admin", "ada", is_admin=True)
+    for number in range(count):
+        population.add_course(f"{TITLES[number * 7 % len(TITLES)]} {number % 4}", f"C{number}")
+    return population
+
+
+def by_title(population: Population) -> list[str]:
+    living = [row for row in population.courses.values() if row.workflow_state != "deleted"]
+    return [str(row.id) for row in sorted(living, key=lambda row: (row.name.casefold(), row.id))]
+
+
+def in_order(order: ListOrder | None, session: ProviderSession) -> Callable[..., Any]:
+    return session.list_courses if order is None else partial(session.list_sorted_courses, order)
+
+
+async def behind_rows(
+    read: Callable[..., Any],
+    *,
+    limit: int,
+    between: Callable[[int], None] = lambda _page: None,
+    given: int = 1000,
+) -> list[str]:
+    """Follow the positions behind rows, at most so many rows a page; ``between`` changes things."""
+    ids: list[str] = []
+    position = None
+    for number in range(1000):
+        page = await read(position=position, limit=limit)
+        assert len(page.items) == len(page.positions) <= limit
+        shown = page.items[:given]
+        ids += [course.external_id for course in shown]
+        if len(shown) == len(page.items) and page.next_position is None:
+            return ids
+        position = page.positions[len(shown) - 1]
+        between(number)
+    pytest.fail("The pages have no end")
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("limit", [1, 7, 45, 100])
+async def test_courses_come_by_title_as_canvas_compares_them(release: str, limit: int) -> None:
+    async with simulated(release, population=titled()) as canvas, talking(canvas) as talk:
+        rising = in_order(ListOrder.COURSES_BY_TITLE, talk.session)
+        falling = in_order(ListOrder.COURSES_BY_TITLE_DESCENDING, talk.session)
+        ids = [course.external_id for course in await all_pages(rising, limit=limit)]
+        back = await behind_rows(falling, limit=limit)
+
+    assert ids == by_title(canvas.canvas.population)
+    assert back == ids[::-1]
+
+
+async def test_a_walk_behind_rows_costs_few_calls_more_than_one_by_number() -> None:
+    async with simulated(population=titled(1000)) as canvas, talking(canvas) as talk:
+        read = in_order(ListOrder.COURSES_BY_TITLE, talk.session)
+        whole = await behind_rows(read, limit=100)
+        in_hundreds = talk.called()[COURSES]
+        talk.forget_calls()
+        await behind_rows(read, limit=50)
+        in_fifties = talk.called()[COURSES]
+
+    assert whole == by_title(canvas.canvas.population)
+    assert (in_hundreds, in_fifties) == (12, 20)
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("order", [None, ListOrder.COURSES_BY_TITLE])
+@pytest.mark.parametrize(("limit", "given"), [(4, 9), (10, 3), (100, 20)])
+async def test_courses_that_come_and_go_between_two_pages_hide_and_double_none(
+    release: str, order: ListOrder | None, limit: int, given: int
+) -> None:
+    population = titled(60)
+    staying = (
+        by_title(population) if order else [str(row.id) for row in population.courses.values()]
+    )
+    courses = [population.courses[int(id_)] for id_ in staying]
+    gone, renamed = courses[2:60:9], courses[7:60:11]
+
+    def change(page: int) -> None:
+        if page < len(gone):
+            gone[page].workflow_state = "deleted"
+            population.add_course(f"Aardvarks {page}", f"A{page}")
+        elif page < len(gone) + len(renamed):
+            renamed[page - len(gone)].name = "Botany 9"
+
+    async with simulated(release, population=population) as canvas, talking(canvas) as talk:
+        found = await behind_rows(
+            in_order(order, talk.session), limit=limit, between=change, given=given
+        )
+
+    touched = {str(row.id) for row in (*gone, *renamed)}
+    times = Counter(found)
+    assert {id_: times[id_] for id_ in staying if id_ not in touched} == {
+        id_: 1 for id_ in staying if id_ not in touched
+    }
+
+
+async def test_a_users_own_courses_have_positions_and_no_order_of_ours(
+    canvas: SimulatedInstallation,
+) -> None:
+    async with talking_as(canvas, CODY) as talk:
+        whole = await talk.session.list_courses(position=None, limit=100)
+        found = await behind_rows(talk.session.list_courses, limit=1)
+        with pytest.raises(NotSupported, match="courses by title"):
+            await talk.session.list_sorted_courses(
+                ListOrder.COURSES_BY_TITLE, position=None, limit=10
+            )
+
+    assert found == [course.external_id for course in whole.items]
+
+
+async def test_users_come_in_no_order_of_ours(talk: Conversation) -> None:
+    with pytest.raises(NotSupported):
+        await talk.session.list_sorted_users(ListOrder.USERS_BY_USERNAME, position=None, limit=10)
+    with pytest.raises(NotSupported):
+        await talk.session.list_sorted_courses(ListOrder.USERS_BY_USERNAME, position=None, limit=10)
+
+    assert talk.calls == []
+
+
+async def test_every_enrollment_has_a_position_behind_it(talk: Conversation) -> None:
+    whole = await talk.session.list_enrollments(position=None, limit=100)
+
+    behind = await talk.session.list_enrollments(position=whole.positions[4], limit=100)
+
+    assert [row.id for row in behind.items] == [row.id for row in whole.items[5:]]
 
 
 # ---- images --------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Against the simulator in three releases; with ``-m e2e`` also against a real ser
 
 import asyncio
 import sqlite3
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from session_contract import (
     all_pages,
     converse,
     forget_shared,
+    without_times,
 )
 
 from sessions.base import Grant, NewGrant
@@ -396,6 +398,86 @@ async def test_every_list_of_users_is_paged(any_kolibri: SimulatedInstallation) 
     assert first.total == second.total
     assert second.next_position == "20"
     assert talk.called() == {USERS: 1}
+
+
+@pytest.mark.parametrize("limit", [1, 7, 30, 1000])
+async def test_users_that_come_and_go_between_two_pages_hide_and_double_none(limit: int) -> None:
+    async with simulated(population=data.build_population()) as kolibri, converse(kolibri) as talk:
+        pretended = kolibri.kolibri
+        before = [u.external_id for u in await all_pages(talk.session.list_users, limit=1000)]
+        gone: set[str] = set()
+        found: list[str] = []
+        position = None
+        while True:
+            page = await talk.session.list_users(position=position, limit=limit)
+            found += [user.external_id for user in page.items]
+            if page.next_position is None:
+                break
+            position = page.positions[-1]
+            for offset in (0, 1, 40):  # one long given, one just given, one to come
+                account = pretended.find_account(before[(len(found) - 1 + offset) % len(before)])
+                if account is not None and account.username != data.SUPERUSER_USERNAME:
+                    gone.add(account.id)
+                    pretended.remove_user(account.username, facility=account.facility_id)
+            if len(found) % 2:
+                pretended.add_user(f"new{len(found)}", "New")
+
+    times = Counter(found)
+    staying = [user_id for user_id in before if user_id not in gone]
+    assert {user_id: times[user_id] for user_id in staying} == dict.fromkeys(staying, 1)
+    assert max(times.values()) == 1
+
+
+@pytest.mark.parametrize(("limit", "calls"), [(10, 7), (7, 10), (1000, 1)])
+async def test_going_on_behind_a_row_is_one_call_a_page(
+    kolibri: SimulatedInstallation, limit: int, calls: int
+) -> None:
+    async with converse(kolibri) as talk:
+        everybody = [u.external_id for u in await all_pages(talk.session.list_users, limit=1000)]
+        talk.forget_calls()
+        found: list[str] = []
+        position = None
+        while True:
+            page = await talk.session.list_users(position=position, limit=limit)
+            found += [user.external_id for user in page.items]
+            if page.next_position is None:
+                break
+            position = page.positions[-1]
+
+    assert found == everybody
+    assert page.total == len(everybody)
+    assert talk.called() == {USERS: calls}
+
+
+async def test_before_0_18_no_row_has_a_position(kolibri: SimulatedInstallation) -> None:
+    async with simulated("0.17.0") as old, converse(old) as talk, converse(kolibri) as newer:
+        known = await newer.session.list_users(position=None, limit=10)
+        page = await talk.session.list_users(position=None, limit=10)
+        behind = await talk.session.list_users(position=known.positions[4], limit=5)
+
+    assert page.positions == ()  # they come by username, which may change
+    assert without_times(behind.items) == without_times(page.items[5:])
+
+
+async def test_courses_and_enrollments_have_a_position_behind_each(
+    kolibri: SimulatedInstallation,
+) -> None:
+    async with converse(kolibri) as talk:
+        courses = await talk.session.list_courses(position=None, limit=1000)
+        other_courses = await talk.session.list_courses(position=courses.positions[2], limit=1000)
+        places = await talk.session.list_enrollments(position=None, limit=1000)
+        other_places = await talk.session.list_enrollments(position=places.positions[2], limit=1000)
+
+    assert len(courses.positions) == len(courses.items)
+    assert without_times(other_courses.items) == without_times(courses.items[3:])
+    assert len(places.positions) == len(places.items)
+    assert without_times(other_places.items) == without_times(places.items[3:])
+
+
+async def test_a_position_of_another_list_is_refused(kolibri: SimulatedInstallation) -> None:
+    async with converse(kolibri) as talk:
+        with pytest.raises(ProviderBadResponse, match="not one of this list"):
+            await talk.session.list_users(position="classroom:1", limit=10)
 
 
 # ---- 7, 8: nothing is written ------------------------------------------------------------

@@ -91,6 +91,7 @@ class Roster:
     tells_total: bool = True
     stuck: bool = False
     calls: list[tuple[str, Any]] = field(default_factory=list)
+    session: "type[RecordingSession] | None" = None
 
     def call_names(self) -> list[str]:
         return [name for name, _arguments in self.calls]
@@ -284,7 +285,7 @@ class World:
             roster = roster.seen_by.get(subject)
         if roster is None:
             raise ReauthRequired("The user has not agreed", provider_id=provider_id)
-        yield RecordingSession(roster, subject)
+        yield (roster.session or RecordingSession)(roster, subject)
 
     def health(self, provider_id: str, /) -> ProviderHealth | None:
         return self.health_by_provider.get(provider_id)

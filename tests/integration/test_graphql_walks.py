@@ -1,16 +1,31 @@
 """Walks over several providers: every row once, whatever fails on the way."""
 
 import asyncio
+import dataclasses
+import json
 import random
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from datetime import timedelta
 from typing import TypeVar
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pretend_roster import PLATFORM, Key, World, a_context, a_provider, a_user, an_enrollment
+from pretend_roster import (
+    NOW,
+    PLATFORM,
+    Key,
+    RecordingSession,
+    World,
+    a_context,
+    a_course,
+    a_provider,
+    a_user,
+    an_enrollment,
+    ask,
+)
 
 from resolvers import roster
 from resolvers.collation import fold
@@ -18,16 +33,24 @@ from resolvers.context import ReadingLimits
 from resolvers.cursors import CursorSealer
 from resolvers.errors import BadInput, Forbidden, RequestLimitExceeded
 from resolvers.paging import Connection, PageRequest, SourceState, walk_providers
-from resolvers.roster import PageArguments, UserFilter, UserOrderField
-from sessions.base import Page
+from resolvers.roster import (
+    CourseFilter,
+    CourseOrderField,
+    EnrollmentOrderField,
+    PageArguments,
+    UserFilter,
+    UserOrderField,
+)
+from sessions.base import ListOrder, Page
 from sessions.errors import (
+    NotSupported,
     ProviderBadResponse,
     ProviderForbidden,
     ProviderNotFound,
     ProviderUnavailable,
 )
 from storage.credentials import Secret
-from storage.records import User
+from storage.records import Course, Enrollment, User
 
 T = TypeVar("T")
 
@@ -453,3 +476,267 @@ async def test_the_total_of_a_provider_that_fails_when_counted_is_unknown_and_it
 
     assert page.total_count is None
     assert [source.state for source in page.sources] == [SourceState.OK, SourceState.FAILED]
+
+
+# Orders
+
+
+def modified(row: T, minutes: int | None) -> T:
+    """The row, last changed so many minutes ago."""
+    assert isinstance(row, User | Course | Enrollment)
+    at = None if minutes is None else NOW - timedelta(minutes=minutes)
+    return replace(row, provenance=replace(row.provenance, modified_at=at))
+
+
+@pytest.mark.parametrize(("descending", "expected"), [(False, "210n"), (True, "012n")])
+async def test_rows_come_by_when_they_changed_and_those_that_do_not_tell_last(
+    descending: bool,  # noqa: FBT001
+    expected: str,
+) -> None:
+    world = World()
+    ages = {"n": None, "0": 0, "2": 2, "1": 1}
+    for number, (name, minutes) in enumerate(ages.items()):
+        school = world.add(name)
+        school.users = [modified(a_user(name, number), minutes)]
+        school.courses = [modified(a_course(name, number), minutes)]
+        school.enrollments = [modified(an_enrollment(name, "u0", "c0"), minutes)]
+
+    users = await roster.users(
+        a_context(world), order=UserOrderField.MODIFIED, descending=descending
+    )
+    courses = await roster.courses(
+        a_context(world), order=CourseOrderField.MODIFIED, descending=descending
+    )
+    enrollments = await roster.enrollments(
+        a_context(world), order=EnrollmentOrderField.MODIFIED, descending=descending
+    )
+
+    for page in (users, courses, enrollments):
+        assert "".join(row.provider_id for row in page.nodes) == expected
+
+
+@pytest.mark.parametrize("descending", [False, True])
+async def test_users_without_a_username_come_last_whichever_end_comes_first(
+    descending: bool,  # noqa: FBT001
+) -> None:
+    world = World()
+    world.add("a").users = [
+        a_user("a", number, username=name) for number, name in enumerate([None, "eva", "bo"])
+    ]
+
+    page = await roster.users(
+        a_context(world), order=UserOrderField.USERNAME, descending=descending
+    )
+
+    names = [user.username for user in page.nodes]
+    assert names == (["eva", "bo", None] if descending else ["bo", "eva", None])
+
+
+async def test_an_order_through_graphql_combines_with_filters_and_cursors() -> None:
+    world = World()
+    world.add("a").enrollments = [
+        modified(an_enrollment("a", f"u{number}", "c0"), number) for number in range(3)
+    ]
+    query = """query ($after: String) { enrollments(filter: { roles: [STUDENT] }, first: 2,
+        after: $after, orderBy: { field: MODIFIED, direction: DESC }) {
+        nodes { externalId } pageInfo { endCursor hasNextPage } } }"""
+
+    first = (await ask(world, query))["data"]["enrollments"]
+    second = await ask(world, query, {"after": first["pageInfo"]["endCursor"]})
+
+    assert [row["externalId"] for row in first["nodes"]] == ["u0-c0", "u1-c0"]
+    assert [row["externalId"] for row in second["data"]["enrollments"]["nodes"]] == ["u2-c0"]
+
+
+# Providers that sort for themselves
+
+TITLES = ("ada", "Bo", "cid", "Dan", "eve", "Fay", "gus", "Hal")
+BY_TITLE = frozenset({ListOrder.COURSES_BY_TITLE, ListOrder.COURSES_BY_TITLE_DESCENDING})
+
+
+class SortingSession(RecordingSession):
+    """A session that lists courses by title too."""
+
+    async def list_sorted_courses(
+        self, order: ListOrder, *, position: str | None, limit: int
+    ) -> Page[Course]:
+        await self._called("list_sorted_courses", (order, position, limit))
+        descending = order is ListOrder.COURSES_BY_TITLE_DESCENDING
+        rows = sorted(
+            self.roster.courses, key=lambda course: course.title.casefold(), reverse=descending
+        )
+        return self._page(rows, position, limit)
+
+
+def sorting_world() -> World:
+    """Two providers that sort, and one of another platform, which does not."""
+    world = World(platform=replace(PLATFORM, page_size=2, sorted_lists=BY_TITLE))
+    for provider_id, numbers in {"a": (4, 0, 7, 2), "b": (1, 6), "c": (5, 3)}.items():
+        school = world.add(provider_id)
+        school.courses = [a_course(provider_id, number, title=TITLES[number]) for number in numbers]
+        school.session = RecordingSession if provider_id == "c" else SortingSession
+    world.rosters["c"].provider = replace(world.rosters["c"].provider, platform="another")
+    return world
+
+
+@pytest.mark.parametrize("descending", [False, True])
+async def test_providers_that_sort_are_read_as_far_as_the_page_goes(
+    descending: bool,  # noqa: FBT001
+) -> None:
+    world = sorting_world()
+    titles: list[str] = []
+    after = None
+    while True:
+        page = await roster.courses(
+            a_context(world),
+            order=CourseOrderField.TITLE,
+            descending=descending,
+            page=PageArguments(first=3, after=after),
+        )
+        titles += [course.title for course in page.nodes]
+        after = page.end_cursor
+        if not page.has_next_page:
+            break
+
+    assert titles == sorted(TITLES, key=str.casefold, reverse=descending)
+    assert set(world.rosters["a"].call_names()) == {"list_sorted_courses"}
+    assert set(world.rosters["b"].call_names()) == {"list_sorted_courses"}
+    assert set(world.rosters["c"].call_names()) == {"list_courses"}
+
+
+async def test_one_page_of_a_sorted_list_is_one_call_of_each_provider_that_sorts() -> None:
+    world = sorting_world()
+
+    page = await roster.courses(
+        a_context(world), order=CourseOrderField.TITLE, page=PageArguments(first=2)
+    )
+
+    order = ListOrder.COURSES_BY_TITLE
+    assert [course.title for course in page.nodes] == ["ada", "Bo"]
+    assert world.rosters["a"].calls == [("list_sorted_courses", (order, None, 2))]
+    assert world.rosters["b"].calls == [("list_sorted_courses", (order, None, 2))]
+
+
+async def test_a_walk_that_began_with_the_total_reads_whole_lists_and_tells_it() -> None:
+    world = sorting_world()
+
+    page = await roster.courses(
+        a_context(world),
+        order=CourseOrderField.TITLE,
+        page=PageArguments(first=3),
+        wants_total=True,
+    )
+    rest = await roster.courses(
+        a_context(world),
+        order=CourseOrderField.TITLE,
+        page=PageArguments(first=9, after=page.end_cursor),
+    )
+
+    assert (page.total_count, rest.total_count) == (8, 8)
+    assert [course.title for course in (*page.nodes, *rest.nodes)] == list(TITLES)
+    assert {name for each in world.rosters.values() for name in each.call_names()} == {
+        "list_courses"
+    }
+
+
+async def test_acting_for_users_no_provider_is_asked_to_sort() -> None:
+    world = sorting_world()
+    school = world.rosters["a"]
+    school.seen_by["user:5"] = school
+
+    page = await roster.courses(a_context(world, subjects={"a": "5"}), order=CourseOrderField.TITLE)
+
+    assert [course.title for course in page.nodes] == ["ada", "cid", "eve", "Hal"]
+    assert set(school.call_names()) == {"list_courses"}
+
+
+async def test_a_filter_over_sorted_lists_reads_no_more_rows_than_allowed() -> None:
+    world = sorting_world()
+    world.limits = ReadingLimits(cursor_key=Secret(b"key"), max_collected_rows=5)
+    found = await roster.courses(
+        a_context(world),
+        filter=CourseFilter(search=""),
+        order=CourseOrderField.TITLE,
+        page=PageArguments(first=1),
+    )
+
+    with pytest.raises(RequestLimitExceeded, match=r"may read 5 rows.*filter\.providerIds"):
+        await roster.courses(
+            a_context(world), filter=CourseFilter(search="nobody"), order=CourseOrderField.TITLE
+        )
+
+    assert [course.title for course in found.nodes] == ["ada"]
+
+
+async def test_a_platform_that_declares_no_order_refuses_one() -> None:
+    world = World()
+    world.add("a")
+
+    async with a_context(world).session("a") as session:
+        with pytest.raises(NotSupported, match="sorted list of users"):
+            await session.list_sorted_users(ListOrder.USERS_BY_USERNAME, position=None, limit=1)
+        with pytest.raises(NotSupported, match="sorted list of courses"):
+            await session.list_sorted_courses(ListOrder.COURSES_BY_TITLE, position=None, limit=1)
+
+
+async def test_users_by_name_come_from_a_platform_that_declares_it() -> None:
+    class ByName(RecordingSession):
+        async def list_sorted_users(
+            self, order: ListOrder, *, position: str | None, limit: int
+        ) -> Page[User]:
+            await self._called("list_sorted_users", (order, position, limit))
+            return self._page(self.roster.users, position, limit)
+
+    declared = frozenset({ListOrder.USERS_BY_DISPLAY_NAME})
+    world = World(platform=replace(PLATFORM, sorted_lists=declared))
+    school = world.add("a", user_count=3)
+    school.session = ByName
+
+    by_name = await roster.users(a_context(world), order=UserOrderField.DISPLAY_NAME)
+    by_id = await roster.users(
+        a_context(world),
+        filter=UserFilter(user_ids=(("a", "u1"),)),
+        order=UserOrderField.DISPLAY_NAME,
+    )
+
+    assert (len(by_name.nodes), len(by_id.nodes)) == (3, 1)
+    assert school.call_names() == ["list_sorted_users", "fetch_users"]
+
+
+# Old cursors
+
+
+async def test_a_cursor_of_an_earlier_release_is_refused_by_name() -> None:
+    world = World()
+    world.add("a", user_count=5)
+    query = json.dumps([1, "users", [dataclasses.astuple(UserFilter()), "PROVIDER", False]])
+    former = CursorSealer(Secret(b"key"), query).seal([[1.0, "a"], [["a", "2", 2, 0, None]]])
+
+    with pytest.raises(BadInput, match=r"^after: .*an earlier release.*begin anew, without after"):
+        await roster.users(a_context(world), page=PageArguments(after=former))
+
+    assert world.rosters["a"].calls == []
+
+
+async def test_a_cursor_is_too_old_when_its_walk_is() -> None:
+    world = World(limits=ReadingLimits(cursor_key=Secret(b"key"), cursor_seconds=-1))
+    world.add("a", user_count=5)
+    page = await roster.users(a_context(world), page=PageArguments(first=2))
+
+    with pytest.raises(BadInput, match=r"^after: This walk began .* begin anew, without after"):
+        await roster.users(a_context(world), page=PageArguments(after=page.end_cursor))
+
+
+async def test_a_users_cursor_is_no_place_among_the_enrollments_of_a_course() -> None:
+    world = World()
+    school = world.add("a")
+    user, course = a_user("a", 5, external_id="5"), a_course("a", 5, external_id="5")
+    school.users, school.courses = [user], [course]
+    school.enrollments = [an_enrollment("a", "5", "5"), an_enrollment("a", "5", "6")]
+    first = await roster.enrollments_of_user(a_context(world), user, page=PageArguments(first=1))
+    assert first is not None
+
+    with pytest.raises(BadInput, match="belongs to another query"):
+        await roster.enrollments_of_course(
+            a_context(world), course, page=PageArguments(after=first.end_cursor)
+        )

@@ -176,6 +176,7 @@ async def test_a_filtered_page_reads_on_until_it_knows_whether_there_is_more() -
 
     assert (page.nodes, page.has_next_page, page.total_count) == (["a1"], True, None)
     assert (last.nodes, last.has_next_page) == (["a3"], False)
+    assert school.calls == [(None, 3), (None, 3), ("3", 3), ("6", 3)]
 
 
 async def test_rows_already_passed_over_are_not_read_again() -> None:

@@ -22,6 +22,7 @@ from sessions.base import (
     SubjectKind,
 )
 from sessions.platforms.canvas.oauth import GRANT_BUCKET, SCOPES
+from sessions.platforms.canvas.reading import SORTED_COURSES
 from sessions.platforms.canvas.rows import ROLES
 from sessions.platforms.canvas.session import GRAPHQL, NEVER, CanvasSession
 from sessions.platforms.canvas.wire import LINK_ORIGIN, PAGE
@@ -78,4 +79,5 @@ PLATFORM = Platform(
     user_terms=("client_id",),
     grant_bucket=GRANT_BUCKET,
     progress_by_call=True,
+    sorted_lists=frozenset(SORTED_COURSES),
 )

@@ -24,12 +24,24 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from math import ceil
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import parse_qsl
+from zlib import crc32
 
-from sessions.base import Page, Pair, Subject, SubjectKind
+from sessions.anchors import (
+    Anchor,
+    ByMark,
+    ByRank,
+    Find,
+    Stretch,
+    anchors_of,
+    page_over,
+    read_behind,
+)
+from sessions.base import ListOrder, Page, Pair, Subject, SubjectKind
 from sessions.errors import (
     NotSupported,
     ProviderBadResponse,
@@ -100,6 +112,11 @@ EVERY_COURSE: Final = tuple(
     ("state[]", state) for state in ("created", "claimed", "available", "completed")
 )
 
+SORTED_COURSES: Final[Mapping[ListOrder, str]] = {
+    ListOrder.COURSES_BY_TITLE: "asc",
+    ListOrder.COURSES_BY_TITLE_DESCENDING: "desc",
+}
+
 _ACCOUNT_USERS: Final = (("sort", "id"), *USER_PARAMS)  # by id, the pages are stable bookmarks
 _ACCOUNT_COURSES: Final = (*COURSE_PARAMS, *EVERY_COURSE)
 _COURSE_STATES: Final = tuple(
@@ -135,6 +152,25 @@ class Known:
     abilities: Abilities
     graphql_problem: str | None
     version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Listing(Generic[T]):
+    """A list whose pages are numbered, and how a place in it is found again.
+
+    Attributes:
+        path: Where it is.
+        type_of_rows: What it holds.
+        params: What it is asked for with.
+        mark_of: What a row is known by, as long as it keeps its place in the order.
+        find: How.
+    """
+
+    path: str
+    type_of_rows: type[T]
+    params: Sequence[tuple[str, ParamValue]]
+    mark_of: Callable[[T], str]
+    find: Find[T]
 
 
 class Reader:
@@ -287,20 +323,103 @@ class Reader:
     # ---- courses
 
     async def list_courses(self, *, position: str | None, limit: int) -> Page[Course]:
-        """Return a page of the account's courses; of a user's session, of those they are in.
+        """Return a page of the account's courses by id; of a user's session, those they are in.
 
         Source:
             https://canvas.instructure.com/doc/api/accounts.html#method.accounts.courses_api
             https://canvas.instructure.com/doc/api/courses.html#method.courses.index
         """
         path, params = await self._course_list()
-        rows, following = await self._stretch(
-            path, CourseRow, params, position=position, limit=limit
+        find: Find[CourseRow] = ByMark(_course_id) if self._acts_for_user else _COURSES_BY_ID
+        listing = _Listing(
+            path=path, type_of_rows=CourseRow, params=params, mark_of=_course_id, find=find
         )
+        return await self._course_page(listing, position, limit)
+
+    async def list_sorted_courses(
+        self, order: ListOrder, *, position: str | None, limit: int
+    ) -> Page[Course]:
+        """Return a page of the account's courses by title; Canvas's database compares titles.
+
+        Raises:
+            NotSupported: In no other order, and not of a user's session.
+
+        Source:
+            https://canvas.instructure.com/doc/api/accounts.html#method.accounts.courses_api
+            Courses of one name come by id only when a direction is asked for (courses_api in
+            app/controllers/accounts_controller.rb).
+        """
+        direction = SORTED_COURSES.get(order)
+        if direction is None or self._acts_for_user:
+            raise NotSupported(f"Canvas does not list {order}", provider_id=self._provider.id)
+        path, params = await self._course_list()
+        listing = _Listing(
+            path=path,
+            type_of_rows=CourseRow,
+            params=[*params, ("sort", "course_name"), ("order", direction)],
+            mark_of=_titled_course,
+            find=ByMark(_titled_course),
+        )
+        return await self._course_page(listing, position, limit)
+
+    async def _course_page(
+        self, listing: _Listing[CourseRow], position: str | None, limit: int
+    ) -> Page[Course]:
+        """Return a page of a list of courses, with the position behind each where it has numbers.
+
+        Canvas numbers the pages of courses. So a position also names the courses before it, and is
+        read by a page that overlaps them, which for a whole page leaves room for a few rows less.
+        """
+        rows, places, following = await self._places(listing, position, limit)
         await self._remember_courses(rows)
         if position is None and following is None:
             self._course_count = len(rows)
-        return _page(self._converter.courses(rows), position, following)
+        found = [(self._converter.courses([row]), index) for index, row in enumerate(rows)]
+        courses = [course for made, _index in found for course in made]
+        page = _page(courses, position, following)
+        positions = [places[index] for made, index in found if made and places]
+        return replace(page, positions=positions)
+
+    async def _places(
+        self, listing: _Listing[T], position: str | None, limit: int
+    ) -> tuple[list[T], list[str], str | None]:
+        """Return rows, the position behind each, if there is one, and that of the next page."""
+        anchor = None
+        if position is not None and position.startswith(_OFFSET):
+            anchor = Anchor.parse(position.removeprefix(_OFFSET))
+        if anchor is not None and anchor.marks:
+            behind = await read_behind(
+                anchor,
+                limit,
+                read=partial(self._read_stretch, listing),
+                mark_of=listing.mark_of,
+                find=listing.find,
+            )
+            places = [f"{_OFFSET}{each}" for each in behind.anchors]
+            return list(behind.rows), places, places[-1] if behind.more and places else None
+        rows, following = await self._stretch(
+            listing.path, listing.type_of_rows, listing.params, position=position, limit=limit
+        )
+        is_numbered = following is None or following.startswith(_OFFSET)
+        if not is_numbered or (position is not None and anchor is None):
+            return rows, [], following
+        marks = list(map(listing.mark_of, rows))
+        begins = 0 if anchor is None else anchor.offset
+        anchors = anchors_of(marks, offset=begins)
+        return rows, [f"{_OFFSET}{each}" for each in anchors], following
+
+    async def _read_stretch(self, listing: _Listing[T], offset: int, limit: int) -> Stretch[T]:
+        """Return the page that serves a stretch of a numbered list best."""
+        size, page = page_over(offset, limit, most=self._page_size)
+        listed = await self._wire.page(
+            listing.path,
+            listing.type_of_rows,
+            params=[*listing.params, ("page", page), ("per_page", size)],
+        )
+        if self._learn_page_size(listed, asked=size):
+            return await self._read_stretch(listing, offset, limit)
+        more = listed.following is not None
+        return Stretch(rows=listed.items, offset=(page - 1) * size, more=more)
 
     async def fetch_courses(self, course_ids: Collection[str]) -> Mapping[str, Course]:
         """Return courses one by one, or from the list of all, whichever takes fewer calls."""
@@ -391,8 +510,9 @@ class Reader:
         self._walk = walk if more else None
         return Page(
             items=[self._converter.enrollment(row) for row in shown],
-            next_position=f"{shown[-1].course_id}/{shown[-1].id}" if more and shown else None,
+            next_position=_place_behind(shown[-1]) if more and shown else None,
             total=walk.total(),
+            positions=list(map(_place_behind, shown)),
         )
 
     async def _get_walk(self, *, fresh: bool) -> _Walk:
@@ -951,6 +1071,21 @@ def _page(items: list[T], position: str | None, following: str | None) -> Page[T
     return Page(items=items, next_position=following, total=len(items) if whole else None)
 
 
+def _course_id(row: CourseRow) -> str:
+    return row.id
+
+
+def _titled_course(row: CourseRow) -> str:
+    """Return what a course is known by as long as it has its name."""
+    name = row.original_name or row.name or ""
+    return f"{row.id}.{crc32(name.encode(errors='surrogatepass')):x}"
+
+
+_COURSES_BY_ID: Final[ByRank[CourseRow]] = ByRank(
+    lambda row: number_order(_course_id(row)), number_order
+)
+
+
 def _page_of(listed: Listed[Any]) -> str | None:
     """Return what ``page`` must be for the next page."""
     if listed.following is None:
@@ -964,6 +1099,10 @@ def _window_size(offset: int, limit: int, *, most: int) -> int:
         if offset // size == (offset + limit - 1) // size:
             return size
     return min(limit, most)
+
+
+def _place_behind(row: EnrollmentRow) -> str:
+    return f"{row.course_id}/{row.id}"
 
 
 def _place_of(position: str | None, *, provider_id: str) -> tuple[str, str]:

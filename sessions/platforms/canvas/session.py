@@ -14,6 +14,7 @@ from sessions.base import (
     EnrollmentEnding,
     Exports,
     Grant,
+    ListOrder,
     Login,
     NewEnrollment,
     NewGrant,
@@ -341,8 +342,14 @@ class CanvasSession(ProviderSession):
         return await self._reader.fetch_users(user_ids)
 
     async def list_courses(self, *, position: str | None, limit: int) -> Page[Course]:
-        """Return courses in Canvas's order."""
+        """Return courses by id; of a user's session, in Canvas's order."""
         return await self._reader.list_courses(position=position, limit=limit)
+
+    async def list_sorted_courses(
+        self, order: ListOrder, *, position: str | None, limit: int
+    ) -> Page[Course]:
+        """Return courses by title, as Canvas compares them."""
+        return await self._reader.list_sorted_courses(order, position=position, limit=limit)
 
     async def fetch_courses(self, course_ids: Collection[str]) -> Mapping[str, Course]:
         """Return courses by id; those hidden from the subject are left out."""
