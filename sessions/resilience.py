@@ -723,7 +723,7 @@ class Turn:
 class _LostTime:
     """How long this process did not get round to what it had to do, while calls were under way.
 
-    Whoever waits for a provider sees it late then, by no fault of the provider. Eight times a second
+    Whoever waits for a provider sees it late then, by no fault of its own. Eight times a second
     it is seen how late a timer is.
     """
 
