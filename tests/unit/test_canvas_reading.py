@@ -855,6 +855,26 @@ async def test_a_walk_begun_elsewhere_goes_on_where_pages_are_shorter() -> None:
     assert [user.external_id for user in page.items] == [str(n) for n in range(31, 121)]
 
 
+async def test_rows_of_a_list_with_bookmarks_have_no_positions_of_their_own() -> None:
+    def bookmarked(request: httpx.Request) -> httpx.Response:
+        link = f'<{URL}/api/v1/accounts/1/courses?page=bookmark:b>; rel="next"'
+        first = request.url.params.get("page") is None
+        rows = [{"id": "1"}, {"id": "2"}] if first else [{"id": "3"}]
+        return httpx.Response(200, json=rows, headers={"link": link} if first else {})
+
+    replies: Replies = {
+        "accounts/1/courses": bookmarked,
+        "accounts/self/courses": bookmarked,
+    }
+    async with pretended(replies) as (session, _):
+        page = await session.list_courses(position=None, limit=2)
+        rest = await session.list_courses(position=page.next_position, limit=2)
+
+    assert (len(page.items), page.next_position) == (2, "page:bookmark:b")
+    assert [course.external_id for course in rest.items] == ["3"]
+    assert (page.positions, rest.positions) == ([], [])
+
+
 async def test_a_bookmark_that_leads_back_ends_the_list() -> None:
     link = f'<{URL}/api/v1/accounts/self/users?page=bookmark:a>; rel="next"'
     same = httpx.Response(200, json=[{"id": "1"}], headers={"link": link})
