@@ -38,6 +38,7 @@ from sessions.errors import (
     ProviderError,
     ProviderNotFound,
     ProviderRejected,
+    ProviderUnavailable,
 )
 from sessions.scheduler import ScheduledWork
 from storage.errors import StorageUnavailable
@@ -69,7 +70,6 @@ _LIST_RESTARTS: Final = 2
 _SHORTEST_PAUSE_SECONDS: Final = 60.0
 _WATCH_SECONDS: Final = 0.5
 _FOLLOW_SECONDS: Final = 1.0
-_SWEEPS_AT_ONCE: Final = 100
 _CURSOR_FORMAT: Final = 1
 _EPOCH: Final = datetime.fromtimestamp(0, UTC)
 _SERVICE_ONLY: Final = (
@@ -256,10 +256,9 @@ class Importer:
                 if provider.state is not ProviderState.DISABLED
             }
         await self._imports.plan(due, scheduled=interval is not None)
-        for _ in range(_SWEEPS_AT_ONCE):
-            kept = self._settings.changes_kept_seconds
-            if not await self._imports.sweep_changes(kept_seconds=kept):
-                break
+        kept = self._settings.changes_kept_seconds
+        while await self._imports.sweep_changes(kept_seconds=kept):
+            pass
         await self._leases.finish_job(claim, next_seconds=self._settings.care_seconds)
 
     async def run_now(self, provider_id: str) -> None:
@@ -324,6 +323,11 @@ class Importer:
                 )
             while run.kind is not None:
                 run = await self._read_list(claim, run, platform, run.kind)
+            now = await self._providers.get(provider.id)
+            if now is None or now.revision != provider.revision:
+                raise ProviderUnavailable(
+                    "The provider was changed while it was read", provider_id=provider.id
+                )
             await self._settle(claim, run)
         except _TakenOver:
             return

@@ -805,8 +805,12 @@ async def _begun(
 
 
 async def _is_fresh(connection: AsyncConnection, run: ImportRun, *, resume_seconds: float) -> bool:
+    """Whether the run's position is young enough, and the provider still what it began with."""
+    changed_at = select(provider.c.updated_at).where(provider.c.id == run.provider_id)
     statement = select(import_run.c.id).where(
-        import_run.c.id == run.id, import_run.c.position_at > database_now() - resume_seconds
+        import_run.c.id == run.id,
+        import_run.c.position_at > database_now() - resume_seconds,
+        import_run.c.started_at > changed_at.scalar_subquery(),
     )
     return (await connection.execute(statement)).one_or_none() is not None
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog
 from pretend_platform import until
 from pretend_roster import Key, World, a_context, a_user, an_enrollment
 from running_gateway import RunningGateway, running_gateway
@@ -158,57 +159,46 @@ async def test_an_event_stream_says_what_it_is(gateway: RunningGateway) -> None:
     assert got == [("complete", None)]  # never imported
 
 
-@pytest.mark.parametrize(
-    ("accept", "streamed"),
-    [
-        ("text/event-stream", True),
-        ("text/event-stream, application/json;q=0.5", True),
-        ("application/json;q=0.5, text/event-stream;q=0.6", True),
-        ("application/json, text/event-stream", False),
-        ("text/event-stream, application/json", False),
-        ("*/*", False),
-        ("text/*", None),
-    ],
-)
-async def test_a_query_is_streamed_only_to_those_who_prefer_that(
-    gateway: RunningGateway, accept: str, *, streamed: bool | None
-) -> None:
-    answer = await gateway.client.post(
-        "/graphql", json={"query": "{ __typename }"}, headers={"Accept": accept}
-    )
+async def test_a_query_is_streamed_only_to_those_who_prefer_that(gateway: RunningGateway) -> None:
+    streamed = 'event: next\ndata: {"data":{"__typename":"Query"}}\n\nevent: complete\ndata: \n\n'
+    whole = '{"data":{"__typename":"Query"}}'
+    expected = {
+        "text/event-stream": (200, streamed),
+        "text/event-stream, application/json;q=0.5": (200, streamed),
+        "application/json;q=0.5, text/event-stream;q=0.6": (200, streamed),
+        "application/json, text/event-stream": (200, whole),
+        "text/event-stream, application/json": (200, whole),
+        "text/event-stream;q=0, application/json": (200, whole),
+        "*/*": (200, whole),
+    }
 
-    if streamed is None:
-        assert answer.status_code == 406
-    elif streamed:
-        assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
-        assert answer.text == (
-            'event: next\ndata: {"data":{"__typename":"Query"}}\n\nevent: complete\ndata: \n\n'
+    found = {}
+    for accept in [*expected, "text/*"]:
+        answer = await gateway.client.post(
+            "/graphql", json={"query": "{ __typename }"}, headers={"Accept": accept}
         )
-    else:
-        assert answer.json() == {"data": {"__typename": "Query"}}
+        found[accept] = (answer.status_code, answer.text)
+
+    assert found.pop("text/*")[0] == 406
+    assert found == expected
 
 
-@pytest.mark.parametrize(
-    ("accept", "body"),
-    [
-        ("application/json, text/event-stream", {"query": PROGRESS, "variables": {"id": "1"}}),
-        (
-            "application/graphql-response+json, application/json, text/event-stream",
-            {
-                "query": f"query Q {{ __typename }} {PROGRESS.replace('(', 'S (', 1)}",
-                "operationName": "S",
-                "variables": {"id": "1"},
-            },
-        ),
-    ],
-)
 async def test_a_subscription_is_streamed_to_those_who_name_it_anywhere(
-    gateway: RunningGateway, accept: str, body: Mapping[str, Any]
+    gateway: RunningGateway,
 ) -> None:
-    answer = await gateway.client.post("/graphql", json=body, headers={"Accept": accept})
+    named = {
+        "query": f"query Q {{ __typename }} {PROGRESS.replace('(', 'S (', 1)}",
+        "operationName": "S",
+        "variables": {"id": "1"},
+    }
+    for accept, body in (
+        ("application/json, text/event-stream", {"query": PROGRESS, "variables": {"id": "1"}}),
+        ("application/graphql-response+json, application/json, text/event-stream", named),
+    ):
+        answer = await gateway.client.post("/graphql", json=body, headers={"Accept": accept})
 
-    assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
-    assert answer.text == ":\n\nevent: complete\ndata: \n\n"
+        assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert answer.text == ":\n\nevent: complete\ndata: \n\n"
 
 
 async def test_a_subscription_may_come_by_get_and_a_mutation_may_not(
@@ -226,23 +216,20 @@ async def test_a_subscription_may_come_by_get_and_a_mutation_may_not(
     assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
 
 
-@pytest.mark.parametrize(
-    ("query", "variables", "code"),
-    [
+async def test_what_is_wrong_with_a_subscription_is_its_only_event(
+    gateway: RunningGateway,
+) -> None:
+    for query, variables, code in (
         ("subscription { nothing }", {}, "BAD_INPUT"),
         ("subscription {", {}, "BAD_INPUT"),
         (PROGRESS, {}, "BAD_INPUT"),
         (PROGRESS, {"id": "unknown"}, "PROVIDER_NOT_FOUND"),
         ('subscription { changes(since: "x") { cursor } }', {}, "BAD_INPUT"),
-    ],
-)
-async def test_what_is_wrong_with_a_subscription_is_its_only_event(
-    gateway: RunningGateway, query: str, variables: Mapping[str, Any], code: str
-) -> None:
-    events = await all_events(gateway, query, **variables)
+    ):
+        events = await all_events(gateway, query, **variables)
 
-    assert [name for name, _ in events] == ["next", "complete"]
-    assert [error["extensions"]["code"] for error in events[0][1]["errors"]] == [code]
+        assert [name for name, _ in events] == ["next", "complete"]
+        assert [error["extensions"]["code"] for error in events[0][1]["errors"]] == [code]
 
 
 async def test_without_a_good_key_there_is_no_stream(gateway: RunningGateway) -> None:
@@ -559,8 +546,56 @@ async def test_a_fault_of_ours_in_a_subscription_is_masked(desk: Desk) -> None:
     context = desk.context()
     context.imports = Broken(desk.imports._database)
     body = {"query": PROGRESS, "variables": {"id": "1"}}
-    events = [event async for event in subscribe(desk.schema, body, context, event_seconds=1)]
+    with structlog.testing.capture_logs() as logged:
+        events = [event async for event in subscribe(desk.schema, body, context, event_seconds=1)]
 
     assert codes(events[0]) == ["INTERNAL"]
+    assert [line["event"] for line in logged] == ["internal_error"]
     assert "canary" not in json.dumps(events)
     assert len(events) == 1
+
+
+async def test_progress_is_told_when_there_is_some(desk: Desk) -> None:
+    await desk.add("1")
+    asked = await desk.imports.request("1", requested_by="key", accept_drop=False)
+    body = {"query": PROGRESS, "variables": {"id": "1"}}
+    events = subscribe(desk.schema, body, desk.context(), event_seconds=1)
+    first = await anext(events)
+    waiting = asyncio.ensure_future(anext(events))
+    done, _ = await asyncio.wait({waiting}, timeout=0.7)  # it has looked once more meanwhile
+
+    await desk.import_("1")
+
+    states = [first["data"]["importProgress"]["state"]]
+    states.append((await waiting)["data"]["importProgress"]["state"])
+    assert asked is not None
+    assert (done, states) == (set(), ["QUEUED", "DONE"])
+    assert [event async for event in events] == []
+
+
+async def test_followed_changes_come_in_order_over_many_pages(desk: Desk) -> None:
+    await desk.add("1")
+    since = (await desk.changes())["latestCursor"]
+    await desk.import_("1", users=rows(*(a_user("1", number) for number in range(250))))
+    query = """subscription ($since: String) {
+      changes(since: $since, providerIds: ["1"]) { externalId }
+    }"""
+    body = {"query": query, "variables": {"since": since}}
+
+    events = subscribe(desk.schema, body, desk.context(), event_seconds=1)
+    followed = [(await anext(events))["data"]["changes"]["externalId"] for _ in range(250)]
+    await events.aclose()
+
+    assert followed == sorted(f"u{number}" for number in range(250))
+
+
+async def test_where_there_are_no_imports_that_is_said(desk: Desk) -> None:
+    await desk.add("1")
+
+    answers = []
+    for query in (CHANGES, REFRESH, LAST):
+        body = {"query": query, "variables": {"id": "1"}}
+        answers.append((await execute(desk.schema, body, a_context(desk.world)))[1])
+
+    assert codes(answers[0]) == codes(answers[1]) == ["NOT_SUPPORTED"]
+    assert answers[2] == {"data": {"provider": {"lastImport": None}}}
