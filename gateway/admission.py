@@ -10,9 +10,9 @@ One process runs one event loop, so two things bound it, and they are counted ap
   While what is ready waits for its turn longer than it should, it is fewer. It is the least wait
   of an interval that counts, so a burst that passes changes nothing.
 
-A request that may not run waits in a short queue. A queue that has not been empty for a second is
-no burst any more: those in it then wait a tenth of the time, so that what is answered is answered
-soon, and what is refused is too.
+A request that may not run waits, for a second at most. A queue that has not been empty for as long
+is no burst any more: from then on no more wait than run, so that nobody waits longer than answers
+take, and who is refused is refused at once.
 
 Nobody's flood starves anybody: a key may take a place only while it holds less than three times
 the places that are free. One key alone gets three quarters of them, and each further one finds
@@ -20,7 +20,7 @@ some left, whoever came before it. Places that come free go to whoever holds the
 
 Sources:
     Nichols and Jacobson, Controlling Queue Delay, 2012 (the least wait of an interval)
-    Maurer, Fail at Scale, 2015 (the patience of a standing queue)
+    Maurer, Fail at Scale, 2015 (a standing queue is treated otherwise than a burst)
     Choudhury and Hahne, Dynamic Queue Length Thresholds, 1998 (the share of each key)
 """
 
@@ -54,7 +54,6 @@ class AdmissionTerms:
         start: May run before anything was measured, and again after a quiet time.
         patience_seconds: How long a request may wait to run.
         standing_seconds: A queue that was not empty for as long is no burst.
-        standing_patience_seconds: How long a request may wait in such a queue.
         target_seconds: How long something that is ready may wait for its turn.
         most_busy: Of each second the loop may be busy so much before it counts as having no time.
         interval_seconds: How often it is judged, by the least wait of that time.
@@ -68,7 +67,6 @@ class AdmissionTerms:
     start: int = 32
     patience_seconds: float = 1.0
     standing_seconds: float = 1.0
-    standing_patience_seconds: float = 0.1
     target_seconds: float = 0.005
     most_busy: float = 0.95
     interval_seconds: float = 0.1
@@ -206,13 +204,13 @@ class Admission:
 
     async def _wait(self, group: _Group) -> None:
         self._pressed = True
-        free = int(self._allowed) - self._waiting
+        free = self._places_to_wait() - self._waiting
         if len(group.waiting) >= _SHARE * free:
             self._forget_if_idle(group)
             raise self._refused("queue_full")
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[bool] = loop.create_future()
-        patience = loop.call_later(self._patience(), _give_up, turn)
+        patience = loop.call_later(self._terms.patience_seconds, _give_up, turn)
         group.waiting.append(turn)
         self._waiting += 1
         try:
@@ -227,13 +225,12 @@ class Admission:
         if not may_run:
             raise self._refused("waited")
 
-    def _patience(self) -> float:
+    def _places_to_wait(self) -> int:
         now = time.monotonic()
         if not self._waiting:
             self._empty_at = now
-        if now - self._empty_at < self._terms.standing_seconds:
-            return self._terms.patience_seconds
-        return self._terms.standing_patience_seconds
+        is_burst = now - self._empty_at < self._terms.standing_seconds
+        return self._terms.most if is_burst else int(self._allowed)
 
     def _leave_queue(self, group: _Group, turn: asyncio.Future[bool]) -> None:
         with suppress(ValueError):  # whoever got a place has left already

@@ -17,7 +17,6 @@ CALM = AdmissionTerms(
     most_subscriptions=8,
     patience_seconds=60,
     standing_seconds=60,
-    standing_patience_seconds=60,
     target_seconds=60,  # whatever a busy machine does, the loop is never behind
 )
 
@@ -168,14 +167,16 @@ async def test_who_waited_too_long_is_refused() -> None:
     await ended(*runs)
 
 
-async def test_a_queue_that_does_not_empty_has_little_patience() -> None:
-    door, _ = admission(standing_seconds=0, standing_patience_seconds=0.01)
-    runs = await entered(door, "a", 7)
+async def test_a_burst_may_wait_and_in_a_queue_that_does_not_empty_no_more_wait_than_run() -> None:
+    burst, _ = admission(most=100, start=8)
+    flood, _ = admission(most=100, start=8, standing_seconds=0)
 
-    with pytest.raises(Refused, match="waited"):
-        await door.enter("a")
+    in_burst = await entered(burst, "a", 100)
+    in_flood = await entered(flood, "a", 100)
 
-    await ended(*runs)
+    assert Counter(map(outcome, in_burst)) == {"runs": 6, "waits": 75, "queue_full": 19}
+    assert Counter(map(outcome, in_flood)) == {"runs": 6, "waits": 6, "queue_full": 88}
+    await ended(*in_burst, *in_flood)
 
 
 async def test_who_goes_away_while_waiting_leaves_no_trace() -> None:
