@@ -458,6 +458,11 @@ class ImportStore:
                 first = await self._take_numbers(connection, written)
                 await _write_changes(connection, run, first=first)
                 await self._switch(connection, run)
+                await connection.execute(
+                    update(provider)
+                    .where(provider.c.id == run.provider_id)
+                    .values(writes=provider.c.writes + 1)  # what is kept of it is old
+                )
             await _end_job(connection, claim, next_seconds=next_seconds, problem=None, failed=False)
             return await _change_run(
                 connection,

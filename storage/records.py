@@ -362,8 +362,8 @@ class Provider:
         version: The software version last read from it.
         revision: Raised by every change that its sessions must notice; what a check found does not.
         problem: Why the last check failed, for a person.
-        writes: Raised whenever the gateway wrote there, so that what was read before is known to
-            be out of date.
+        writes: Raised whenever the gateway wrote there, or an import found a change, so that what
+            was read before is known to be out of date.
     """
 
     id: str

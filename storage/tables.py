@@ -88,7 +88,9 @@ provider = Table(
     Column("created_at", Instant, nullable=False),
     Column("updated_at", Instant, nullable=False),
     Column("checked_at", Instant),
-    Column("writes", Integer, nullable=False, server_default="0"),  # raised by our own writes there
+    Column(
+        "writes", Integer, nullable=False, server_default="0"
+    ),  # raised when what was read is old
 )
 
 session = Table(
