@@ -612,7 +612,7 @@ async def test_a_run_that_lost_its_lease_ends_while_it_still_waits_for_the_provi
 
     done = await office.refresh()
 
-    assert await running == done
+    assert (await running).id == done.id
     assert done.state is ImportState.DONE
 
 
@@ -626,7 +626,7 @@ async def test_a_run_renews_its_lease_while_it_waits_for_the_provider(office: Of
             return renewed
 
     fill(await office.add(), users=2)
-    waiting = office.with_settings(replace(BY_HAND, lease_seconds=0.9))
+    waiting = office.with_settings(replace(BY_HAND, lease_seconds=1.5))
     waiting = waiting.with_sessions(Meddling(office.world, pause))
     waiting.importer._leases = Noticing(office.database, office.key_ring, owner="tests")
 
