@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 import strawberry
@@ -9,6 +10,8 @@ import strawberry
 from schema.enums import ErrorCode, error_code
 from sessions import resilience
 from sessions.resilience import BreakerState
+from storage.leases import SessionStatus
+from storage.records import SessionState
 
 
 @strawberry.type(
@@ -52,10 +55,17 @@ class ProviderHealth:
         " there were none."
     )
 
+    session_state: SessionState = strawberry.field(
+        description="Where the service's session with it is in its life, over all processes."
+    )
+
     @classmethod
-    def from_record(cls, record: resilience.ProviderHealth) -> ProviderHealth:
-        """Build the type from its record."""
+    def from_record(
+        cls, record: resilience.ProviderHealth, sessions: Sequence[SessionStatus]
+    ) -> ProviderHealth:
+        """Build the type from its record and the status of the service's session, if it has one."""
         return cls(
+            session_state=sessions[0].state if sessions else SessionState.EMPTY,
             state=record.state,
             since=record.since,
             next_probe_at=record.next_probe_at,

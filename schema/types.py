@@ -23,7 +23,7 @@ from schema.enums import ErrorCode, error_code
 from schema.global_ids import GlobalId
 from schema.health import ProviderHealth
 from schema.inputs import EnrollmentFilter
-from sessions.base import Capability
+from sessions.base import SERVICE, Capability
 from storage import records
 from storage.leases import SessionStatus as SessionStatusRecord
 from storage.records import (
@@ -246,7 +246,12 @@ class Provider(Node):
     def health(self, info: GatewayInfo) -> ProviderHealth | None:
         """Return how this process gets on with it."""
         found = info.context.health(self.record.id)
-        return None if found is None else ProviderHealth.from_record(found)
+        if found is None:
+            return None
+        sessions = roster.sessions_of(
+            info.context, self.record, states=None, subject=SERVICE, first=1
+        )
+        return later(sessions, lambda rows: ProviderHealth.from_record(found, rows))
 
     @strawberry.field(
         description="Its last import, under way or ended; null when it was never imported. Needs"

@@ -402,7 +402,7 @@ async def test_metrics_and_health_tell_of_a_provider_that_fails(
 
     found = measured(await gateway.get("/metrics"))
     health = await gateway.graphql(
-        "{ providers { health { state lastErrorCode callsNow callsLimit waiting } } }"
+        "{ providers { health { state sessionState lastErrorCode callsNow callsLimit waiting } } }"
     )
 
     name = "learning_gateway"
@@ -419,6 +419,7 @@ async def test_metrics_and_health_tell_of_a_provider_that_fails(
     assert reached == 5
     assert health["data"]["providers"][0]["health"] == {
         "state": "OPEN",
+        "sessionState": "ACTIVE",
         "lastErrorCode": "PROVIDER_UNAVAILABLE",
         "callsNow": 0,
         "callsLimit": 1,

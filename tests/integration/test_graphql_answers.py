@@ -679,7 +679,7 @@ async def test_a_providers_health_is_told_as_this_process_sees_it_and_costs_no_c
     answer = await answer_of(
         world,
         """{ providers { health { state since nextProbeAt consecutiveFailures lastErrorCode
-            lastError lastFailedAt callsNow callsLimit waiting successRate } } }""",
+            lastError lastFailedAt callsNow callsLimit waiting successRate sessionState } } }""",
     )
 
     told, unused = (provider["health"] for provider in answer["providers"])
@@ -695,6 +695,7 @@ async def test_a_providers_health_is_told_as_this_process_sees_it_and_costs_no_c
         "callsLimit": 2,
         "waiting": 3,
         "successRate": 0.25,
+        "sessionState": "EMPTY",
     }
     assert unused is None
     assert (school.calls, world.lent) == ([], [])

@@ -205,8 +205,10 @@ async def test_sessions_need_their_scope_and_the_rest_of_a_provider_does_not() -
 
     assert answer["data"]["providers"][0]["name"] == "School 1"
     assert answer["data"]["providers"][0]["sessions"] is None
-    assert [error["extensions"]["code"] for error in answer["errors"]] == ["FORBIDDEN"]
-    assert "read:providers" in answer["errors"][0]["message"]
+    assert answer["data"]["providers"][0]["health"] is None
+    assert [error["path"][-1] for error in answer["errors"]] == ["health", "sessions"]
+    assert {error["extensions"]["code"] for error in answer["errors"]} == {"FORBIDDEN"}
+    assert all("read:providers" in error["message"] for error in answer["errors"])
 
 
 async def test_nobody_else_is_in_a_record_that_has_no_enrollments() -> None:
