@@ -723,8 +723,8 @@ class Turn:
 class _LostTime:
     """How long this process did not get round to what it had to do, while calls were under way.
 
-    Whoever waits for a provider sees it late then, by no fault of its own. Eight times a second
-    it is seen how late a timer is.
+    Whoever waits for a provider sees it late then, by no fault of the provider. How late a timer is
+    tells it, eight times a second.
     """
 
     def __init__(self) -> None:
@@ -800,7 +800,7 @@ class _Line:
         try:
             return await place
         except asyncio.CancelledError:
-            if line.pop(place, None) is None and place.result() is None:
+            if line.pop(place, None) is None and not place.cancelled() and place.result() is None:
                 self.leave()  # let through in the same moment
             raise
 

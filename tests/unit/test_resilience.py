@@ -588,6 +588,74 @@ def test_whoever_is_cancelled_whenever_gives_the_place_back(
     assert run_virtually(story()) == (0, 0)
 
 
+@pytest.mark.parametrize("is_let_through_first", [True, False])
+async def test_whoever_is_cancelled_in_the_moment_of_being_let_through_gives_the_place_back(
+    *, is_let_through_first: bool
+) -> None:
+    provider, may_end = a_provider(concurrency=1), asyncio.Event()
+
+    async def hold() -> None:
+        async with provider.turn("GET /", ends_at=None) as turn:
+            await may_end.wait()
+            turn.answered()
+
+    holder = asyncio.create_task(hold())
+    await asyncio.sleep(0)
+    waiter = asyncio.create_task(call(provider))
+    await asyncio.sleep(0)
+
+    may_end.set()
+    if is_let_through_first:
+        await asyncio.sleep(0)
+    waiter.cancel()
+    await asyncio.wait({holder, waiter})
+    await call(provider)
+
+    assert waiter.cancelled()
+    assert (provider.health(NOW).calls_now, provider.health(NOW).waiting) == (0, 0)
+
+
+def test_a_probe_that_came_to_nothing_is_left_to_the_next_caller() -> None:
+    watcher = Watcher()
+
+    async def story() -> Resilience:
+        provider = a_provider(watcher=watcher)
+        await down(provider)
+        await asyncio.sleep(30)
+        async with provider.turn("GET /", ends_at=None) as probe:
+            probe.void()
+        await call(provider)
+        return provider
+
+    assert told(story).state is CLOSED
+    assert watcher.states == ["OPEN", "HALF_OPEN", "OPEN", "HALF_OPEN", "CLOSED"]
+
+
+def test_a_success_of_before_is_taken_back_without_effect_on_what_is_now() -> None:
+    breaker = a_breaker()
+    early = breaker.admit(0)
+    breaker.succeed(early, 0)
+    fail(breaker, 5)
+
+    breaker.take_back(early, 1)
+
+    assert (breaker.state, breaker.failures_in_a_row, breaker.probe_at) == (OPEN, 5, 30)
+
+
+async def test_calls_that_go_elsewhere_tell_nothing_whatever_becomes_of_them() -> None:
+    provider = a_provider()
+
+    async with provider.turn("GET /", ends_at=None, counts=False) as turn:
+        turn.note_answer()
+        turn.take_back(DOWN)
+        turn.void()
+    async with provider.turn("GET /", ends_at=None) as turn:
+        turn.take_back(DOWN)
+        turn.answered()
+
+    assert provider.health(NOW).consecutive_failures == 0
+
+
 def test_who_waits_is_refused_the_moment_the_provider_is_taken_for_failed() -> None:
     async def story() -> tuple[list[str], float, list[str]]:
         provider = a_provider(concurrency=6)
