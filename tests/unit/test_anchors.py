@@ -57,12 +57,8 @@ async def test_a_place_whose_anchors_are_all_gone_is_believed_by_its_number() ->
         )
 
     behind = await read_behind(
-        Anchor(100, ("gone", "too", "all")), 4, read=read, mark_of=_itself, find=ByMark(_itself)
+        Anchor(100, ("gone", "too", "all")), 4, read=read, mark_of=str, find=ByMark(str)
     )
 
     assert list(behind.rows) == ["r100", "r101", "r102", "r103"]
     assert calls == [(97, 7), (47, 50), (97, 50), (147, 50)]
-
-
-def _itself(row: str) -> str:
-    return row
