@@ -289,6 +289,23 @@ class SessionContract:
         assert len(found) == len(everybody)
         assert set(found) == everybody
 
+    async def test_positions_lead_behind_their_rows(self, conversation: Conversation) -> None:
+        session = conversation.session
+        lists: list[tuple[Callable[..., Awaitable[Page[Any]]], str]] = [
+            (session.list_users, "external_id"),
+            (session.list_courses, "external_id"),
+            (session.list_enrollments, "id"),
+        ]
+        for read, id_of in lists:
+            page = await read(position=None, limit=9)
+            assert len(page.positions) in {0, len(page.items)}
+            for at in {0, 4, len(page.items) - 1} if page.positions else ():
+                behind = await read(position=page.positions[at], limit=4)
+                shown = [getattr(row, id_of) for row in behind.items]
+                rest = [getattr(row, id_of) for row in page.items[at + 1 : at + 5]]
+                assert shown[: len(rest)] == rest
+                assert not set(shown) & {getattr(row, id_of) for row in page.items[: at + 1]}
+
     # ---- mappings
 
     async def test_users_by_id_are_those_of_the_list(

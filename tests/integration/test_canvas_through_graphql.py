@@ -7,10 +7,14 @@ from typing import Any
 import pytest
 from running_gateway import running_gateway
 
+from resolvers.collation import fold
 from simulators.canvas.app import running
-from simulators.canvas.population import Population, build_large_population
+from simulators.canvas.population import Population, build_large_population, build_population
 from simulators.canvas.profiles import PROFILES
 from simulators.canvas.state import ADMIN_TOKEN, Canvas
+from simulators.kolibri import population as data
+from simulators.kolibri.app import running as running_kolibri
+from simulators.kolibri.state import Kolibri
 
 NESTED = """{ users(first: 100) {
     nodes { id enrollments(first: 100) { nodes { id course { title } } } }
@@ -83,15 +87,74 @@ async def test_calls_that_need_nothing_of_each_other_run_side_by_side(
     assert canvas.counts.most_running == 6  # of the ten pages of courses, the first has gone before
 
 
-async def registered(gateway: Any, url: str) -> None:
+async def registered(gateway: Any, url: str, *, provider_id: str = "2") -> None:
     answer = await gateway.graphql(
         """mutation ($input: RegisterProviderInput!) { registerProvider(input: $input) {
             ... on ProviderRefused { message } } }""",
         input={
-            "providerId": "2",
+            "providerId": provider_id,
             "platform": "canvas",
             "baseUrl": url,
             "credentials": {"apiKey": ADMIN_TOKEN},
         },
     )
     assert answer == {"data": {"registerProvider": {}}}
+
+
+BY_TITLE = """query ($after: String) {
+    courses(first: 4, after: $after, orderBy: { field: TITLE }) {
+        nodes { title externalId provider { providerId } }
+        pageInfo { endCursor hasNextPage }
+        sources { status } } }"""
+
+
+async def test_courses_of_two_canvases_and_a_kolibri_merge_by_title(
+    tmp_path: Path,
+) -> None:
+    schools = [Canvas(build_population()), Canvas(build_population(shard=1))]
+    kolibri = Kolibri(data.build_population())
+    found: list[tuple[str, str, str]] = []
+    after: str | None = None
+    async with (
+        running(schools[0]) as first_url,
+        running(schools[1]) as second_url,
+        running_kolibri(kolibri) as kolibri_url,
+        running_gateway(tmp_path) as gateway,
+    ):
+        await gateway.add_kolibri(kolibri_url)
+        await registered(gateway, first_url)
+        await registered(gateway, second_url, provider_id="3")
+        for school in schools:
+            school.counts.calls.clear()
+        pages = 0
+        while True:
+            answer = await gateway.graphql(BY_TITLE, after=after)
+            page = answer["data"]["courses"]
+            pages += 1
+            found += [
+                (fold(row["title"]), row["provider"]["providerId"], row["externalId"])
+                for row in page["nodes"]
+            ]
+            after = page["pageInfo"]["endCursor"]
+            if not page["pageInfo"]["hasNextPage"]:
+                break
+        whole = await gateway.graphql("{ courses { totalCount } }")
+
+    of_canvas = [row for row in found if row[1] != "1"]
+    listed = {
+        (provider_id, str(course.id))
+        for provider_id, school in zip("23", schools, strict=True)
+        for course in school.population.courses.values()
+        if course.workflow_state != "deleted"
+    }
+    # The title of a course that is closed is hidden; it comes where Canvas, who knows it, has it.
+    shown = [row for row in found if "closed at present" not in row[0]]
+    assert shown == sorted(shown)
+    assert len(found) - len(shown) == 2
+    assert {row[1:] for row in of_canvas} == listed
+    assert len(of_canvas) == len(listed)
+    assert len(found) == len(set(found)) > len(listed)
+    assert whole["data"]["courses"]["totalCount"] in {None, len(found)}
+    for school in schools:  # at most a page of theirs for each of ours, and one more where it ends
+        assert set(school.counts.calls) == {COURSES}
+        assert school.counts.calls[COURSES] <= pages + 2 + 1

@@ -56,8 +56,10 @@ async def test_a_place_whose_anchors_are_all_gone_is_believed_by_its_number() ->
             rows=rows[offset : offset + limit], offset=offset, more=offset + limit < len(rows)
         )
 
+    find: ByMark[str] = ByMark(str)
+
     behind = await read_behind(
-        Anchor(100, ("gone", "too", "all")), 4, read=read, mark_of=str, find=ByMark(str)
+        Anchor(100, ("gone", "too", "all")), 4, read=read, mark_of=str, find=find
     )
 
     assert list(behind.rows) == ["r100", "r101", "r102", "r103"]
