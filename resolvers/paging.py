@@ -210,8 +210,7 @@ def _in_words(seconds: float) -> str:
 class _Place:
     """How far one provider's list has been given.
 
-    A provider's page is always asked for with the limit the walk began with, so that positions
-    mean the same to it however the caller's ``first`` changes.
+    From any place, a page of any length can be asked for.
 
     Attributes:
         position: What to ask the provider for.
@@ -220,7 +219,6 @@ class _Place:
     """
 
     position: str | None
-    limit: int
     given: tuple[str, ...] = ()
 
     def rest(self, ids: Sequence[str]) -> list[int]:
@@ -236,7 +234,7 @@ class _Place:
         if is_last and page.next_position is None:
             return None
         if page.positions:
-            return _Place(position=page.positions[index], limit=self.limit)
+            return _Place(position=page.positions[index])
         if is_last:
             return self.following(page, ids)
         marks = dict.fromkeys((*self.given, *map(_mark, ids[: index + 1])))
@@ -246,15 +244,15 @@ class _Place:
         """Return the place of the page after this; given rows may have been pushed on to it."""
         on_page = set(map(_mark, ids)) if self.given else ()
         given = tuple(mark for mark in self.given if mark not in on_page)
-        return _Place(position=page.next_position, limit=self.limit, given=given)
+        return _Place(position=page.next_position, given=given)
 
     def as_json(self) -> list[object]:
-        return [self.position, self.limit, *self.given]
+        return [self.position, *self.given]
 
     @classmethod
     def from_json(cls, place: Sequence[Any]) -> _Place:
-        position, limit, *given = place
-        return cls(position=position, limit=limit, given=tuple(given))
+        position, *given = place
+        return cls(position=position, given=tuple(given))
 
 
 def _mark(row_id: str) -> str:
@@ -294,15 +292,29 @@ class _Sources(Generic[T]):
         *,
         fetch_page: FetchPage[T],
         id_of: Callable[[T], str],
+        limit_of: Callable[[Provider], int],
+        first: int | None,
     ) -> None:
         self.providers = providers
         self.errors: dict[str, ProviderError] = {}
         self.totals: dict[str, int | None] = {}
         self._fetch_page = fetch_page
         self._id_of = id_of
+        self._limit_of = limit_of
+        self._first = first
+
+    def limit_at(self, provider: Provider, place: _Place) -> int:
+        """Return how many rows to ask a provider for at a place.
+
+        No more than fit on our page, beside those given already. How many it takes to find some
+        that are meant nobody knows; then the provider's own page size is best.
+        """
+        limit = self._limit_of(provider)
+        return limit if self._first is None else min(limit, self._first + len(place.given))
 
     async def fetch(self, provider: Provider, place: _Place) -> Page[T]:
-        return await self._fetch_page(provider.id, place.position, place.limit)
+        limit = self.limit_at(provider, place)
+        return await self._fetch_page(provider.id, place.position, limit)
 
     async def take(
         self, provider: Provider, place: _Place, fetching: Awaitable[Page[T]]
@@ -378,12 +390,12 @@ class _WalkState:
     frontier: tuple[float, str] | None = None
     open: Mapping[str, _Place] = field(default_factory=dict)
 
-    def place_of(self, provider: Provider, limit: int) -> _Place | None:
+    def place_of(self, provider: Provider) -> _Place | None:
         """Return where to go on reading the provider; ``None`` when it is through."""
         if provider.id in self.open:
             return self.open[provider.id]
         begun = self.frontier is not None and registration_key(provider) <= self.frontier
-        return None if begun else _Place(position=None, limit=limit)
+        return None if begun else _Place(position=None)
 
     def moved(self, provider: Provider, place: _Place | None) -> _WalkState:
         """Return the state in which the provider stands at the place."""
@@ -452,13 +464,10 @@ async def walk_providers(
         prefetch: Called with the provider id, position and limit of the page that whoever walks
             the list will want next.
     """
-    sources = _Sources(providers, fetch_page=fetch_page, id_of=id_of)
-    walk = _Walk(
-        sources,
-        limit_of=lambda provider: min(request.first, limit_of(provider)),
-        length_of=length_of,
-        patience_seconds=patience_seconds,
+    sources = _Sources(
+        providers, fetch_page=fetch_page, id_of=id_of, limit_of=limit_of, first=request.first
     )
+    walk = _Walk(sources, length_of=length_of, patience_seconds=patience_seconds)
     state = _WalkState() if request.state is None else _WalkState.from_json(request.state)
     try:
         has_more = await walk.read(state, request.first)
@@ -468,7 +477,7 @@ async def walk_providers(
     if prefetch is not None and request.after is not None and walk.following is not None:
         provider, place = walk.following
         if place.position is not None:
-            prefetch(provider.id, place.position, place.limit)
+            prefetch(provider.id, place.position, sources.limit_at(provider, place))
     given = walk.rows[: request.first]
 
     def cursor_of(index: int) -> str:
@@ -493,14 +502,12 @@ class _Walk(Generic[T]):
         self,
         sources: _Sources[T],
         *,
-        limit_of: Callable[[Provider], int],
         length_of: Callable[[Provider], int | None] | None,
         patience_seconds: float,
     ) -> None:
         self.rows: list[_GivenRow[T]] = []
         self.following: tuple[Provider, _Place] | None = None
         self._sources = sources
-        self._limit_of = limit_of
         self._length_of = length_of
         self._patience_seconds = patience_seconds
         self._queue: list[tuple[Provider, _Place]] = []
@@ -511,7 +518,7 @@ class _Walk(Generic[T]):
         self._queue = [
             (provider, place)
             for provider in self._sources.providers
-            if (place := state.place_of(provider, self._limit_of(provider))) is not None
+            if (place := state.place_of(provider)) is not None
         ]
         self._ask_ahead(first)
         for provider, place in self._queue:
@@ -725,11 +732,21 @@ async def merge_providers(
     Raises:
         RequestLimitExceeded: Too many rows would be read.
     """
-    marks = _Marks(streams=_beginnings(providers, streams, request.first))
-    if request.state is not None:
+    if request.state is None:
+        beginning = _Place(position=None)
+        sorting = (row.id for row in providers if row.id in streams.provider_ids)
+        marks = _Marks(streams=dict.fromkeys(sorting, beginning))
+    else:
         marks = _Marks.from_json(request.state)
-    merge = _Merge(providers, marks, streams=streams, collect=collect, descending=descending)
-    await merge.read(request.first)
+    merge = _Merge(
+        providers,
+        marks,
+        first=request.first,
+        streams=streams,
+        collect=collect,
+        descending=descending,
+    )
+    await merge.read()
 
     def cursor_of(index: int) -> str:
         return request.seal(merge.marks_behind(index).as_json())
@@ -743,26 +760,6 @@ async def merge_providers(
         total_count=merge.total(),
         sources=merge.statuses(),
     )
-
-
-def _beginnings(
-    providers: Iterable[Provider], streams: SortedStreams[Any], first: int
-) -> dict[str, _Place]:
-    """Return where a walk begins to read the providers that sort.
-
-    Of a filtered list nobody knows how many rows it takes to find one that is meant, so the
-    provider's own page size is best; of others no more than fit on our page.
-    """
-    limits = {
-        provider.id: streams.limit_of(provider)
-        for provider in providers
-        if provider.id in streams.provider_ids
-    }
-    filtered = streams.matches is not None
-    return {
-        provider_id: _Place(position=None, limit=limit if filtered else min(first, limit))
-        for provider_id, limit in limits.items()
-    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -823,6 +820,7 @@ class _Merge(Generic[T]):
         providers: Sequence[Provider],
         marks: _Marks,
         *,
+        first: int,
         streams: SortedStreams[T],
         collect: Callable[[Provider], Awaitable[Iterable[CollectedRow[T]]]],
         descending: bool,
@@ -830,10 +828,17 @@ class _Merge(Generic[T]):
         self.given: list[_Head[T]] = []
         self.has_more = False
         self._marks = marks
+        self._first = first
         self._how = streams
         self._collect = collect
         self._descending = descending
-        self._sources = _Sources(providers, fetch_page=streams.fetch_page, id_of=streams.id_of)
+        self._sources = _Sources(
+            providers,
+            fetch_page=streams.fetch_page,
+            id_of=streams.id_of,
+            limit_of=streams.limit_of,
+            first=first if streams.matches is None else None,
+        )
         self._streams: list[_Stream[T]] = [
             _Stream(provider=provider, reached=marks.streams[provider.id])
             for provider in providers
@@ -842,7 +847,7 @@ class _Merge(Generic[T]):
         self._collecting = [row for row in providers if row.id not in marks.streams]
         self._collected: deque[CollectedRow[T]] = deque()
 
-    async def read(self, first: int) -> None:
+    async def read(self) -> None:
         """Take the ``first`` rows next in the order, and find out whether there are more."""
         if self._collecting:
             async with together() as tasks:
@@ -850,9 +855,9 @@ class _Merge(Generic[T]):
                 tasks.create_task(self._fill())
         else:
             await self._fill()
-        while len(self.given) < first and (head := self._next()) is not None:
+        while len(self.given) < self._first and (head := self._next()) is not None:
             self._take(head)
-            if len(self.given) < first:
+            if len(self.given) < self._first:
                 await self._fill()
         if self._next() is None and self._how.matches is not None:
             await self._fill()

@@ -166,6 +166,17 @@ async def test_a_page_that_ends_with_a_providers_page_does_not_ask_for_the_next(
     assert school.calls == [(None, 3), ("3", 3)]
 
 
+async def test_a_longer_page_of_ours_asks_for_longer_pages_of_theirs() -> None:
+    school = Sorting("a", [f"a{number:02}" for number in range(90)], page_size=50)
+
+    page = await merged([school], 3)
+    within = await merged([school], 40, after=page.cursor_of(0))
+    behind = await merged([school], 100, after=page.end_cursor)
+
+    assert (within.nodes, behind.nodes) == (school.names[1:41], school.names[3:])
+    assert school.calls == [(None, 3), (None, 41), ("3", 50), ("53", 50)]
+
+
 async def test_a_filtered_page_reads_on_until_it_knows_whether_there_is_more() -> None:
     school = Sorting("a", ["a1", "b2", "a3", "b4", "b5", "b6", "b7"])
 
@@ -313,7 +324,7 @@ async def test_long_ids_are_remembered_by_a_hash() -> None:
 
     state: Any = SEALER.open(page.cursor_of(1))
     assert rest.nodes == names[2:]
-    assert all(len(mark) == 9 for mark in state[1][2][0][3:])
+    assert [len(mark) for mark in state[1][2][0][2:]] == [9, 9]
 
 
 # ---- age
