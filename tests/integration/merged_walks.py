@@ -371,6 +371,7 @@ class World:
                 request=request,
                 patience_seconds=60,
                 wants_total=self.is_calm and after is None,
+                length_of=self._length_of,
             )
         sorts = {Wanted.NAME, Wanted.NAME_DESCENDING}
         streams = SortedStreams(
@@ -392,6 +393,12 @@ class World:
             request=request,
             descending=self.wanted.descending,
         )
+
+    def _length_of(self, provider: Provider) -> int | None:
+        """Return how long a list was once, or is, or that nobody knows."""
+        school = next(each for each in self.schools if each.provider.id == provider.id)
+        length = len(school.rows)
+        return self.chance.choice((None, length, length, max(0, length - 2), length + 2))
 
     def _page_size_of(self, provider: Provider) -> int:
         return next(s.page_size for s in self.schools if s.provider.id == provider.id)
