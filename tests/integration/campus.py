@@ -18,7 +18,7 @@ async def gateway_over_campus(folder: Path, campus: Campus) -> AsyncIterator[Run
     """Serve a gateway whose provider 1 is the campus; what its registration called is forgotten."""
     async with running(campus) as url:
         with _installed(folder / "packages"):
-            async with running_gateway(folder) as gateway:
+            async with running_gateway(folder, max_age_seconds="60") as gateway:
                 answer = await gateway.add_provider(id="1", type="campus", url=url, api_key=KEY)
                 assert answer.status_code == 200, answer.text
                 campus.calls.clear()

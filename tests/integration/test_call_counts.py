@@ -1,5 +1,6 @@
 """20 courses with 5 teachers, who can be asked for one by one only: six calls and no more."""
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -46,4 +47,14 @@ async def test_the_same_field_under_two_names_takes_the_calls_of_one(
 
     assert answer["data"]["a"] == answer["data"]["b"]
     assert len(answer["data"]["a"]["nodes"]) == 20
+    assert campus.calls == SIX_CALLS
+
+
+async def test_ten_identical_queries_at_once_take_the_calls_of_one(
+    gateway: RunningGateway, campus: Campus
+) -> None:
+    answers = await asyncio.gather(*(gateway.graphql(f"{{ {TEACHERS} }}") for _ in range(10)))
+
+    assert answers == answers[:1] * 10
+    assert len(answers[0]["data"]["courses"]["nodes"]) == 20
     assert campus.calls == SIX_CALLS
