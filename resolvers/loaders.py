@@ -360,6 +360,7 @@ class Loaders:
         self._page_size_of = page_size_of
         self._max_collected_rows = max_collected_rows
         self._collected_rows = 0
+        self._beside: set[asyncio.Task[None]] = set()
         self._icons = icons
         self._iconic_courses: dict[ExternalKey, Course] = {}
         self.user_by_id: BatchLoader[ExternalKey, User] = BatchLoader(
@@ -396,8 +397,21 @@ class Loaders:
             group_of=_one_group, fetch=self._fetch_icon_assets
         )
 
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have something done beside the request, until it ends; what it raises is lost."""
+        task = asyncio.create_task(work)
+        self._beside.add(task)
+        task.add_done_callback(self._done_beside)
+
+    def _done_beside(self, task: asyncio.Task[None]) -> None:
+        self._beside.discard(task)
+        if not task.cancelled():
+            task.exception()  # read once
+
     def cancel(self) -> None:
         """Give up every call under way, at the end of the request."""
+        for task in self._beside:
+            task.cancel()
         loaders: list[BatchLoader[Any, Any]] = [
             self.user_by_id,
             self.course_by_id,

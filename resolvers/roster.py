@@ -17,9 +17,10 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final, Generic, TypeAlias, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar, cast
 
 from resolvers.caching import Kept
+from resolvers.chains import NOTHING, Wanted, follow
 from resolvers.collation import fold, sort_key
 from resolvers.context import RequestContext, Scope, SourceFailure
 from resolvers.cursors import CursorSealer
@@ -323,9 +324,11 @@ async def users(
     page: PageArguments = FIRST_PAGE,
     path: Path = ("users",),
     wants_total: bool = False,
+    wanted: Wanted = NOTHING,
 ) -> Connection[User]:
     """Return a page of users.
 
+    What is ``wanted`` of users is begun as soon as a provider's are here (``resolvers.chains``).
     With no filter but ``provider_ids`` and no order, it is a page of the providers' own lists.
     Otherwise every user of the providers is read, up to the collection limit, save of providers
     that sort for themselves: those are read as far as the page goes, unless the walk began with
@@ -354,7 +357,9 @@ async def users(
         provider_ids=_providers_named(filter.provider_ids, filter.user_ids),
         selection=selection,
     )
-    connection = await _answer(context, query, page, path=path, wants_total=wants_total)
+    connection = await _answer(
+        context, query, page, path=path, wants_total=wants_total, wanted=wanted
+    )
     for user in connection.nodes:
         context.loaders.user_by_id.prime((user.provider_id, user.external_id), user)
     return connection
@@ -369,6 +374,7 @@ async def courses(
     page: PageArguments = FIRST_PAGE,
     path: Path = ("courses",),
     wants_total: bool = False,
+    wanted: Wanted = NOTHING,
 ) -> Connection[Course]:
     """Return a page of courses, read as ``users`` reads users.
 
@@ -392,7 +398,9 @@ async def courses(
         provider_ids=filter.provider_ids,
         selection=selection,
     )
-    connection = await _answer(context, query, page, path=path, wants_total=wants_total)
+    connection = await _answer(
+        context, query, page, path=path, wants_total=wants_total, wanted=wanted
+    )
     for course in connection.nodes:
         context.loaders.course_by_id.prime((course.provider_id, course.external_id), course)
     return connection
@@ -407,6 +415,7 @@ async def enrollments(
     page: PageArguments = FIRST_PAGE,
     path: Path = ("enrollments",),
     wants_total: bool = False,
+    wanted: Wanted = NOTHING,
 ) -> Connection[Enrollment]:
     """Return a page of enrollments.
 
@@ -439,7 +448,7 @@ async def enrollments(
         provider_ids=_providers_named(filter.provider_ids, filter.user_ids or filter.course_ids),
         selection=selection,
     )
-    return await _answer(context, query, page, path=path, wants_total=wants_total)
+    return await _answer(context, query, page, path=path, wants_total=wants_total, wanted=wanted)
 
 
 def enrollments_of_user(
@@ -733,6 +742,7 @@ async def _answer(
     *,
     path: Path,
     wants_total: bool,
+    wanted: Wanted,
 ) -> Connection[T]:
     """Return a page of the list; providers that failed are in its sources and the context."""
     context.require(_SCOPES[query.kind.name])
@@ -740,10 +750,11 @@ async def _answer(
     request = _page_request(context, query.kind.name, query.fingerprint, page)
     providers, unknown = await _providers_meant(context, query.provider_ids)
     ages: dict[str, _Age] = {}
+    chains = _Chains(context, query.kind, providers, page, wanted)
     if query.selection is None:
         connection = await walk_providers(
             providers,
-            fetch_page=_page_fetcher(context, query.kind, page, ages),
+            fetch_page=chains.following(_page_fetcher(context, query.kind, page, ages)),
             id_of=query.kind.id_of,
             limit_of=lambda provider: context.page_size_of(provider.id),
             request=request,
@@ -761,6 +772,7 @@ async def _answer(
             request,
             page=page,
             ages=ages,
+            chains=chains,
             wants_total=wants_total,
         )
     sources = [*(_aged(source, ages) for source in connection.sources), *unknown]
@@ -861,6 +873,52 @@ def _page_fetcher(
     return fetch
 
 
+class _Chains(Generic[T]):
+    """Follows the rows of a list, provider by provider, if the page is sure to hold them all."""
+
+    def __init__(
+        self,
+        context: RequestContext,
+        kind: ListKind[T],
+        providers: Sequence[Provider],
+        page: PageArguments,
+        wanted: Wanted,
+    ) -> None:
+        self._context = context
+        self._kind = kind
+        self._providers = providers
+        self._page = page
+        self._wanted = wanted
+        self._seen: set[str] = set()
+
+    def following(self, fetch_page: FetchPage[T]) -> FetchPage[T]:
+        """Return what fetches pages, and follows the rows of lists that are one page."""
+
+        async def fetch(provider_id: str, position: str | None, limit: int) -> Page[T]:
+            found = await fetch_page(provider_id, position, limit)
+            if position is None and found.next_position is None:
+                self.follow(provider_id, found.items)
+            return found
+
+        return fetch
+
+    def follow(self, provider_id: str, rows: Sequence[T]) -> None:
+        """Follow a provider's whole list, unless some of it may be left for another page."""
+        self._seen.add(provider_id)
+        if self._wanted != NOTHING and self._page.after is None and self._holds_all():
+            follow(self._context, self._wanted, cast("Sequence[Any]", rows))  # rows of its kind
+
+    def _holds_all(self) -> bool:
+        """Whether the page is as long as all lists together, as far as is known of every one."""
+        total = 0
+        for provider in self._providers:
+            length = self._context.reading.length_of(provider.id, self._kind.page)
+            if not length and provider.id not in self._seen:
+                return False
+            total += length or 0
+        return total <= self._page.first
+
+
 def _prefetcher(
     context: RequestContext, kind: ListKind[T], page: PageArguments
 ) -> Callable[[str, str, int], None]:
@@ -901,6 +959,7 @@ async def _merged(
     *,
     page: PageArguments,
     ages: dict[str, _Age],
+    chains: _Chains[T],
     wants_total: bool,
 ) -> Connection[T]:
     """Return a page of a list that is filtered or in an order of ours."""
@@ -919,12 +978,15 @@ async def _merged(
         collected = await selection.collect(provider)
         ages[provider.id] = collected.age
         rows_by_id = {kind.id_of(row): row for row in collected.rows}
+        rows = [row for row in rows_by_id.values() if selection.matches(row)]
+        if selection.whole:
+            context.reading.note_length(provider.id, kind.page, len(rows_by_id))
+            chains.follow(provider.id, rows)
         return [
             CollectedRow(
                 row=row, key=_key_of(row, provider, kind, selection), provider_id=provider.id
             )
-            for row in rows_by_id.values()
-            if selection.matches(row)
+            for row in rows
         ]
 
     return await merge_providers(

@@ -39,6 +39,7 @@ from schema.types import (
     UserConnection,
     asks_for,
     path_of,
+    wanted_of,
 )
 
 _FIRST = (
@@ -150,6 +151,7 @@ class Query:
             page=_page(first, after, max_age),
             path=path_of(info),
             wants_total=asks_for(info, "totalCount"),
+            wanted=wanted_of(info),
         )
         return UserConnection.from_record(found)
 
@@ -191,6 +193,7 @@ class Query:
             page=_page(first, after, max_age),
             path=path_of(info),
             wants_total=asks_for(info, "totalCount"),
+            wanted=wanted_of(info),
         )
         return CourseConnection.from_record(found)
 
@@ -219,6 +222,7 @@ class Query:
             page=_page(first, after, max_age),
             path=path_of(info),
             wants_total=asks_for(info, "totalCount"),
+            wanted=wanted_of(info),
         )
         return EnrollmentConnection.from_record(found)
 

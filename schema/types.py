@@ -6,16 +6,23 @@
 from __future__ import annotations
 
 from asyncio import Future
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar, cast
 
 import strawberry
-from graphql import FieldNode, FragmentSpreadNode, InlineFragmentNode, SelectionSetNode
+from graphql import (
+    FieldNode,
+    FragmentDefinitionNode,
+    FragmentSpreadNode,
+    InlineFragmentNode,
+    SelectionSetNode,
+)
 from strawberry.types import Info
 
 from resolvers import authorizing, importing, paging, roster
 from resolvers import context as contexts
+from resolvers.chains import NOTHING, Wanted
 from resolvers.context import RequestContext
 from resolvers.roster import DEFAULT_FIRST
 from schema import global_ids
@@ -42,6 +49,8 @@ from storage.records import (
 
 if TYPE_CHECKING:
     from schema.imports import ImportRun
+
+_MAX_CHAIN = 4
 
 GatewayInfo: TypeAlias = Info[RequestContext, None]
 
@@ -91,10 +100,8 @@ def path_of(info: GatewayInfo) -> tuple[str | int, ...]:
 
 def asks_for(info: GatewayInfo, name: str) -> bool:
     """Whether the field's own selection may include another field; directives are not weighed."""
-    raw = info._raw_info  # noqa: SLF001 - the only way to the selection that costs nothing unless asked
-    waiting: list[SelectionSetNode] = [
-        node.selection_set for node in raw.field_nodes if node.selection_set is not None
-    ]
+    waiting = _own_selections(info)
+    fragments = _fragments(info)
     seen: set[str] = set()
     while waiting:
         for selection in waiting.pop().selections:
@@ -105,8 +112,79 @@ def asks_for(info: GatewayInfo, name: str) -> bool:
                 waiting.append(selection.selection_set)
             elif isinstance(selection, FragmentSpreadNode) and selection.name.value not in seen:
                 seen.add(selection.name.value)
-                waiting.append(raw.fragments[selection.name.value].selection_set)
+                waiting.append(fragments[selection.name.value].selection_set)
     return False
+
+
+def wanted_of(info: GatewayInfo) -> Wanted:
+    """Return what a query wants of each row of a connection by further reads.
+
+    What carries a directive is left out: it may be skipped. So is what is deeper than any chain
+    worth starting early, because fragments can make a small document very deep and wide.
+    """
+    return _wanted_of_rows(_own_selections(info), _fragments(info), levels=_MAX_CHAIN)
+
+
+def _own_selections(info: GatewayInfo) -> list[SelectionSetNode]:
+    raw = info._raw_info  # noqa: SLF001 - the only way to the selection that costs nothing unless asked
+    return [node.selection_set for node in raw.field_nodes if node.selection_set is not None]
+
+
+def _fragments(info: GatewayInfo) -> Mapping[str, FragmentDefinitionNode]:
+    return info._raw_info.fragments  # noqa: SLF001 - the same
+
+
+def _wanted_of_rows(
+    connection: Sequence[SelectionSetNode],
+    fragments: Mapping[str, FragmentDefinitionNode],
+    *,
+    levels: int,
+) -> Wanted:
+    fields = _fields_of(connection, fragments)
+    edges = _fields_of(fields.get("edges", ()), fragments)
+    rows = [*fields.get("nodes", ()), *edges.get("node", ())]
+    return _wanted_of(rows, fragments, levels=levels)
+
+
+def _wanted_of(
+    row: Sequence[SelectionSetNode],
+    fragments: Mapping[str, FragmentDefinitionNode],
+    *,
+    levels: int,
+) -> Wanted:
+    if levels == 0:
+        return NOTHING
+    fields = _fields_of(row, fragments)
+    places, user, course = (fields.get(name) for name in ("enrollments", "user", "course"))
+    return Wanted(
+        enrollments=None
+        if places is None
+        else _wanted_of_rows(places, fragments, levels=levels - 1),
+        user=None if user is None else _wanted_of(user, fragments, levels=levels - 1),
+        course=None if course is None else _wanted_of(course, fragments, levels=levels - 1),
+    )
+
+
+def _fields_of(
+    sets: Sequence[SelectionSetNode], fragments: Mapping[str, FragmentDefinitionNode]
+) -> Mapping[str, list[SelectionSetNode]]:
+    """Return the selections below each field that has some, by name, whatever its aliases."""
+    fields: dict[str, list[SelectionSetNode]] = {}
+    waiting = [*sets]
+    seen: set[str] = set()
+    while waiting:
+        for selection in waiting.pop().selections:
+            if selection.directives:
+                continue
+            if isinstance(selection, FieldNode):
+                if selection.selection_set is not None:
+                    fields.setdefault(selection.name.value, []).append(selection.selection_set)
+            elif isinstance(selection, InlineFragmentNode):
+                waiting.append(selection.selection_set)
+            elif isinstance(selection, FragmentSpreadNode) and selection.name.value not in seen:
+                seen.add(selection.name.value)
+                waiting.append(fragments[selection.name.value].selection_set)
+    return fields
 
 
 @strawberry.interface(description="Anything with a global id.")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, cast
 
+from resolvers.caching import RecordCache
 from resolvers.context import (
     Asset,
     ProviderChanges,
@@ -399,7 +400,10 @@ class Key:
 
 
 def a_context(
-    world: World, key: Key | None = None, subjects: Mapping[str, str] | None = None
+    world: World,
+    key: Key | None = None,
+    subjects: Mapping[str, str] | None = None,
+    cache: RecordCache | None = None,
 ) -> RequestContext:
     return RequestContext(
         access=key or Key(),
@@ -409,6 +413,7 @@ def a_context(
         registration=world,
         icons=world,
         limits=world.limits,
+        cache=cache,
         request_id="request-1",
         subjects=subjects or {},
     )

@@ -1,0 +1,90 @@
+"""Starting early what hangs on a list, so that each provider's chain of reads runs at its own pace.
+
+GraphQL resolves a list before the fields of its rows: a slow provider's users would hold up
+everybody's enrollments, and their courses after that. What a query wants of the rows is therefore
+begun as soon as one provider's rows are here, by the same loaders whose answers the fields then
+find waiting. Only rows that are certain to be given are followed, and only whole lists, so that
+nothing is read that would not be read anyway, nor in more calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TypeVar
+
+from resolvers.context import RequestContext, Scope
+from resolvers.errors import RequestRefused
+from resolvers.loaders import BatchLoader, ExternalKey
+from sessions.errors import ProviderError
+from storage.records import Course, Enrollment, User
+
+R = TypeVar("R", User, Course)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a query wants of each row of a list by further reads; ``None`` for what it does not.
+
+    Attributes:
+        enrollments: Of each enrollment of a user or course.
+        user: Of the user of an enrollment.
+        course: Of its course.
+    """
+
+    enrollments: Wanted | None = None
+    user: Wanted | None = None
+    course: Wanted | None = None
+
+
+NOTHING = Wanted()
+
+
+def follow(
+    context: RequestContext, wanted: Wanted, rows: Sequence[User | Course | Enrollment]
+) -> None:
+    """Begin to read what is wanted of one provider's rows, all of a kind, and of what that is.
+
+    What cannot be had is told by the fields that ask for it.
+    """
+    if not rows or wanted == NOTHING:
+        return
+    loaders = context.loaders
+    reads = context.access.allows
+    keys: dict[ExternalKey, None]
+    if isinstance(rows[0], Enrollment):
+        places = [row for row in rows if isinstance(row, Enrollment)]
+        if wanted.user is not None and reads(Scope.READ_USERS):
+            keys = dict.fromkeys((row.provider_id, row.user_id) for row in places)
+            loaders.start(_follow(context, wanted.user, loaders.user_by_id, keys))
+        if wanted.course is not None and reads(Scope.READ_COURSES):
+            keys = dict.fromkeys((row.provider_id, row.course_id) for row in places)
+            loaders.start(_follow(context, wanted.course, loaders.course_by_id, keys))
+    elif wanted.enrollments is not None and reads(Scope.READ_ENROLLMENTS):
+        keys = dict.fromkeys((row.provider_id, row.external_id or "") for row in rows)
+        of_users = isinstance(rows[0], User)
+        loader = loaders.enrollments_by_user if of_users else loaders.enrollments_by_course
+        loaders.start(_follow_lists(context, wanted.enrollments, loader, keys))
+
+
+async def _follow(
+    context: RequestContext,
+    wanted: Wanted,
+    loader: BatchLoader[ExternalKey, R],
+    keys: Iterable[ExternalKey],
+) -> None:
+    with suppress(ProviderError, RequestRefused):
+        found = await loader.load_many(keys)
+        follow(context, wanted, [row for row in found if row is not None])
+
+
+async def _follow_lists(
+    context: RequestContext,
+    wanted: Wanted,
+    loader: BatchLoader[ExternalKey, Sequence[Enrollment]],
+    keys: Iterable[ExternalKey],
+) -> None:
+    with suppress(ProviderError, RequestRefused):
+        found = await loader.load_many(keys)
+        follow(context, wanted, [row for rows in found for row in rows or ()])
