@@ -59,7 +59,7 @@ from sessions.errors import (
     SessionLost,
     TooManyCallsWaiting,
 )
-from sessions.http import ProviderHttp
+from sessions.http import ProviderHttp, seconds_to_deadline
 from sessions.metering import unmetered
 from sessions.pacing import GRANTS
 from sessions.resilience import (
@@ -522,13 +522,20 @@ class SharedAuthorization:
         return self._flight
 
     def _patience_in_line(self) -> float:
-        """Return how long a caller may look on while the flight stands in line.
+        """Return how long a caller may look on while the flight goes on, or stands in line.
 
         Raises:
+            ProviderTimeout: The caller's deadline is over; the flight goes on for others.
             ProviderRateLimited: It will be there for longer than a caller's patience.
         """
+        left = seconds_to_deadline()
+        if left is not None and left <= 0:
+            raise ProviderTimeout(
+                "The provider did not grant a session in time", provider_id=self._provider.id
+            )
+        look_seconds = _LOOK_SECONDS if left is None else min(_LOOK_SECONDS, left)
         if self._served_at is None:
-            return _LOOK_SECONDS
+            return look_seconds
         wait_seconds = self._served_at - time.monotonic()
         if wait_seconds > self._settings.patience_seconds:
             raise ProviderRateLimited(
@@ -537,7 +544,7 @@ class SharedAuthorization:
                 provider_id=self._provider.id,
                 retry_after_seconds=ceil(wait_seconds),
             )
-        return _LOOK_SECONDS
+        return look_seconds
 
     def _landed(self, flight: asyncio.Task[Grant]) -> None:
         self._flight = None

@@ -19,6 +19,7 @@ import structlog
 from sessions.authorization import SessionSettings
 from sessions.base import Export, Platform
 from sessions.errors import NotSupported, ProviderError, ProviderForbidden, ProviderTimeout
+from sessions.http import seconds_to_deadline
 from sessions.metering import unmetered
 from storage.cache import CacheStore
 from storage.errors import StorageUnavailable
@@ -29,6 +30,7 @@ EXPORT_JOB: Final = "export"
 """The kind of job an export is."""
 
 _POLL_SECONDS: Final = 0.2
+_DEADLINE_SHARE: Final = 0.5
 _SHORTEST_MEMORY_SECONDS: Final = 5.0
 _LONGEST_ABSENCE_SECONDS: Final = 60.0
 _SHORTEST_RETRY_SECONDS: Final = 10.0
@@ -176,8 +178,14 @@ class TimedExports:
             flight = asyncio.create_task(self._obtain(name), context=Context())
             self._flights[name] = flight
             flight.add_done_callback(lambda done: self._landed(name, done))
-        done, _ = await asyncio.wait({flight}, timeout=self._settings.export_patience_seconds)
+        done, _ = await asyncio.wait({flight}, timeout=self._patience())
         return flight.result() if done and not flight.cancelled() else None
+
+    def _patience(self) -> float:
+        """Return how long to wait for a first result: a caller goes on without it in time."""
+        left = seconds_to_deadline()
+        longest = self._settings.export_patience_seconds
+        return longest if left is None else max(0.0, min(longest, _DEADLINE_SHARE * left))
 
     def _landed(self, name: str, flight: asyncio.Task[Export | None]) -> None:
         del self._flights[name]

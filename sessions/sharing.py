@@ -58,6 +58,7 @@ class Shared(Generic[P, T]):
             task, joined = self._task, True
             if task is None or not self._serves(task, version, max_age_seconds):
                 task, joined = asyncio.create_task(self._read(*arguments, **more)), False
+                task.add_done_callback(_seen)
                 self._task, self._version, self._begun_at = task, version, _now()
             try:
                 return await asyncio.shield(task)
@@ -79,6 +80,12 @@ class Shared(Generic[P, T]):
 
 
 _earliest: ContextVar[float] = ContextVar("earliest", default=-inf)
+
+
+def _seen(task: asyncio.Task[Any]) -> None:
+    """Take note of a failure, also when every caller has given up."""
+    if not task.cancelled():
+        task.exception()
 
 
 @asynccontextmanager

@@ -132,19 +132,20 @@ class FaultRun:
     ) -> None:
         while not enough():
             began_at = time.perf_counter()
-            text = await self._question(client, dice)
+            asked, text = await self._question(client, dice)
             took = time.perf_counter() - began_at
             self.verdict.answers += 1
             self.verdict.slowest_seconds = max(self.verdict.slowest_seconds, took)
             if took > self.deadline_seconds + self.slack_seconds:
-                self.verdict.blame("late", f"{took:.2f} s")
+                self.verdict.blame("late", f"{took:.2f} s: {asked} {text[-300:]}")
             if found := _UNMASKED.search(text):
                 place = max(0, found.start() - 200)
                 self.verdict.blame("unmasked", text[place : found.end() + 200])
             if _INTERNAL in text:
                 self.verdict.blame("internal", text)
 
-    async def _question(self, client: httpx.AsyncClient, dice: random.Random) -> str:
+    async def _question(self, client: httpx.AsyncClient, dice: random.Random) -> tuple[str, str]:
+        """Ask something; return what it was and the answer's text."""
         if dice.random() < 0.15:
             return await self._rest(client, dice)
         some = dice.sample(self.faulty, min(len(self.faulty), 6))
@@ -154,27 +155,26 @@ class FaultRun:
         answer = await client.post("/graphql", json={"query": query, "variables": {"ids": ids}})
         if "GATEWAY_OVERLOADED" in answer.text:
             self.verdict.shed += 1
-            return ""
-        if answer.status_code != httpx.codes.OK:
+        elif answer.status_code != httpx.codes.OK:
             self.verdict.blame(f"status {answer.status_code}", answer.text)
-            return answer.text
-        self._judge(name, answer.json(), ids=ids)
-        return answer.text
+        else:
+            self._judge(name, answer.json(), ids=ids)
+        return f"{name} of {some}", answer.text
 
-    async def _rest(self, client: httpx.AsyncClient, dice: random.Random) -> str:
-        provider_id = dice.choice(self.faulty)
+    async def _rest(self, client: httpx.AsyncClient, dice: random.Random) -> tuple[str, str]:
+        path, provider_id = dice.choice(REST), dice.choice(self.faulty)
         try:
-            answer = await client.get(dice.choice(REST), params={"id": provider_id})
+            answer = await client.get(path, params={"id": provider_id})
         except httpx.RemoteProtocolError:
             self.verdict.cut_short += 1
-            return ""
+            return path, ""
         if "GATEWAY_OVERLOADED" in answer.text:
             self.verdict.shed += 1
         elif answer.status_code not in STATUSES:
             self.verdict.blame(f"status {answer.status_code}", answer.text)
         elif answer.status_code != httpx.codes.OK:
             self._judge_code(answer.json()["code"], answer.text)
-        return answer.text
+        return f"{path} of {provider_id}", answer.text
 
     def _list(self, name: str) -> str:
         return LISTS[name].replace("MAX_AGE", self._max_age)

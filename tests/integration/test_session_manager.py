@@ -39,7 +39,7 @@ from sessions.errors import (
     UpstreamCallsSpent,
 )
 from sessions.exports import TimedExports
-from sessions.http import HttpLimits, deadline
+from sessions.http import HttpLimits, deadline, seconds_to_deadline
 from sessions.manager import SessionManager
 from sessions.metering import Meter, metering
 from sessions.resilience import BreakerState, ResilienceTerms
@@ -1020,6 +1020,36 @@ async def test_nobody_waits_for_a_slow_first_export_beyond_their_patience(
     assert first is None
     assert later == b"export 1"
     assert server.exports == 1
+
+
+async def test_nobody_waits_for_a_slow_first_export_to_the_end_of_their_deadline(
+    sqlite_database: Database, key_ring: KeyRing, providers: ProviderStore, server: PretendServer
+) -> None:
+    server.export_seconds = 20
+    settings = replace(QUICK, export_patience_seconds=60, export_limit_seconds=60)
+    async with open_gateway(
+        sqlite_database, key_ring, platform=EXPORTING, settings=settings
+    ) as manager:
+        await read(manager)
+        with deadline(2):
+            first = await exported(manager)
+            left = seconds_to_deadline()
+
+    assert first is None
+    assert left is not None
+    assert left > 0
+
+
+async def test_nobody_waits_for_a_login_beyond_their_deadline_and_it_goes_on_for_others(
+    manager: SessionManager, server: PretendServer
+) -> None:
+    server.login_seconds = 0.5
+
+    with deadline(0.1), pytest.raises(ProviderTimeout, match="did not grant a session in time"):
+        await read(manager)
+    await read(manager)
+
+    assert (server.logins, server.reads) == (1, 1)
 
 
 async def test_an_export_longer_than_its_lease_is_not_taken_over(

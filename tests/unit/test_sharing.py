@@ -1,6 +1,7 @@
 """One read for all who want the same, and what is raised when tasks side by side fail."""
 
 import asyncio
+import gc
 
 import pytest
 
@@ -121,3 +122,25 @@ async def test_a_failure_keeps_its_cause() -> None:
         await nested()
 
     assert isinstance(failed.value.__cause__, OSError)
+
+
+async def test_a_failure_nobody_waited_for_is_reported_nowhere() -> None:
+    reported: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: reported.append(told))
+    gone = asyncio.Event()
+
+    async def fails_later() -> None:
+        await gone.wait()
+        raise ProviderUnavailable("It is down")
+
+    shared = Shared(fails_later)
+    caller = asyncio.create_task(shared.get(1, 60))
+    await asyncio.sleep(0)
+    caller.cancel()
+    await asyncio.wait({caller})
+    gone.set()
+    await asyncio.sleep(0.01)
+    shared.forget()
+    gc.collect()
+
+    assert reported == []
