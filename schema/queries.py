@@ -14,7 +14,7 @@ import strawberry
 from resolvers import importing, roster
 from resolvers.context import RequestContext
 from resolvers.errors import BadInput
-from resolvers.roster import DEFAULT_FIRST, PageArguments
+from resolvers.lists import DEFAULT_FIRST, PageArguments
 from schema import global_ids
 from schema.enums import OrderDirection
 from schema.global_ids import GlobalId

@@ -20,11 +20,11 @@ from graphql import (
 )
 from strawberry.types import Info
 
-from resolvers import authorizing, importing, paging, roster
+from resolvers import authorizing, importing, lists, paging, roster
 from resolvers import context as contexts
 from resolvers.chains import NOTHING, Wanted
 from resolvers.context import RequestContext
-from resolvers.roster import DEFAULT_FIRST
+from resolvers.lists import DEFAULT_FIRST
 from schema import global_ids
 from schema.enums import ErrorCode, error_code
 from schema.global_ids import GlobalId
@@ -797,7 +797,7 @@ class User(Node):
             info.context,
             self.record,
             filter=EnrollmentFilter.record_of(filter),
-            page=roster.PageArguments(first=DEFAULT_FIRST if first is None else first, after=after),
+            page=lists.PageArguments(first=DEFAULT_FIRST if first is None else first, after=after),
         )
         return later(found, EnrollmentConnection.from_record)
 
@@ -925,7 +925,7 @@ class Course(Node):
             info.context,
             self.record,
             filter=EnrollmentFilter.record_of(filter),
-            page=roster.PageArguments(first=DEFAULT_FIRST if first is None else first, after=after),
+            page=lists.PageArguments(first=DEFAULT_FIRST if first is None else first, after=after),
         )
         return later(found, EnrollmentConnection.from_record)
 

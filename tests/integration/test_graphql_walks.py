@@ -32,12 +32,12 @@ from resolvers.collation import fold
 from resolvers.context import ReadingLimits
 from resolvers.cursors import CursorSealer
 from resolvers.errors import BadInput, Forbidden, RequestLimitExceeded
+from resolvers.lists import PageArguments
 from resolvers.paging import Connection, PageRequest, SourceState, walk_providers
 from resolvers.roster import (
     CourseFilter,
     CourseOrderField,
     EnrollmentOrderField,
-    PageArguments,
     UserFilter,
     UserOrderField,
 )
