@@ -96,7 +96,13 @@ def _throttling(status: int, *, says_when: bool) -> Callable[[Canvas], None]:
 
 
 TROUBLES = (
-    Trouble(name="killed", spoil=None, code="PROVIDER_UNAVAILABLE"),
+    # Two lists, each asked for three times: the last of these may meet an open breaker.
+    Trouble(
+        name="killed",
+        spoil=None,
+        code="PROVIDER_UNAVAILABLE",
+        retry_after=(None, *range(1, 61)),
+    ),
     Trouble(name="hung", spoil=_failing("drop", seconds=_FOREVER_SECONDS), code="PROVIDER_TIMEOUT"),
     Trouble(name="slow", spoil=_failing("slow", seconds=10), code="PROVIDER_TIMEOUT"),
     Trouble(name="garbage", spoil=_failing("html"), code="PROVIDER_BAD_RESPONSE", retryable=False),
