@@ -46,6 +46,7 @@ from collections.abc import (
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -255,6 +256,7 @@ class _Place:
         return cls(position=position, given=tuple(given))
 
 
+@lru_cache(maxsize=4096)  # of one page, every row's cursor asks for those before it
 def _mark(row_id: str) -> str:
     """Return what a cursor remembers a row by: its id, or a hash where that is long."""
     if len(row_id) <= _SHORT_ID:
