@@ -379,7 +379,7 @@ class Importer:
     ) -> Page[RosterRecord]:
         async with self._sessions.session(run.provider_id, SERVICE) as session:
             page = await _list_page(session, kind, run.position, platform.page_size)
-        if page.next_position is not None and page.next_position == run.position:
+        if page.behind is not None and page.behind == run.position:
             raise ProviderBadResponse(
                 "The provider's list does not advance from page to page",
                 provider_id=run.provider_id,
@@ -668,7 +668,7 @@ def _staged(kind: RosterKind, page: Page[RosterRecord]) -> StagedPage:
     return StagedPage(
         kind=kind,
         rows=[content_of(record) for record in page.items],
-        position=page.next_position,
+        position=page.behind,
         total=page.total,
     )
 

@@ -196,6 +196,16 @@ class Page(Generic[T]):
     total: int | None = None
     positions: Sequence[str] = ()
 
+    @property
+    def behind(self) -> str | None:
+        """What to ask for behind the last item, as surely as the provider allows; at the end, None.
+
+        May cost a call more over a long list than ``next_position``, where pages are numbered.
+        """
+        if self.next_position is None or not self.positions:
+            return self.next_position
+        return self.positions[-1]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderCheck:
