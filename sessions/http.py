@@ -392,7 +392,7 @@ class ProviderHttp:
         """Send one request and return its answer, whole.
 
         Any status under 500 is an answer, except 429 and redirects. GET and HEAD are tried again
-        after failures that may pass, and so is an idempotent PUT.
+        after failures that may pass, and so is what is said to be idempotent.
 
         Args:
             method: Upper case.
@@ -406,7 +406,8 @@ class ProviderHttp:
             total_seconds: Instead of the provider's limit; a nearer ``deadline`` still holds.
             if_none_match: An entity tag; the answer may then be 304.
             expected: Further statuses that are an answer and not an error.
-            idempotent: Whether a PUT may be sent twice.
+            idempotent: Whether it may be sent twice whatever its method: a PUT, or a POST that
+                only reads.
             is_throttle: Tells whether an answer is the platform's own way to ask for fewer calls;
                 it is returned all the same.
             template: Name of the path for observations, such as ``/api/user/{id}``.
@@ -441,7 +442,7 @@ class ProviderHttp:
             if max_body_bytes is None
             else max_body_bytes,
             expected=expected or (),
-            repeatable=method in {"GET", "HEAD"} or (idempotent and method == "PUT"),
+            repeatable=idempotent or method in {"GET", "HEAD"},
             is_throttle=is_throttle,
         )
         seconds = self.seconds_left(total_seconds)

@@ -387,9 +387,10 @@ HASTY = HttpLimits(backoff_seconds=0.001)
         ("HEAD", False, 3),
         ("PUT", True, 3),
         ("PUT", False, 1),
-        ("POST", True, 1),
-        ("PATCH", True, 1),
-        ("DELETE", True, 1),
+        ("POST", True, 3),
+        ("POST", False, 1),
+        ("PATCH", False, 1),
+        ("DELETE", False, 1),
     ],
 )
 async def test_only_what_may_be_repeated_is_tried_again(

@@ -263,7 +263,8 @@ class CanvasWire:
         form: dict[str, ParamValue] = {"query": query}
         if variables:
             form["variables"] = msgspec.json.encode(variables).decode()
-        response = await self._call("POST", f"{self.root}/api/graphql", form=form)
+        url = f"{self.root}/api/graphql"
+        response = await self._call("POST", url, form=form, only_reads=True)
         return self._success(response).decode(GraphAnswer[type_])  # type: ignore[valid-type]  # the same
 
     def check_time(self) -> None:
@@ -292,7 +293,13 @@ class CanvasWire:
     # ---- one call
 
     async def _call(
-        self, method: str, url: str, *, params: Params = (), form: Params | None = None
+        self,
+        method: str,
+        url: str,
+        *,
+        params: Params = (),
+        form: Params | None = None,
+        only_reads: bool = False,
     ) -> Response:
         asked = _pairs(params)
         if self._subject.kind is SubjectKind.MASQUERADE:
@@ -313,6 +320,7 @@ class CanvasWire:
                     headers={"authorization": f"Bearer {token}", "accept": _ACCEPT},
                     expected=_EXPECTED,
                     is_throttle=is_throttled,
+                    idempotent=only_reads,
                 )
 
             return self._judged(await self._paced(request), method=method, url=url)
