@@ -15,9 +15,10 @@ from simulators.kolibri.app import running as running_kolibri
 from simulators.kolibri.population import build_population as kolibri_population
 from simulators.kolibri.state import Kolibri
 
-FAULT_COUNT = 800
+FAULT_COUNT = 400
 FAULTY = 12
 SEED = 4
+SHARE = 0.3  # a provider that fails always is soon not asked any more
 SLOW = ("slow drip", "no answer")
 
 
@@ -57,7 +58,7 @@ async def test_no_spoiled_answer_hangs_leaks_or_costs_a_healthy_provider(tmp_pat
         )
         before = Held.now()
         for proxy in proxies:
-            proxy.share = 0.9
+            proxy.share = SHARE
 
         def injected() -> Counter[str]:
             return sum((proxy.injected for proxy in proxies), Counter())
@@ -68,6 +69,6 @@ async def test_no_spoiled_answer_hangs_leaks_or_costs_a_healthy_provider(tmp_pat
 
     assert run.verdict.examples == []
     assert [line for line in logs if line["event"] == "internal_error"] == []
-    assert set(injected()) >= set(FAULTS) - set(SLOW) - {"gzip bomb"}
+    assert set(injected()) >= set(FAULTS) - set(RARE)
     assert after.tasks <= before.tasks
     assert after.descriptors <= before.descriptors

@@ -140,6 +140,7 @@ async def test_a_failure_nobody_waited_for_is_reported_nowhere() -> None:
     await asyncio.wait({caller})
     gone.set()
     await asyncio.sleep(0.01)
+    del caller
     shared.forget()
     gc.collect()
 
