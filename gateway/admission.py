@@ -6,13 +6,13 @@ One process runs one event loop, so two things bound it, and they are counted ap
   ``most``, which is never passed.
 - *Computing* bounds how many may be ready to run. No count says how many that is, so the loop is
   measured: as long as it has idle time, more requests may run, whatever they wait for. While it
-  has none, more would only make all of them slower, and no more are let in than at the start.
-  While what is ready waits for its turn longer than it should, it is fewer. It is the least wait
-  of an interval that counts, so a burst that passes changes nothing.
+  has none, or what is ready waits for its turn longer than it should, fewer may: more would get no
+  more done, only later. So there come to be as many as just keep the loop busy. It is the least
+  wait of an interval that counts, so a burst that passes changes nothing.
 
 A request that may not run waits, for a second at most. A queue that has not been empty for as long
-is no burst any more: from then on no more wait than run, so that nobody waits longer than answers
-take, and who is refused is refused at once.
+is no burst any more: from then on, and until nobody has been refused for a while, few may wait, so
+that nobody waits for long, and who is refused is refused at once.
 
 Nobody's flood starves anybody: a key may take a place only while it holds less than three times
 the places that are free. One key alone gets three quarters of them, and each further one finds
@@ -51,7 +51,8 @@ class AdmissionTerms:
         most: Requests running at once, at most, and as many waiting.
         most_subscriptions: Answers that are streams of events, open at once.
         fewest: May always run, however far behind the loop is; or ``most``, when that is less.
-        start: May run before anything was measured, and again after a quiet time.
+        start: May run before anything was measured, and again after a quiet time; and may wait
+            in a queue that is no burst, or as many as may run, if that is more.
         patience_seconds: How long a request may wait to run.
         standing_seconds: A queue that was not empty for as long is no burst.
         target_seconds: How long something that is ready may wait for its turn.
@@ -229,8 +230,10 @@ class Admission:
         now = time.monotonic()
         if not self._waiting:
             self._empty_at = now
-        is_burst = now - self._empty_at < self._terms.standing_seconds
-        return self._terms.most if is_burst else int(self._allowed)
+        is_burst = not self._outage.is_on and now - self._empty_at < self._terms.standing_seconds
+        if is_burst:
+            return self._terms.most
+        return max(int(self._allowed), min(self._terms.start, self._terms.most))
 
     def _leave_queue(self, group: _Group, turn: asyncio.Future[bool]) -> None:
         with suppress(ValueError):  # whoever got a place has left already
@@ -266,14 +269,14 @@ class Admission:
     def _judge(self, least_wait_seconds: float, busy: float) -> bool:
         """Adapt to what the loop did in an interval; return whether to go on measuring."""
         terms = self._terms
-        start = min(terms.start, self._allowed)
-        if least_wait_seconds > terms.target_seconds:
+        if least_wait_seconds > terms.target_seconds or busy > terms.most_busy:
             fewest = min(terms.fewest, terms.most)
             self._allowed = max(fewest, 0.9 * min(self._allowed, self._running))
-        elif busy > terms.most_busy or (not self._pressed and self._running < self._allowed / 2):
-            self._allowed = max(start, 0.9 * self._allowed)
         elif self._pressed:
             self._allowed = min(terms.most, 1.1 * self._allowed + 1)
+        elif self._running < self._allowed / 2:
+            start = min(terms.start, terms.most)
+            self._allowed = max(start, 0.9 * self._allowed)
         self._pressed = bool(self._waiting)
         self._begin_waiting()
         self._outage.end_if_calm()
