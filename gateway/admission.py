@@ -57,6 +57,8 @@ class AdmissionTerms:
         standing_seconds: A queue that was not empty for as long is no burst.
         target_seconds: How long something that is ready may wait for its turn.
         most_busy: Of each second the loop may be busy so much before it counts as having no time.
+        idle: While it is busy less than that, twice as many may run in the next interval: they
+            only wait for providers.
         interval_seconds: How often it is judged, by the least wait of that time.
         look_seconds: How often it is measured, while anything runs.
         calm_seconds: Shedding has ended when nothing was refused for as long.
@@ -70,6 +72,7 @@ class AdmissionTerms:
     standing_seconds: float = 1.0
     target_seconds: float = 0.005
     most_busy: float = 0.95
+    idle: float = 0.5
     interval_seconds: float = 0.1
     look_seconds: float = 0.02
     calm_seconds: float = 10.0
@@ -273,7 +276,8 @@ class Admission:
             fewest = min(terms.fewest, terms.most)
             self._allowed = max(fewest, 0.9 * min(self._allowed, self._running))
         elif self._pressed:
-            self._allowed = min(terms.most, 1.1 * self._allowed + 1)
+            growth = 2.0 if busy < terms.idle else 1.1
+            self._allowed = min(terms.most, growth * self._allowed + 1)
         elif self._running < self._allowed / 2:
             start = min(terms.start, terms.most)
             self._allowed = max(start, 0.9 * self._allowed)

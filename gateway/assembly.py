@@ -134,7 +134,13 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
         )
         stack.push_async_callback(sessions.aclose)
         cache = await stack.enter_async_context(
-            open_cache(kept, terms=CacheTerms(max_bytes=settings.cache_mib * 1024 * 1024))
+            open_cache(
+                kept,
+                terms=CacheTerms(
+                    max_bytes=settings.cache_mib * 1024 * 1024,
+                    flight_seconds=settings.deadline_seconds,
+                ),
+            )
         )
         media = MediaStore(database, settings.media_folder)
         icons = await stack.enter_async_context(

@@ -190,7 +190,7 @@ class CacheTerms:
     max_bytes: int = 64 * 1024 * 1024
     max_unsaved_bytes: int = 16 * 1024 * 1024
     stale_seconds: float = 7 * 24 * 3600
-    flight_seconds: float = 60
+    flight_seconds: float = 30
 
 
 @dataclass(slots=True)
