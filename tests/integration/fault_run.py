@@ -261,7 +261,9 @@ async def fault_run(
 ) -> AsyncIterator[FaultRun]:
     """Serve a gateway with these providers, ``kolibri...`` or ``canvas...`` by URL."""
     limit = f"{deadline_seconds:g}"
-    async with running_gateway(folder, deadline_seconds=limit, stream_seconds=limit) as gateway:
+    async with running_gateway(
+        folder, deadline_seconds=limit, stream_seconds=limit, shutdown_seconds="1"
+    ) as gateway:
         for provider_id, url in {**healthy, **faulty}.items():
             await _add(gateway, provider_id, url)
         run = FaultRun(
