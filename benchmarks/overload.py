@@ -42,7 +42,8 @@ from simulators.kolibri.population import PASSWORD
 
 ROOT = Path(__file__).resolve().parent.parent
 QUERIES = {
-    "users": "{ users(first: FIRST, FILTER) { nodes { displayName username } sources { status } } }",
+    "users": "{ users(first: FIRST, FILTER) {"
+    " nodes { displayName username } sources { status } } }",
     "live": "{ users(first: FIRST, FILTER, maxAge: 0) {"
     " nodes { displayName username } sources { status } } }",
     "nested": "{ users(first: FIRST, FILTER) { nodes { displayName enrollments { nodes {"
@@ -344,7 +345,8 @@ def _head(options: argparse.Namespace, callers: Callers) -> Sequence[str]:
     return [
         (
             f"`{QUERIES[options.query].replace('FIRST, FILTER', '40...')}` of {options.providers}"
-            f" providers in turn, all one simulated Kolibri that takes {options.latency * 1000:g} ms a call;"
+            " providers in turn, all one simulated Kolibri that takes"
+            f" {options.latency * 1000:g} ms a call;"
             f" {callers.connections} connections. Latencies count from when a request was due."
         ),
         "",

@@ -38,6 +38,7 @@ from typing import Final, Protocol
 import structlog
 
 _SHARE: Final = 3
+_MOST_LENT: Final = 0.1
 _SCHEDULING: Final = Path("/proc/thread-self/schedstat")
 
 _log = structlog.get_logger(__name__)
@@ -66,7 +67,7 @@ class AdmissionTerms:
 
     most: int
     most_subscriptions: int
-    fewest: int = 8
+    fewest: int = 4
     start: int = 32
     patience_seconds: float = 1.0
     standing_seconds: float = 1.0
@@ -392,7 +393,7 @@ class _LoopWatch:
         self._least = float("inf")
         self._looks = 0
         self._began_at = 0.0
-        self._busy_before = 0.0
+        self._computed = (0.0, 0.0)
 
     def go_on(self) -> None:
         """Measure, until ``judge`` says that it is enough."""
@@ -405,7 +406,7 @@ class _LoopWatch:
         self._least = float("inf")
         self._looks = 0
         self._began_at = time.monotonic()
-        self._busy_before = _busy_seconds()
+        self._computed = _computed()
 
     def _look(self) -> None:
         """Begin in the middle of a round, and end in the middle of the next: one whole round."""
@@ -419,18 +420,25 @@ class _LoopWatch:
         self._looks += 1
         took = now - self._began_at
         if self._looks > 1 and took >= self._terms.interval_seconds:
-            busy = (_busy_seconds() - self._busy_before) / took
-            self._is_on = self._judge(self._least, busy)
+            self._is_on = self._judge(self._least, self._busy(took))
             self._begin_interval()
         if self._is_on:
             asyncio.get_running_loop().call_later(self._terms.look_seconds, self._look)
 
+    def _busy(self, took: float) -> float:
+        """Return the share of an interval in which the loop had no time.
 
-def _busy_seconds() -> float:
-    """Return for how long this thread has computed, or would have if it had been let.
+        Other threads take it when they hold the interpreter, which is seldom for long: what they
+        compute besides is none of its business.
+        """
+        own, others = (now - then for now, then in zip(_computed(), self._computed, strict=True))
+        return own / took + min(others / took, _MOST_LENT)
 
-    Time in which others had the processor counts, where the system tells, and so does the time of
-    the process's other threads, who hold the interpreter then.
+
+def _computed() -> tuple[float, float]:
+    """Return for how long this thread has computed, and the process's other threads, in seconds.
+
+    For this one, time counts in which others had the processor, where the system tells.
 
     Source:
         https://docs.kernel.org/scheduler/sched-stats.html#proc-pid-schedstat
@@ -439,4 +447,5 @@ def _busy_seconds() -> float:
         kept_waiting = int(_SCHEDULING.read_bytes().split()[1]) / 1e9
     except (OSError, IndexError, ValueError):
         kept_waiting = 0.0
-    return time.process_time() + kept_waiting
+    own = time.thread_time()
+    return own + kept_waiting, time.process_time() - own

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Final, TypeAlias
@@ -27,7 +25,15 @@ from gateway import explorer, graphql_http, media, oauth, rest
 from gateway.access import KeyAccess
 from gateway.assembly import Gateway, open_gateway
 from gateway.logs import configure_logs
-from gateway.problems import AnswerCutShort, of_error, problem, unauthenticated
+from gateway.problems import (
+    SAFE_HEADERS,
+    AnswerCutShort,
+    Interrupted,
+    of_error,
+    problem,
+    request_id_of,
+    unauthenticated,
+)
 from gateway.settings import Settings, read_settings
 from gateway.shedding import LoadShedding
 from resolvers.authorizing import url_for_error
@@ -37,15 +43,8 @@ from schema import build_schema
 from sessions.errors import ProviderError
 from storage.errors import StorageUnavailable
 
-_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{8,128}")
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _READY_SECONDS: Final = 5.0
-_SAFE_HEADERS: Final = {  # unless a route says something more exact
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
 _RETRY_AFTER_SECONDS: Final = 5
 
 _log = structlog.get_logger(__name__)
@@ -72,8 +71,8 @@ def build_app(settings: Settings) -> Starlette:
         routes=_routes(schema, settings),
         lifespan=lambda app: _lifespan(app, settings),
         middleware=[
-            Middleware(_Requests),
             Middleware(LoadShedding, stream_seconds=settings.stream_seconds),
+            Middleware(_Requests),
         ],
         exception_handlers={
             HTTPException: _on_http_error,
@@ -263,7 +262,7 @@ class _Requests:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(Headers(scope=scope).get("x-request-id", ""))
+        request_id = request_id_of(Headers(scope=scope).get("x-request-id", ""))
         scope.setdefault("state", {})["request_id"] = request_id
         started = time.perf_counter()
         status = 0
@@ -274,13 +273,15 @@ class _Requests:
                 status = int(message["status"])
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request_id
-                for name, value in _SAFE_HEADERS.items():
+                for name, value in SAFE_HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, send_marked)
+            except Interrupted as interrupted:
+                await interrupted.answer(scope, receive, send_marked)
             except AnswerCutShort as error:
                 # Ending without the last piece makes the server break the connection off.
                 _log.warning("answer_cut_short", problem=str(error))
@@ -293,8 +294,6 @@ class _Requests:
                 self._note(scope, status, seconds=time.perf_counter() - started)
 
     def _note(self, scope: AsgiScope, status: int, *, seconds: float) -> None:
-        if scope["state"].get("shed"):
-            return  # counted and logged as a whole: a flood must not be one in the log too
         route = getattr(scope.get("route"), "name", None) or "none"
         gateway = getattr(scope["app"].state, "gateway", None)
         if gateway is not None:
@@ -318,7 +317,3 @@ def _masked(request_id: str) -> Response:
         f"Something unexpected happened; the log has it under {request_id}",
         request_id=request_id,
     )
-
-
-def _request_id(given: str) -> str:
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex

@@ -1,4 +1,4 @@
-"""Errors of the REST surface, as problem documents.
+"""Errors of the REST surface, as problem documents, and what every answer has in common.
 
 Source:
     https://www.rfc-editor.org/rfc/rfc9457
@@ -6,6 +6,8 @@ Source:
 
 from __future__ import annotations
 
+import re
+import uuid
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
@@ -20,8 +22,28 @@ class AnswerCutShort(Exception):
     """A streamed answer cannot be finished; the connection is broken off, so that it shows."""
 
 
+class Interrupted(Exception):
+    """A request is not gone on with, by no fault of whoever answers it.
+
+    Args:
+        answer: Is given instead; nothing of another one was sent.
+    """
+
+    def __init__(self, answer: Response) -> None:
+        super().__init__(answer.status_code)
+        self.answer = answer
+
+
+SAFE_HEADERS: Final = {  # unless a route says something more exact
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
 MEDIA_TYPE: Final = "application/problem+json"
 
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{8,128}")
 _STATUS_BY_CODE: Final = {
     "PROVIDER_NOT_FOUND": HTTPStatus.NOT_FOUND,
     "PROVIDER_UNAVAILABLE": HTTPStatus.BAD_GATEWAY,
@@ -39,6 +61,11 @@ _STATUS_BY_CODE: Final = {
     "FORBIDDEN": HTTPStatus.FORBIDDEN,
     "INTERNAL": HTTPStatus.INTERNAL_SERVER_ERROR,
 }
+
+
+def request_id_of(given: str) -> str:
+    """Return the id of a request: the caller's own, if it is a sane one."""
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def problem(

@@ -6,17 +6,18 @@ import asyncio
 import random
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Final
 
-from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from gateway.admission import Admission, Refused, Slot
 from gateway.graphql_http import refusal
-from gateway.problems import AnswerCutShort, problem
+from gateway.problems import SAFE_HEADERS, AnswerCutShort, Interrupted, problem, request_id_of
 
 _MAX_KNOWN_KEYS: Final = 4096
 _STRANGERS: Final = ""
@@ -25,6 +26,11 @@ _OPEN_PREFIX: Final = "/media/"
 _EXPORTS: Final = frozenset({"/api/users", "/api/courses", "/api/content", "/api/enrollments"})
 _EVENT_STREAM: Final = b"text/event-stream"
 _LONGEST_RETRY_SECONDS: Final = 4
+_HOLD_SECONDS: Final = 0.05
+_GRAPHQL: Final = "/graphql"
+_CODE: Final = "GATEWAY_OVERLOADED"
+_BLANK_SECONDS: Final = b"99999"
+_BLANK_ID: Final = b"0" * 32
 
 
 class LoadShedding:
@@ -36,6 +42,9 @@ class LoadShedding:
 
     The key is the one that an earlier request with the same ``Authorization`` header turned out to
     show. All others are strangers, and have one share together: whoever invents keys gets no more.
+
+    A refusal is held back for a twentieth of a second: whoever asks again at once, whatever it says
+    of ``Retry-After``, would otherwise take up the time in which others are answered.
 
     Args:
         app: Gets the requests that may run.
@@ -60,19 +69,18 @@ class LoadShedding:
         is_export = scope["path"] in _EXPORTS
         try:
             slot = await admission.enter(key, is_export=is_export)
-            exchange = _Exchange(receive, send, slot, body_seconds=self._body_seconds)
+        except Refused:
+            await asyncio.sleep(_HOLD_SECONDS)
+            await _refuse(scope, send)
+            return
+        try:
+            exchange = _Exchange(scope, receive, send, slot, body_seconds=self._body_seconds)
             if is_export:
                 exchange.ends_at = time.monotonic() + self._stream_seconds
-            try:
-                await self._app(scope, exchange.receive, exchange.send)
-            finally:
-                slot.release()
-                self._remember(shown, scope["state"].get("key_id"))
-        except Refused:
-            scope["state"]["shed"] = True
-            await _refusal(scope)(scope, receive, send)
-        except _BodyTooSlow:
-            await _too_slow(scope, self._body_seconds)(scope, receive, send)
+            await self._app(scope, exchange.receive, exchange.send)
+        finally:
+            slot.release()
+            self._remember(shown, scope["state"].get("key_id"))
 
     def _remember(self, shown: bytes, key_id: str | None) -> None:
         if key_id is None:
@@ -84,10 +92,6 @@ class LoadShedding:
             self._keys.popitem(last=False)
 
 
-class _BodyTooSlow(Exception):
-    """The body of a request did not come in time."""
-
-
 class _Exchange:
     """One request's messages: none may hold a place by sending or reading slowly.
 
@@ -95,12 +99,16 @@ class _Exchange:
         ends_at: When the answer must have been read, by the monotonic clock; ``None`` for never.
     """
 
-    def __init__(self, receive: Receive, send: Send, slot: Slot, *, body_seconds: float) -> None:
+    def __init__(
+        self, scope: AsgiScope, receive: Receive, send: Send, slot: Slot, *, body_seconds: float
+    ) -> None:
         self.ends_at: float | None = None
+        self._scope = scope
         self._receive = receive
         self._send = send
         self._slot = slot
         self._has_body = False
+        self._body_seconds = body_seconds
         self._body_ends_at = time.monotonic() + body_seconds
 
     async def receive(self) -> Message:
@@ -110,13 +118,13 @@ class _Exchange:
             async with asyncio.timeout(self._body_ends_at - time.monotonic()):
                 message = await self._receive()
         except TimeoutError:
-            raise _BodyTooSlow from None
+            raise Interrupted(_too_slow(self._scope, self._body_seconds)) from None
         self._has_body = not message.get("more_body", False)
         return message
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start" and _is_event_stream(message):
-            self._slot.become_subscription()
+            self._become_subscription()
         if self.ends_at is None:
             await self._send(message)
             return
@@ -125,6 +133,15 @@ class _Exchange:
                 await self._send(message)
         except TimeoutError:
             raise AnswerCutShort("The caller did not read the answer in time") from None
+
+    def _become_subscription(self) -> None:
+        try:
+            self._slot.become_subscription()
+        except Refused:
+            accept = _header(self._scope, b"accept").decode("latin-1")
+            request_id = self._scope["state"]["request_id"]
+            answer = _refusal(accept, seconds=_LONGEST_RETRY_SECONDS, request_id=request_id)
+            raise Interrupted(answer) from None
 
 
 def _is_open(path: str) -> bool:
@@ -142,23 +159,52 @@ def _is_event_stream(message: Message) -> bool:
     )
 
 
-def _refusal(scope: AsgiScope) -> Response:
-    """Return the answer to a request there is no place for, as its surface writes errors.
+async def _refuse(scope: AsgiScope, send: Send) -> None:
+    """Answer a request there is no place for, with as little work as can be.
 
     The server reads and drops a body that is still coming, so the connection can be used again;
     unless the caller waits to be asked for it, and may then send it or not.
     """
-    seconds = random.randint(1, _LONGEST_RETRY_SECONDS)  # noqa: S311 - spreads load only
-    headers = {"Retry-After": str(seconds)}
+    seconds = str(random.randint(1, _LONGEST_RETRY_SECONDS)).encode()  # noqa: S311 - spreads load only
+    given_id = _header(scope, b"x-request-id").decode("latin-1")
+    request_id = request_id_of(given_id).encode()
+    is_graphql = scope["path"] == _GRAPHQL
+    headers, body = _template(_header(scope, b"accept") if is_graphql else None)
+    body = body.replace(_BLANK_SECONDS, seconds).replace(_BLANK_ID, request_id)
+    headers = [
+        *headers,
+        (b"content-length", str(len(body)).encode()),
+        (b"retry-after", seconds),
+        (b"x-request-id", request_id),
+    ]
     if _header(scope, b"expect"):
-        headers["Connection"] = "close"
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+@lru_cache(maxsize=64)
+def _template(accept: bytes | None) -> tuple[Sequence[tuple[bytes, bytes]], bytes]:
+    """Return headers and body of a refusal, with blanks; ``None`` for the REST surface."""
+    answer = _refusal(
+        None if accept is None else accept.decode("latin-1"),
+        seconds=int(_BLANK_SECONDS),
+        request_id=_BLANK_ID.decode(),
+    )
+    for name, value in SAFE_HEADERS.items():
+        answer.headers.setdefault(name, value)
+    changing = {b"content-length", b"retry-after"}
+    return [pair for pair in answer.raw_headers if pair[0] not in changing], bytes(answer.body)
+
+
+def _refusal(accept: str | None, *, seconds: int, request_id: str) -> Response:
+    """Return a refusal as its surface writes errors: GraphQL, if an ``Accept`` is given."""
     detail = "The gateway has more to do than it can; nothing was done for this request"
+    headers = {"Retry-After": str(seconds)}
     members: dict[str, Any] = {"retryable": True, "retryAfterSeconds": seconds}
-    if scope["path"] == "/graphql":
-        accept = Headers(scope=scope).get("accept", "")
-        return refusal("GATEWAY_OVERLOADED", detail, accept=accept, headers=headers, **members)
-    request_id = scope["state"]["request_id"]
-    return problem("GATEWAY_OVERLOADED", detail, request_id=request_id, headers=headers, **members)
+    if accept is not None:
+        return refusal(_CODE, detail, accept=accept, headers=headers, **members)
+    return problem(_CODE, detail, request_id=request_id, headers=headers, **members)
 
 
 def _too_slow(scope: AsgiScope, seconds: float) -> Response:

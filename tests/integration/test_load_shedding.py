@@ -83,7 +83,9 @@ async def held(folder: Path, **settings: str) -> AsyncIterator[Held]:
         ) as gateway,
     ):
         admission = gateway.parts.admission
-        admission._terms = replace(admission._terms, patience_seconds=60, standing_seconds=60)
+        admission._terms = replace(
+            admission._terms, fewest=8, patience_seconds=60, standing_seconds=60
+        )
         gateway.client._transport._pool._max_connections = 1000  # type: ignore[attr-defined]  # httpx has no other way
         story = Held(gateway=gateway, product=product)
         product.answer = story.refuse
@@ -393,8 +395,8 @@ async def endless(
                 Route("/api/add-provider", streams.take, methods=["POST"]),
             ],
             middleware=[
-                Middleware(_Requests),
                 Middleware(LoadShedding, stream_seconds=stream_seconds, body_seconds=body_seconds),
+                Middleware(_Requests),
             ],
         )
         app.state.gateway = SimpleNamespace(admission=admission, metrics=Metrics())

@@ -260,17 +260,19 @@ async def test_more_may_run_while_the_loop_keeps_up_and_somebody_waits() -> None
     await ended(*tasks)
 
 
-async def test_no_more_may_run_while_the_loop_has_no_time_however_many_wait() -> None:
-    door, _ = admission(most=500, start=12)
-    tasks = await entered(door, "a", 20)
-    for _ in range(10):
+async def test_fewer_may_run_while_the_loop_has_no_time_however_many_wait() -> None:
+    door, _ = admission(most=500, start=32, fewest=4)
+    tasks = await entered(door, "a", 40)
+    seen = []
+    for _ in range(12):
         door._judge(0.0001, 0.99)
-    as_at_the_start = door.load().allowed
-    door._allowed = 400.0
-    for _ in range(100):
-        door._judge(0.0001, 0.99)
+        seen.append(door.load().allowed)
+        for task in [each for each in tasks if outcome(each) == "runs"][:3]:
+            task.result().release()
+            tasks.remove(task)
 
-    assert (as_at_the_start, door.load().allowed) == (12, 12)
+    assert seen[:2] == [21, 18]
+    assert seen[-1] == 4
     await ended(*tasks)
 
 
