@@ -246,16 +246,22 @@ async def test_a_loop_that_is_behind_lets_fewer_run_but_never_less_than_the_fewe
         slot.release()
 
 
-async def test_more_may_run_while_the_loop_keeps_up_and_somebody_waits() -> None:
+@pytest.mark.parametrize(
+    ("busy", "first"),
+    [(0.1, [17, 35, 71]), (0.49, [17, 35, 71]), (0.5, [9, 11, 13]), (0.9, [9, 11, 13])],
+)
+async def test_more_may_run_while_somebody_waits_and_many_more_while_the_loop_is_idle(
+    busy: float, first: list[int]
+) -> None:
     door, _ = admission(most=500, start=8)
     tasks = await entered(door, "a", 12)
     seen = []
     for _ in range(60):
-        door._judge(0.0001, 0.1)
+        door._judge(0.0001, busy)
         seen.append(door.load().allowed)
         tasks += await entered(door, "a", 100)
 
-    assert seen[:3] == [9, 11, 13]
+    assert seen[:3] == first
     assert seen[-1] == 500
     await ended(*tasks)
 
