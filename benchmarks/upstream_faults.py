@@ -97,7 +97,6 @@ async def _told(
         after = await settled(before)
     lines = _lines(options, run.verdict, injected, took, (before, after))
     write_section("Spoiled answers from providers", lines)
-    print(*run.verdict.examples, sep="\n")
     leaks = after.tasks > before.tasks or after.descriptors > before.descriptors
     return int(bool(run.verdict.wrong) or leaks)
 
@@ -108,13 +107,15 @@ async def _injected(run: FaultRun, proxies: Proxies, options: argparse.Namespace
 
     async def count() -> None:
         nonlocal injected
-        told_at = 0.0
+        told_at, shown = 0.0, 0
         while injected.total() < options.faults:
             await asyncio.sleep(_LOOK_SECONDS)
             injected = await loop.run_in_executor(None, proxies.injected)
             if time.perf_counter() - told_at > _TELL_SECONDS:
                 told_at = time.perf_counter()
                 print(f"{injected.total()} faults, wrong: {dict(run.verdict.wrong)}", flush=True)
+                print(*run.verdict.examples[shown:], sep="\n", end="", flush=True)
+                shown = len(run.verdict.examples)
 
     counting = asyncio.create_task(count())
     await run.ask_until(counting.done, callers=options.callers)
