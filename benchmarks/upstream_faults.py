@@ -1,13 +1,13 @@
 """A hundred thousand spoiled answers from providers, and what callers of the gateway see of them.
 
-    .venv/bin/python benchmarks/upstream_faults.py [--faults 100000] [--seed 1] [--share 0.3]
+    .venv/bin/python benchmarks/upstream_faults.py [--faults 100000] [--seed 1] [--parts 2]
 
-A gateway in this process, a simulated Kolibri and a simulated Canvas, and proxies in a process of
-their own, each of which is one provider whose answers are spoiled in the ways that
-`simulators/faulty.py` lists. Callers ask GraphQL, for healthy and faulty providers together, and
-REST; `tests/integration/fault_run.py` judges every answer. Only faults that were really injected
-count, which is why the share is low: a provider that fails always is not asked any more. Writes
-its table into benchmarks/RESULTS.md, and ends with 1 if anything was wrong.
+Each part is a process with a gateway, its callers, a simulated Kolibri and a simulated Canvas, and
+proxies in a process of their own, each of which is one provider whose answers are spoiled in the
+ways that `simulators/faulty.py` lists. Callers ask GraphQL, for healthy and faulty providers
+together, and REST; `tests/integration/fault_run.py` judges every answer. Only faults that were
+really injected count, which is why the share is low: a provider that fails always is not asked any
+more. Writes its table into benchmarks/RESULTS.md, and ends with 1 if anything was wrong.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import json
 import logging
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -23,7 +24,9 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -62,9 +65,40 @@ class Proxies:
         self._process.stdout.readline()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one process did, and what it held before and after."""
+
+    verdict: Verdict
+    injected: Counter[str]
+    before: Held
+    after: Held
+
+    @property
+    def leaks(self) -> bool:
+        """Whether more was held afterwards than before."""
+        return (
+            self.after.tasks > self.before.tasks or self.after.descriptors > self.before.descriptors
+        )
+
+
 def main() -> int:
     """Inject and judge, and write the table."""
     options = _options()
+    began_at = time.perf_counter()
+    orders = []
+    for number in range(options.parts):
+        order = {"seed": options.seed + 1000 * number, "faults": options.faults // options.parts}
+        orders.append(argparse.Namespace(**{**vars(options), **order}))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.parts, mp_context=context) as pool:
+        parts = list(pool.map(_part, orders))
+    lines = _lines(options, parts, time.perf_counter() - began_at)
+    write_section("Spoiled answers from providers", lines)
+    return int(any(part.verdict.wrong or part.leaks for part in parts))
+
+
+def _part(options: argparse.Namespace) -> Part:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         folder = Path(scratch)
@@ -85,20 +119,15 @@ async def _told(
     proxies: Proxies,
     healthy: dict[str, str],
     faulty: dict[str, str],
-) -> int:
+) -> Part:
     terms = {"deadline_seconds": options.deadline, "slack_seconds": 1.0}
     async with fault_run(folder, healthy=healthy, faulty=faulty, seed=options.seed, **terms) as run:
         before = Held.now()
         proxies.begin(options.share)
-        began_at = time.perf_counter()
         injected = await _injected(run, proxies, options)
-        took = time.perf_counter() - began_at
         proxies.begin(0.0)
         after = await settled(before)
-    lines = _lines(options, run.verdict, injected, took, (before, after))
-    write_section("Spoiled answers from providers", lines)
-    leaks = after.tasks > before.tasks or after.descriptors > before.descriptors
-    return int(bool(run.verdict.wrong) or leaks)
+    return Part(verdict=run.verdict, injected=injected, before=before, after=after)
 
 
 async def _injected(run: FaultRun, proxies: Proxies, options: argparse.Namespace) -> Counter[str]:
@@ -123,22 +152,21 @@ async def _injected(run: FaultRun, proxies: Proxies, options: argparse.Namespace
     return injected
 
 
-def _lines(
-    options: argparse.Namespace,
-    verdict: Verdict,
-    injected: Counter[str],
-    took: float,
-    held: tuple[Held, Held],
-) -> Sequence[str]:
-    before, after = held
-    wrong = verdict.wrong
+def _lines(options: argparse.Namespace, parts: Sequence[Part], took: float) -> Sequence[str]:
+    wrong = sum((part.verdict.wrong for part in parts), Counter[str]())
+    injected = sum((part.injected for part in parts), Counter[str]())
+    seen = sum((part.verdict.codes for part in parts), Counter[str]())
     kinds = ", ".join(f"{name} {count}" for name, count in injected.most_common())
-    codes = ", ".join(f"{name} {count}" for name, count in verdict.codes.most_common())
+    codes = ", ".join(f"{name} {count}" for name, count in seen.most_common())
     others = sum(wrong.values()) - sum(wrong[kind] for kind in _ROWS)
+    cut_short = sum(part.verdict.cut_short for part in parts)
+    slowest = max(part.verdict.slowest_seconds for part in parts)
+    tasks = ", ".join(f"{part.before.tasks} / {part.after.tasks}" for part in parts)
+    files = ", ".join(f"{part.before.descriptors} / {part.after.descriptors}" for part in parts)
     head = (
-        f"Seed {options.seed}, {options.providers} faulty providers and 2 healthy ones,"
-        f" {options.share:.0%} of the faulty ones' answers spoiled, {options.callers} callers,"
-        f" deadline {options.deadline:g} s; {took:.0f} s."
+        f"Seed {options.seed}, {options.parts} gateways with {options.providers} faulty providers"
+        f" and 2 healthy ones each, {options.share:.0%} of the faulty ones' answers spoiled,"
+        f" {options.callers} callers each, deadline {options.deadline:g} s; {took:.0f} s."
     )
     return [
         head,
@@ -146,14 +174,14 @@ def _lines(
         "| what | figure |",
         "| --- | --- |",
         f"| faults injected | {injected.total()} |",
-        f"| answers judged | {verdict.answers} |",
+        f"| answers judged | {sum(part.verdict.answers for part in parts)} |",
         *(f"| {title} | {wrong[kind]} |" for kind, title in _ROWS.items()),
         f"| anything else that is wrong | {others} |",
-        f"| slowest answer | {verdict.slowest_seconds:.2f} s |",
-        f"| whole lists broken off, as they must be | {verdict.cut_short} |",
-        f"| refused for overload | {verdict.shed} |",
-        f"| tasks before / after | {before.tasks} / {after.tasks} |",
-        f"| sockets and files before / after | {before.descriptors} / {after.descriptors} |",
+        f"| slowest answer | {slowest:.2f} s |",
+        f"| whole lists broken off, as they must be | {cut_short} |",
+        f"| refused for overload | {sum(part.verdict.shed for part in parts)} |",
+        f"| tasks before / after | {tasks} |",
+        f"| sockets and files before / after | {files} |",
         "",
         f"Faults: {kinds}.",
         "",
@@ -164,6 +192,7 @@ def _lines(
 _ROWS = {
     "late": "answers later than the deadline and 1 s",
     "internal": "answers with the code INTERNAL",
+    "reported by the loop": "exceptions that nobody handled",
     "unmasked": "answers that quote the provider or our own insides",
     "healthy rows missing": "answers without all rows of the healthy providers",
     "healthy provider blamed": "answers with an error of a healthy provider",
@@ -203,6 +232,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--faults", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--parts", type=int, default=2, help="processes that share the work")
     parser.add_argument("--share", type=float, default=0.3)
     parser.add_argument("--providers", type=int, default=24)
     parser.add_argument("--callers", type=int, default=12)

@@ -7,6 +7,7 @@ so that no cut answer passes for a whole one.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
@@ -181,16 +182,18 @@ async def _streamed(
     seconds: float,
 ) -> Response:
     """Answer with a JSON array of all pages' rows; errors of the first page are raised here."""
+    loop = asyncio.get_running_loop()
+    ends_at = loop.time() + seconds
     try:
         with deadline(seconds):
             first = await anext(pages, None)
+            start = await rows_of(first.items) if first is not None else []
     except BaseException:
         await pages.aclose()
         raise
-    start = await rows_of(first.items) if first is not None else []
 
     async def parts() -> AsyncGenerator[bytes]:
-        with deadline(seconds):
+        with deadline(ends_at - loop.time()):
             async with aclosing(pages):
                 async for part in _array(pages, start, rows_of):
                     yield part

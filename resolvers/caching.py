@@ -564,10 +564,12 @@ class RecordCache:
         place = flight.place
         for key, name in mine.items():
             if key in found:
-                body = msgspec.msgpack.encode(found[key])
+                body = _encoded(found[key])
             elif name in self._entries:
                 body = _NONE
             else:
+                continue
+            if body is None:
                 continue
             entry = _Entry(body, place.registration, place.writes, flight.began_at)
             self._hold(name, entry)
@@ -693,6 +695,14 @@ async def open_cache(
         saving.cancel()
         await asyncio.wait({saving})
         await cache.aclose()
+
+
+def _encoded(value: object) -> bytes | None:
+    """Return a record to keep; ``None`` for one with a number larger than any can mean."""
+    try:
+        return msgspec.msgpack.encode(value)
+    except OverflowError:
+        return None
 
 
 def _name(place: Place, kind: Kind[Any], key: str) -> _Name:

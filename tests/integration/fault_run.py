@@ -275,7 +275,10 @@ async def fault_run(
             slack_seconds=slack_seconds,
         )
         await run.learn()
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, told: run.verdict.blame("reported by the loop", told))
         yield run
+        loop.set_exception_handler(None)
 
 
 async def _add(gateway: RunningGateway, provider_id: str, url: str) -> None:

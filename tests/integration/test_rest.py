@@ -1,7 +1,8 @@
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -13,6 +14,9 @@ from running_gateway import (
     running_gateway,
 )
 
+from gateway import rest
+from sessions.base import Page
+from sessions.http import seconds_to_deadline
 from simulators.kolibri.app import running
 from simulators.kolibri.population import build_population
 from simulators.kolibri.state import Kolibri, Outage
@@ -333,3 +337,24 @@ async def test_another_method_is_refused_with_those_that_are_allowed(
 
     assert problem_of(answer) == (405, "BAD_INPUT")
     assert answer.headers["allow"] == "GET, HEAD"
+
+
+async def test_a_whole_list_has_one_deadline_for_all_its_pages() -> None:
+    left: list[float] = []
+
+    async def pages() -> AsyncGenerator[Page[int], None]:
+        for number in range(3):
+            left.append(seconds_to_deadline() or 0)
+            await asyncio.sleep(0.05)
+            yield Page(items=(number,))
+
+    async def rows(numbers: Sequence[int]) -> list[dict[str, Any]]:
+        return [{"n": number} for number in numbers]
+
+    answer = await rest._streamed(pages(), rows, seconds=60)
+    assert isinstance(answer, rest._ClosingResponse)
+    body = b"".join([part async for part in answer.body_iterator])
+
+    assert body == b'[{"n":0},{"n":1},{"n":2}]'
+    assert left[0] - left[1] > 0.04
+    assert left[1] - left[2] > 0.04

@@ -42,6 +42,7 @@ from storage.providers import ProviderStore
 from storage.records import DataSource, Provenance, User
 
 USER: Kind[User] = Kind.of("user", Resource.USERS, User)
+NUMBER: Kind[Any] = Kind.of("number", Resource.USERS, object)
 PAGE: Kind[Page[User]] = Kind.of("users", Resource.USERS, Page[User])
 HERE = Place(provider_id="1", subject="service", registration="r1", writes=0)
 
@@ -623,6 +624,27 @@ async def test_a_database_that_is_away_costs_no_answer(
 
 
 # Bounds
+
+
+async def test_a_number_too_large_to_keep_is_shown_and_costs_the_others_nothing(
+    cache: RecordCache, clock: Clock
+) -> None:
+    reported: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: reported.append(told))
+    upstream = Upstream()
+
+    async def fetch(keys: Sequence[str]) -> Mapping[str, Any]:
+        found = await upstream.fetch(keys)
+        return {key: 2**70 if key == "a" else user for key, user in found.items()}
+
+    first = await cache.read(HERE, NUMBER, ["a", "b"], wish=clock.wish(), fetch=fetch)
+    await settled(cache)
+    await cache.read(HERE, NUMBER, ["a", "b"], wish=clock.wish(), fetch=fetch)
+
+    assert isinstance(first["a"], Kept)
+    assert first["a"].value == 2**70
+    assert upstream.calls == [["a", "b"], ["a"]]
+    assert reported == []
 
 
 async def test_memory_is_bounded_and_keeps_what_was_used_last(
