@@ -235,7 +235,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--parts", type=int, default=2, help="processes that share the work")
     parser.add_argument("--share", type=float, default=0.3)
     parser.add_argument("--providers", type=int, default=24)
-    parser.add_argument("--callers", type=int, default=12)
+    parser.add_argument("--callers", type=int, default=8)
     parser.add_argument("--deadline", type=float, default=2)
     return parser.parse_args()
 
