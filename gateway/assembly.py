@@ -225,7 +225,10 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             metrics=metrics,
             admission=Admission(
                 AdmissionTerms(
-                    most=settings.max_requests, most_subscriptions=settings.max_subscriptions
+                    most=settings.max_requests,
+                    most_subscriptions=settings.max_subscriptions,
+                    patience_seconds=settings.queue_seconds,
+                    standing_seconds=settings.queue_seconds,
                 ),
                 metrics,
             ),

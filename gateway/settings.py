@@ -53,6 +53,7 @@ class Settings:
     cursor_seconds: float
     max_body_bytes: int
     max_requests: int
+    queue_seconds: float
     max_subscriptions: int
     deadline_seconds: float
     provider_seconds: float
@@ -424,6 +425,15 @@ SETTINGS: Final = (
         form="a whole number from 1 to 10000",
         default="500",
         read=_whole(1, 10_000),
+    ),
+    Setting(
+        name="GATEWAY_QUEUE_SECONDS",
+        field="queue_seconds",
+        meaning="How long a request may wait for its turn while more come than can be served; "
+        "after that it is answered 503.",
+        form="a number of seconds from 0.1 to 60",
+        default="1",
+        read=_seconds(0.1, 60),
     ),
     Setting(
         name="GATEWAY_MAX_SUBSCRIPTIONS",

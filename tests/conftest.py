@@ -21,7 +21,9 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
+import hypothesis
 import pytest
+import structlog
 from real_servers import Kolibri, free_port, kolibri_server
 from running_gateway import TOKEN
 from sqlalchemy import Connection, create_engine, delete, make_url, text
@@ -31,6 +33,18 @@ from simulators.kolibri.population import PASSWORD, SUPERUSER_PASSWORD
 from storage.credentials import KeyRing
 from storage.database import Database, open_database
 from storage.tables import metadata
+
+# A busy machine is no failure, and a traceback with all its locals keeps one busy for seconds.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
+structlog.configure(
+    processors=[
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=True),
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 _CANARIES = (PASSWORD, SUPERUSER_PASSWORD, TOKEN, ADMIN_TOKEN, CLIENT_SECRET)
 _numbers = count(1)

@@ -30,6 +30,8 @@ def gateway(tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
             "GATEWAY_PUBLIC_URL": f"http://127.0.0.1:{port}",
             "GATEWAY_DATA_FOLDER": str(folder / "data"),
             "GATEWAY_TOKEN": token,
+            "GATEWAY_MAX_AGE_SECONDS": "0",  # every query is to reach Kolibri
+            "GATEWAY_QUEUE_SECONDS": "60",
             **settings,
         }
         program = Gateway(
