@@ -651,7 +651,7 @@ async def test_closing_ends_what_is_under_way() -> None:
 
 TERMS = ResilienceTerms(jitter=0, cut_seconds=0.05)
 ONCE = HttpLimits(max_retries=0, resilience=TERMS)
-IMPATIENT = replace(ONCE, resilience=replace(TERMS, slow_seconds=0.3))
+IMPATIENT = replace(ONCE, resilience=replace(TERMS, slow_seconds=0.05))
 
 
 def saying(status: str, *headers: str, body: bytes = b"") -> bytes:
