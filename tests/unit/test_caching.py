@@ -403,6 +403,30 @@ async def test_an_old_answer_stands_in_for_one_that_is_late(
     upstream.gate.set()
 
 
+async def test_an_hour_of_outage_is_answered_from_the_last_answer_with_its_age_all_along(
+    cache: RecordCache, clock: Clock
+) -> None:
+    upstream = Upstream()
+    await read(cache, upstream, clock.wish())
+    read_at = datetime.fromtimestamp(clock.now, UTC)
+    upstream.error = ProviderUnavailable("Down", provider_id="1")
+    seen: list[tuple[DataSource, datetime]] = []
+    for _ in range(3600):
+        clock.now += 1
+        (answer,) = (await read(cache, upstream, clock.wish())).values()
+        assert isinstance(answer, Kept)
+        assert answer.value.display_name == "a1"
+        seen.append((answer.via, answer.read_at))
+    upstream.error = None
+    clock.now += 1
+    back = await read(cache, upstream, clock.wish())
+
+    # young for a minute, for another while it is read anew, and then as old as it is
+    assert seen[:120] == [(DataSource.CACHE, read_at)] * 120
+    assert seen[120:] == [(DataSource.STALE, read_at)] * 3480
+    assert shown(back)["a"][1] is DataSource.LIVE
+
+
 @pytest.mark.parametrize("error", [ReauthRequired, ProviderForbidden])
 async def test_nobody_sees_what_the_provider_no_longer_shows(
     cache: RecordCache, clock: Clock, error: type[ProviderError]
