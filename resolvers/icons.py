@@ -37,6 +37,7 @@ from sessions.errors import (
     ProviderError,
     ProviderUnavailable,
 )
+from sessions.http import seconds_to_deadline
 from storage.errors import StorageError
 from storage.media import IconOutcome, Media, MediaStore, NewMedia
 from storage.records import Course, IconSource
@@ -231,8 +232,11 @@ class IconService:
         return awaited
 
     async def _wait_for(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        """Wait for as long as icons are worth, within the request's own time."""
+        left = seconds_to_deadline()
+        patience = self._limits.patience_seconds
         if tasks:
-            await asyncio.wait(tasks, timeout=self._limits.patience_seconds)
+            await asyncio.wait(tasks, timeout=patience if left is None else min(patience, left))
 
     async def _decide(self, question: _Question) -> None:
         queue = self._queues.setdefault(question.provider_id, _Queue())
