@@ -38,6 +38,8 @@ sys.path.insert(0, str(ROOT / "tests" / "integration"))
 
 from fault_run import FaultRun, Held, Verdict, fault_run, settled  # noqa: E402 - from the tests
 
+_WARM_SECONDS = 20.0
+_REST_SECONDS = 5.0
 _LOOK_SECONDS = 0.5
 _TELL_SECONDS = 10.0
 
@@ -122,12 +124,20 @@ async def _told(
 ) -> Part:
     terms = {"deadline_seconds": options.deadline, "slack_seconds": 1.0}
     async with fault_run(folder, healthy=healthy, faulty=faulty, seed=options.seed, **terms) as run:
+        await _warmed(run, options)
         before = Held.now()
         proxies.begin(options.share)
         injected = await _injected(run, proxies, options)
         proxies.begin(0.0)
         after = await settled(before)
     return Part(verdict=run.verdict, injected=injected, before=before, after=after)
+
+
+async def _warmed(run: FaultRun, options: argparse.Namespace) -> None:
+    """Ask while all is well, so that what a gateway opens once, when needed, is open."""
+    ends_at = time.monotonic() + _WARM_SECONDS
+    await run.ask_until(lambda: time.monotonic() > ends_at, callers=options.callers)
+    await asyncio.sleep(_REST_SECONDS)
 
 
 async def _injected(run: FaultRun, proxies: Proxies, options: argparse.Namespace) -> Counter[str]:

@@ -1,8 +1,9 @@
 """Cursors: where a walk over a list stands, handed to the caller and believed only if unchanged.
 
-A cursor is base64url of a 16-byte HMAC-SHA-256 and the state of the walk as JSON. The HMAC also
-covers a fingerprint of the query (kind of list, filter, order) and the format of the state, so a
-cursor serves the query it came from and no other, and one of an earlier release is not misread.
+A cursor is base64url of the state of the walk as JSON and a 16-byte HMAC-SHA-256 of it. JSON comes
+first, so that no cursor begins with a dash, which a command line would take for an option. The HMAC
+also covers a fingerprint of the query (kind of list, filter, order) and the format of the state, so
+a cursor serves the query it came from and no other, and one of an earlier release is not misread.
 The key is derived from the gateway's own, so cursors outlive restarts.
 """
 
@@ -39,7 +40,7 @@ class CursorSealer:
         """Return the cursor of a state that JSON can hold."""
         text = json.dumps(state, separators=(",", ":"), ensure_ascii=False)
         body = text.encode(errors="surrogatepass")
-        return urlsafe_b64encode(_signature(self._key, body) + body).rstrip(b"=").decode()
+        return urlsafe_b64encode(body + _signature(self._key, body)).rstrip(b"=").decode()
 
     def open(self, cursor: str) -> object:
         """Return the state a cursor was sealed with.
@@ -49,8 +50,8 @@ class CursorSealer:
                 given by an earlier release that wrote cursors differently.
         """
         sealed = _decoded(cursor)
-        signature, body = sealed[:_SIGNATURE_BYTES], sealed[_SIGNATURE_BYTES:]
-        if any(hmac.compare_digest(signature, _signature(key, body)) for key in self._former_keys):
+        body, signature = sealed[:-_SIGNATURE_BYTES], sealed[-_SIGNATURE_BYTES:]
+        if self._is_former(sealed):
             raise BadInput(
                 "after",
                 "This cursor was given by an earlier release of the gateway, which wrote cursors"
@@ -64,6 +65,17 @@ class CursorSealer:
             )
         state: object = json.loads(body)
         return state
+
+    def _is_former(self, sealed: bytes) -> bool:
+        """Whether an earlier release wrote it: for another query, or with the signature first."""
+        first, rest = sealed[:_SIGNATURE_BYTES], sealed[_SIGNATURE_BYTES:]
+        body, last = sealed[:-_SIGNATURE_BYTES], sealed[-_SIGNATURE_BYTES:]
+        return any(
+            hmac.compare_digest(last, _signature(key, body)) for key in self._former_keys
+        ) or any(
+            hmac.compare_digest(first, _signature(key, rest))
+            for key in (*self._former_keys, self._key)
+        )
 
 
 def _key_of(key: Secret[bytes], query: str) -> bytes:

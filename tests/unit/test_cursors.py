@@ -1,3 +1,5 @@
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,8 +23,10 @@ def test_a_cursor_opens_to_the_state_it_was_sealed_with(
     state: object, key: bytes, query: str
 ) -> None:
     sealer = CursorSealer(Secret(key), query)
+    cursor = sealer.seal(state)
 
-    assert sealer.open(sealer.seal(state)) == state
+    assert sealer.open(cursor) == state
+    assert not cursor.startswith("-"), "a command line would take it for an option"
 
 
 @given(
@@ -61,6 +65,16 @@ def test_a_cursor_of_another_key_or_query_is_refused() -> None:
     for sealer in (CursorSealer(Secret(b"kez"), "users"), CursorSealer(Secret(b"key"), "usert")):
         with pytest.raises(BadInput):
             sealer.open(cursor)
+
+
+def test_a_cursor_with_its_signature_first_is_of_an_earlier_release() -> None:
+    sealer = CursorSealer(Secret(b"key"), "users")
+    padded = sealer.seal([1, "a"]) + "=="
+    sealed = urlsafe_b64decode(padded[: len(padded) // 4 * 4])
+    former = urlsafe_b64encode(sealed[-16:] + sealed[:-16]).rstrip(b"=").decode()
+
+    with pytest.raises(BadInput, match=r"^after: This cursor was given by an earlier release"):
+        sealer.open(former)
 
 
 # Text
