@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
-from typing import Final, TypeAlias
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
+from typing import Any, Final, TypeAlias
 
 import strawberry
 import structlog
@@ -36,13 +36,16 @@ from gateway.problems import (
 )
 from gateway.settings import Settings, read_settings
 from gateway.shedding import LoadShedding
+from gateway.watching import gathering
 from resolvers.authorizing import url_for_error
 from resolvers.context import Scope
-from resolvers.errors import Forbidden, RequestRefused
+from resolvers.errors import Forbidden, RequestLimitExceeded, RequestRefused
 from schema import build_schema
 from sessions.errors import ProviderError
+from sessions.metering import Meter, metering
 from storage.errors import StorageUnavailable
 
+_REST_PREFIX: Final = "/api/"
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _READY_SECONDS: Final = 5.0
 _RETRY_AFTER_SECONDS: Final = 5
@@ -205,6 +208,8 @@ async def _metrics(gateway: Gateway, request: Request, access: KeyAccess | None)
 async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestRefused | ProviderError)  # noqa: S101 - what it is registered for
     url = None
+    if isinstance(error, RequestLimitExceeded):
+        _gateway(request).metrics.on_limit(error.limit)
     if isinstance(error, ProviderError):
         url = url_for_error(_gateway(request).authorizer, error)
     return of_error(error, request_id=request.state.request_id, authorization_url=url)
@@ -277,7 +282,11 @@ class _Requests:
                     headers.setdefault(name, value)
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        with (
+            structlog.contextvars.bound_contextvars(request_id=request_id),
+            gathering() as members,
+            self._metered(scope) as meter,
+        ):
             try:
                 await self._app(scope, receive, send_marked)
             except Interrupted as interrupted:
@@ -291,19 +300,36 @@ class _Requests:
                     raise _CutShort from None  # the server breaks the connection off
                 await _masked(request_id)(scope, receive, send_marked)
             finally:
-                self._note(scope, status, seconds=time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                calls = None if meter is None else meter.calls
+                self._note(scope, status, seconds=seconds, calls=calls, members=members)
 
-    def _note(self, scope: AsgiScope, status: int, *, seconds: float) -> None:
+    @staticmethod
+    def _metered(scope: AsgiScope) -> AbstractContextManager[Meter | None]:
+        """Count the calls of the REST surface; GraphQL counts those of each operation itself."""
+        is_rest = scope["path"].startswith(_REST_PREFIX)
+        return metering(Meter()) if is_rest else nullcontext()
+
+    def _note(
+        self,
+        scope: AsgiScope,
+        status: int,
+        *,
+        seconds: float,
+        calls: int | None,
+        members: Mapping[str, Any],
+    ) -> None:
         route = getattr(scope.get("route"), "name", None) or "none"
         gateway = getattr(scope["app"].state, "gateway", None)
         if gateway is not None:
-            gateway.metrics.on_request(route, status, seconds=seconds)
+            gateway.metrics.on_request(route, status, seconds=seconds, calls=calls)
         _log.info(
             "request",
             method=scope["method"],
             path=scope["path"],
             status=status,
             milliseconds=round(seconds * 1000, 1),
+            **members,
         )
 
 

@@ -13,6 +13,7 @@ from gateway.access import KeyRegister, open_token
 from gateway.admission import Admission, AdmissionTerms
 from gateway.metrics import Metrics
 from gateway.settings import Settings
+from gateway.watching import Watching
 from resolvers.authorizing import Authorizer
 from resolvers.caching import CacheTerms, RecordCache, open_cache
 from resolvers.callback import CallbackTerms, ProductCallback, open_callback
@@ -62,6 +63,7 @@ class Gateway:
     cache: RecordCache
     terms: ReadingTerms
     metrics: Metrics
+    watching: Watching
     admission: Admission
     token_made: Secret[str] | None
 
@@ -97,6 +99,7 @@ class Gateway:
             terms=self.terms,
             request_id=request_id or uuid.uuid4().hex,
             subjects=subjects or {},
+            watcher=self.watching,
         )
 
 
@@ -223,6 +226,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
                 provider_seconds=settings.provider_seconds,
             ),
             metrics=metrics,
+            watching=Watching(metrics, slow_seconds=settings.slow_seconds),
             admission=Admission(
                 AdmissionTerms(
                     most=settings.max_requests,

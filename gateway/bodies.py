@@ -90,4 +90,6 @@ def _refuse_constant(name: str) -> None:
 
 
 def _too_large(max_bytes: int) -> RequestLimitExceeded:
-    return RequestLimitExceeded(f"The body is larger than allowed: at most {max_bytes} bytes")
+    return RequestLimitExceeded(
+        f"The body is larger than allowed: at most {max_bytes} bytes", limit="body_bytes"
+    )

@@ -87,8 +87,11 @@ async def answer(
     except _UnsupportedMediaType:
         return _respond(415, _refused("BAD_INPUT", f"content-type: {_JSON} is needed"), accepted)
     except RequestRefused as error:
-        status = _STATUS_BY_REFUSAL.get(type(error), 400)
-        return _respond(status, _refused(error.code, error.message), accepted)
+        told = _refused(error.code, error.message)
+        if isinstance(error, RequestLimitExceeded):
+            gateway.metrics.on_limit(error.limit)
+            told["errors"][0]["extensions"]["limit"] = error.limit
+        return _respond(_STATUS_BY_REFUSAL.get(type(error), 400), told, accepted)
     if takes_events and is_subscription(schema, asked):
         return _subscribed(gateway, schema, request, asked, context)
     meter = Meter(max_calls=gateway.settings.max_upstream_calls)

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Metric,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, InfoMetricFamily
+from prometheus_client.registry import Collector
 
 from gateway.admission import Load
 from resolvers.caching import CacheCounts
 from resolvers.icons import IconCounts
+from resolvers.operations import Operation, Outcome
 from sessions.errors import ProviderError
 from sessions.http import UpstreamCall
 from sessions.resilience import BreakerState, ProviderHealth, RefusalReason
-from storage.leases import Outcome, Transition
+from storage.leases import Outcome as TransitionOutcome
+from storage.leases import Transition
 from storage.records import SessionState
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _SHORT_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+_MOST_OPERATIONS: Final = 100
+_LONGEST_NAME: Final = 100
 _LATE: Final = (0.1, 0.5, 1, 2, 5, 10, 30, 60)
 
 
@@ -25,6 +41,8 @@ class Metrics:
     """Hears of requests, upstream calls and sessions, and writes them down for Prometheus."""
 
     def __init__(self) -> None:
+        # They are a second series beside each that nobody asks for.
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus-client's own
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "learning_gateway_requests",
@@ -37,6 +55,32 @@ class Metrics:
             "Time to the end of the answer, by route",
             ["route"],
             buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._request_calls = Counter(
+            "learning_gateway_request_upstream_calls",
+            "Calls to providers, by the route of the REST surface they were made for",
+            ["route"],
+            registry=self._registry,
+        )
+        self._operation_seconds = Histogram(
+            "learning_gateway_operation_seconds",
+            "Time of GraphQL operations, and of each event of a subscription",
+            ["operation", "type", "outcome"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._operation_calls = Counter(
+            "learning_gateway_operation_upstream_calls",
+            "Calls to providers, by the GraphQL operation they were made for",
+            ["operation", "type"],
+            registry=self._registry,
+        )
+        self._operation_names = _Names(_MOST_OPERATIONS)
+        self._limit_refusals = Counter(
+            "learning_gateway_limit_refusals",
+            "Requests, or parts of them, that were refused by a limit",
+            ["limit"],
             registry=self._registry,
         )
         self._calls = Counter(
@@ -113,25 +157,17 @@ class Metrics:
             ["provider", "state"],
             registry=self._registry,
         )
-        self._cache = Gauge(
-            "learning_gateway_cache",
-            "Answers out of the cache, joined, read and stale since the start; and what is held",
-            ["what"],
-            registry=self._registry,
+        self._running = self._gauge("requests_running", "Requests that run")
+        self._waiting = self._gauge("requests_waiting", "Requests that wait until they may run")
+        self._allowed = self._gauge("requests_allowed", "Requests that may run at once, for now")
+        self._subscriptions = self._gauge(
+            "subscriptions_open", "Answers that are streams of events"
         )
-        self._icons = Gauge(
-            "learning_gateway_icons",
-            "What was done with icons since the start",
-            ["what"],
-            registry=self._registry,
-        )
-
-        self._load = Gauge(
-            "learning_gateway_load",
-            "Requests that run, that wait to, that are streams of events; and how many may run",
-            ["what"],
-            registry=self._registry,
-        )
+        self._cache_entries = self._gauge("cache_entries", "Answers held in memory")
+        self._cache_bytes = self._gauge("cache_bytes", "Size of the answers held in memory")
+        self._totals = _Totals()
+        self._registry.register(self._totals)
+        ProcessCollector(registry=self._registry)
         self._shed = Counter(
             "learning_gateway_requests_shed",
             "Requests refused for overload, which are counted here only",
@@ -151,10 +187,30 @@ class Metrics:
             registry=self._registry,
         )
 
-    def on_request(self, route: str, status: int, *, seconds: float) -> None:
-        """Take note of an answered request."""
+    def _gauge(self, name: str, meaning: str) -> Gauge:
+        return Gauge(f"learning_gateway_{name}", meaning, registry=self._registry)
+
+    def on_request(
+        self, route: str, status: int, *, seconds: float, calls: int | None = None
+    ) -> None:
+        """Take note of an answered request, and of its calls to providers where they count."""
         self._requests.labels(route, status).inc()
         self._request_seconds.labels(route).observe(seconds)
+        if calls is not None:
+            self._request_calls.labels(route).inc(calls)
+
+    def on_operation(self, operation: Operation, *, seconds: float, calls: int) -> None:
+        """Take note of a GraphQL operation, and of its calls to providers."""
+        name = self._operation_names.label_of(operation)
+        kind = "unknown" if operation.kind is None else operation.kind.value
+        self._operation_seconds.labels(name, kind, operation.outcome.value).observe(seconds)
+        self._operation_calls.labels(name, kind).inc(calls)
+        for limit in operation.limits:
+            self.on_limit(limit)
+
+    def on_limit(self, limit: str) -> None:
+        """Take note of a request, or a part of one, that a limit refused."""
+        self._limit_refusals.labels(limit).inc()
 
     def on_call(self, call: UpstreamCall) -> None:
         """Take note of a request sent to a provider."""
@@ -168,7 +224,7 @@ class Metrics:
         self,
         provider_id: str,
         transition: Transition,
-        outcome: Outcome,
+        outcome: TransitionOutcome,
         *,
         seconds: float,  # noqa: ARG002 - as in SessionObserver
     ) -> None:
@@ -226,10 +282,10 @@ class Metrics:
         self._sessions.clear()
         for (provider_id, state), count in sessions.items():
             self._sessions.labels(provider_id, state.value).set(count)
-        for what in ("fetched", "decoded", "refused", "postponed"):
-            self._icons.labels(what).set(getattr(icons, what))
-        for what in ("running", "waiting", "subscriptions", "allowed"):
-            self._load.labels(what).set(getattr(load, what))
+        self._running.set(load.running)
+        self._waiting.set(load.waiting)
+        self._allowed.set(load.allowed)
+        self._subscriptions.set(load.subscriptions)
         for gauge in (self._breakers, self._calls_now, self._calls_limit, self._calls_waiting):
             gauge.clear()
         for provider_id, how in health.items():
@@ -239,6 +295,72 @@ class Metrics:
             self._calls_now.labels(provider_id).set(how.calls_now)
             self._calls_limit.labels(provider_id).set(how.calls_limit)
             self._calls_waiting.labels(provider_id).set(how.waiting)
-        for what in ("hits", "revalidations", "joined", "reads", "stale", "held", "held_bytes"):
-            self._cache.labels(what).set(getattr(cache, what))
+        self._cache_entries.set(cache.held)
+        self._cache_bytes.set(cache.held_bytes)
+        self._totals.cache, self._totals.icons = cache, icons
         return generate_latest(self._registry)
+
+
+class _Totals(Collector):
+    """What others count, written down as the counters it is."""
+
+    def __init__(self) -> None:
+        self.cache = CacheCounts()
+        self.icons = IconCounts()
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield it."""
+        build = InfoMetricFamily("learning_gateway_build", "Which release this is")
+        build.add_metric([], {"version": version("learning-gateway")})
+        yield build
+        answers = CounterMetricFamily(
+            "learning_gateway_cache_answers",
+            "Answers by where they came from: kept and young enough (hit), read by somebody else"
+            " at the time (joined), read (read), kept and too old (stale); and those that were read"
+            " anew in the background (revalidation)",
+            labels=["result"],
+        )
+        for result, count in (
+            ("hit", self.cache.hits),
+            ("joined", self.cache.joined),
+            ("read", self.cache.reads),
+            ("stale", self.cache.stale),
+            ("revalidation", self.cache.revalidations),
+        ):
+            answers.add_metric([result], count)
+        yield answers
+        icons = CounterMetricFamily(
+            "learning_gateway_icons",
+            "Icons fetched, decoded, found unfit (refused), not decided on yet (postponed)",
+            labels=["result"],
+        )
+        for result in ("fetched", "decoded", "refused", "postponed"):
+            icons.add_metric([result], getattr(self.icons, result))
+        yield icons
+
+
+class _Names:
+    """Which operations have series of their own: callers choose the names, and there is no end.
+
+    Args:
+        most: How many names, first come, first served; the others are one.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._known: set[str] = set()
+
+    def label_of(self, operation: Operation) -> str:
+        """Return the operation's label; none of these is a name that GraphQL allows."""
+        if operation.kind is None:
+            return "(unknown)"
+        name = operation.name
+        if name is None:
+            return "(anonymous)"
+        if name in self._known:
+            return name
+        was_executed = operation.outcome not in {Outcome.REFUSED, Outcome.CANCELLED}
+        if not was_executed or len(self._known) >= self._most or len(name) > _LONGEST_NAME:
+            return "(other)"
+        self._known.add(name)
+        return name

@@ -14,7 +14,7 @@ from typing import Final
 
 from starlette.responses import JSONResponse, Response
 
-from resolvers.errors import RequestRefused
+from resolvers.errors import RequestLimitExceeded, RequestRefused
 from sessions.errors import ProviderError
 
 
@@ -114,7 +114,8 @@ def of_error(
         authorization_url: Where a user can sign in to get rid of it, if that would help.
     """
     if isinstance(error, RequestRefused):
-        return problem(error.code, error.message, request_id=request_id)
+        limit = error.limit if isinstance(error, RequestLimitExceeded) else None
+        return problem(error.code, error.message, request_id=request_id, limit=limit)
     wait = error.retry_after_seconds
     return problem(
         error.code,

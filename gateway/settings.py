@@ -69,6 +69,7 @@ class Settings:
     public_metrics: bool
     log_level: str
     log_format: str
+    slow_seconds: float
     workers: int
     drain_seconds: float
     shutdown_seconds: float
@@ -566,6 +567,15 @@ SETTINGS: Final = (
         form="json or console",
         default="json",
         read=_one_of("json", "console"),
+    ),
+    Setting(
+        name="GATEWAY_SLOW_SECONDS",
+        field="slow_seconds",
+        meaning="GraphQL operations that take at least this long have a log line of their own, "
+        "slow_operation, which says where the time went. 0 for none.",
+        form="a number of seconds from 0 to 3600",
+        default="1",
+        read=_seconds(0, 3600),
     ),
     Setting(
         name="GATEWAY_WORKERS",

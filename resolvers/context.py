@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from dataclasses import InitVar, dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -20,6 +20,7 @@ import structlog
 from resolvers.caching import RecordCache
 from resolvers.errors import BadInput, Forbidden, RequestLimitExceeded
 from resolvers.loaders import BatchLoader, Loaders
+from resolvers.operations import Operation, OperationWatcher
 from resolvers.reading import Reading, ReadingTerms
 from sessions.base import (
     ACT_AS,
@@ -354,6 +355,7 @@ class RequestContext:
         terms: How fresh answers are unless asked otherwise, and how long they are waited for.
         request_id: Shown to the caller and written to the log.
         subjects: External ids of the users acted for by provider id; none for the organisation.
+        watcher: Hears of the operations it executes; ``None`` where nobody does.
         failures: Providers that failed so far without failing the request.
         loaders: This request's batches.
         reading: How it reads providers.
@@ -374,6 +376,7 @@ class RequestContext:
     terms: ReadingTerms = field(default_factory=ReadingTerms)
     request_id: str
     subjects: Mapping[str, str] = field(default_factory=dict)
+    watcher: OperationWatcher | None = None
     failures: list[SourceFailure] = field(default_factory=list)
     loaders: Loaders = field(init=False)
     reading: Reading = field(init=False)
@@ -389,6 +392,10 @@ class RequestContext:
         self._sessions = sessions
         self._begin_reading()
 
+    def watched(self) -> AbstractContextManager[Operation]:
+        """Have an operation watched over for as long as the block lasts."""
+        return nullcontext(Operation()) if self.watcher is None else self.watcher.watch(self)
+
     def count_nested_rows(self, count: int) -> None:
         """Take note of rows that go into the answer, wherever and however often they do.
 
@@ -399,7 +406,8 @@ class RequestContext:
         if self._nested_rows > self.limits.max_nested_rows:
             raise RequestLimitExceeded(
                 f"The answer would hold more than {self.limits.max_nested_rows} rows in lists"
-                " inside lists; ask for smaller pages, or for less inside each other"
+                " inside lists; ask for smaller pages, or for less inside each other",
+                limit="nested_rows",
             )
 
     def note_max_age(self, seconds: int | None) -> None:

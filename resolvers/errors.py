@@ -45,6 +45,15 @@ class Forbidden(RequestRefused):
 
 
 class RequestLimitExceeded(RequestRefused):
-    """Answering would cost more than one request may; the message says how to ask for less."""
+    """Answering would cost more than one request may.
+
+    Args:
+        message: Says how to ask for less.
+        limit: Name of the limit, for callers' programs and for metrics.
+    """
 
     code = "REQUEST_LIMIT_EXCEEDED"
+
+    def __init__(self, message: str, *, limit: str = "other") -> None:
+        super().__init__(message)
+        self.limit = limit

@@ -480,7 +480,8 @@ def _counting(context: RequestContext, fetch_page: FetchPage[T]) -> FetchPage[T]
             raise RequestLimitExceeded(
                 f"A filtered list may read {context.limits.max_collected_rows} rows to find its"
                 " own, and this page needs more; name fewer providers in filter.providerIds, or"
-                " ask for a shorter page"
+                " ask for a shorter page",
+                limit="collected_rows",
             )
         return page
 

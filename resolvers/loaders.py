@@ -577,7 +577,8 @@ class Loaders:
             raise RequestLimitExceeded(
                 f"A filtered or ordered list may read {self._max_collected_rows} rows, and this"
                 " one needs more; name fewer providers in filter.providerIds, or ask without"
-                " filter and orderBy"
+                " filter and orderBy",
+                limit="collected_rows",
             )
 
     def _status_fetcher(self, wanted: StatusFilter) -> FetchGroup[str, Sequence[SessionStatus]]:

@@ -16,9 +16,9 @@ from graphql import GraphQLError
 
 from resolvers.authorizing import url_for_error
 from resolvers.context import RequestContext, SourceFailure
-from resolvers.errors import RequestRefused
+from resolvers.errors import RequestLimitExceeded, RequestRefused
 from schema.enums import ErrorCode
-from sessions.errors import ProviderError
+from sessions.errors import ProviderError, UpstreamCallsSpent
 
 _ABOUT_A_VARIABLE: Final = re.compile(
     r"(Variable '\$\w+' has invalid value(?: at [^: ]+)?: )(.*)", re.DOTALL
@@ -53,7 +53,15 @@ def refusal(error: RequestRefused | GraphQLError) -> dict[str, Any]:
     """Return the error of a request that is not executed at all."""
     if isinstance(error, GraphQLError):
         return {**_place_of(error), "extensions": {"code": ErrorCode.BAD_INPUT.value}}
-    return {"message": error.message, "extensions": {"code": error.code}}
+    return {"message": error.message, "extensions": refusal_extensions(error)}
+
+
+def refusal_extensions(error: RequestRefused) -> dict[str, Any]:
+    """Return the code of a refusal, and which limit it was, if one was."""
+    extensions = {"code": error.code}
+    if isinstance(error, RequestLimitExceeded):
+        extensions["limit"] = error.limit
+    return extensions
 
 
 def _of_source(failure: SourceFailure, context: RequestContext) -> dict[str, Any]:
@@ -74,7 +82,7 @@ def _of_graphql(
         formatted["extensions"] = _provider_extensions(cause, cause.provider_id, context)
     elif isinstance(cause, RequestRefused):
         formatted["message"] = cause.message
-        formatted["extensions"] = {"code": cause.code}
+        formatted["extensions"] = refusal_extensions(cause)
     elif cause is None:
         formatted["extensions"] = {"code": ErrorCode.BAD_INPUT.value}
     else:
@@ -127,6 +135,8 @@ def _provider_extensions(
         "retryable": error.retryable,
         "retryAfterSeconds": error.retry_after_seconds,
     }
+    if isinstance(error, UpstreamCallsSpent):
+        extensions["limit"] = error.limit
     url = url_for_error(context.authorizing, error)
     return extensions if url is None else {**extensions, "authorizationUrl": url}
 

@@ -31,6 +31,7 @@ from graphql import (
 
 from resolvers.context import RequestContext
 from resolvers.errors import BadInput, RequestLimitExceeded, RequestRefused
+from resolvers.operations import Operation, OperationKind
 from schema.errors import formatted_errors, internal_error, refusal
 from schema.limits import DocumentLimits, check_document
 from sessions.http import deadline
@@ -93,18 +94,12 @@ async def execute(
         wrong; 405 for a mutation where only queries are allowed; 500 for a fault of ours.
         Nothing is raised but cancellation.
     """
-    try:
-        if not shown:
-            return await _execute(schema, body, context, queries_only=queries_only)
-        with listening() as choices:
-            status, answer = await _execute(schema, body, context, queries_only=queries_only)
-        return status, {**answer, "extensions": _extensions(shown, choices)}
-    except RequestRefused as error:
-        return _BAD_REQUEST, {"errors": [refusal(error)]}
-    except Exception as error:  # noqa: BLE001 - the mask: whatever it is, the caller sees an id only
-        return _INTERNAL_ERROR, {"errors": [internal_error(error, context)]}
-    finally:
-        context.loaders.cancel()
+    with context.watched() as watched:
+        status, answer = await _masked(
+            schema, body, context, watched, queries_only=queries_only, shown=shown
+        )
+        watched.note_answer(answer)
+    return status, answer
 
 
 async def subscribe(
@@ -128,10 +123,35 @@ async def subscribe(
             async for answer in events:
                 yield answer
     except RequestRefused as error:
-        yield {"errors": [refusal(error)]}
+        yield _unexecuted({"errors": [refusal(error)]}, body, context)
     except Exception as error:  # noqa: BLE001 - the mask, as in ``execute``
         cause = GraphQLError(str(error), original_error=error)
-        yield {"errors": formatted_errors([cause], context)}
+        yield _unexecuted({"errors": formatted_errors([cause], context)}, body, context)
+    finally:
+        context.loaders.cancel()
+
+
+async def _masked(
+    schema: strawberry.Schema,
+    body: Mapping[str, Any],
+    context: RequestContext,
+    watched: Operation,
+    *,
+    queries_only: bool,
+    shown: Collection[Shown],
+) -> Answer:
+    try:
+        if not shown:
+            return await _execute(schema, body, context, watched, queries_only=queries_only)
+        with listening() as choices:
+            status, answer = await _execute(
+                schema, body, context, watched, queries_only=queries_only
+            )
+        return status, {**answer, "extensions": _extensions(shown, choices)}
+    except RequestRefused as error:
+        return _BAD_REQUEST, {"errors": [refusal(error)]}
+    except Exception as error:  # noqa: BLE001 - the mask: whatever it is, the caller sees an id only
+        return _INTERNAL_ERROR, {"errors": [internal_error(error, context)]}
     finally:
         context.loaders.cancel()
 
@@ -156,13 +176,16 @@ async def _execute(
     schema: strawberry.Schema,
     body: Mapping[str, Any],
     context: RequestContext,
+    watched: Operation,
     *,
     queries_only: bool,
 ) -> Answer:
     request = _request_of(body)
+    watched.document = request.query
     document, operation = _read(schema, request)
     if document.errors:
         return _BAD_REQUEST, {"errors": [refusal(error) for error in document.errors]}
+    _tell(watched, operation)
     if operation is None:
         raise BadInput("operationName", _which_operation(document.node, request.operation_name))
     if operation.operation is OperationType.SUBSCRIPTION:
@@ -192,9 +215,10 @@ async def _events(
     event_seconds: float,
 ) -> AsyncGenerator[dict[str, Any], None]:
     request = _request_of(body)
-    document, _ = _read(schema, request)
+    document, operation = _read(schema, request)
     if document.errors:
-        yield {"errors": [refusal(error) for error in document.errors]}
+        answer = {"errors": [refusal(error) for error in document.errors]}
+        yield _unexecuted(answer, body, context)
         return
     executor = schema.execution_context_class.build(
         schema._schema,  # noqa: SLF001 - as in ``_execute``
@@ -205,22 +229,26 @@ async def _events(
         operation_extensions={},
     )
     if isinstance(executor, list):
-        yield {"errors": formatted_errors(executor, context)}
+        yield _unexecuted({"errors": formatted_errors(executor, context)}, body, context)
         return
     source = create_source_event_stream(executor)
     if inspect.isawaitable(source):
         source = await source
     if isinstance(source, ExecutionResult):
-        yield _answer(source, context)[1]
+        yield _unexecuted(_answer(source, context)[1], body, context)
         return
     assert isinstance(source, AsyncGenerator)  # noqa: S101 - as every field of Subscription is
     async with aclosing(source):
         async for event in source:
-            with deadline(event_seconds):
+            with context.watched() as watched, deadline(event_seconds):
+                watched.document = request.query
+                _tell(watched, operation)
                 result = execute_subscription_event(executor.build_per_event_executor(event))
                 if inspect.isawaitable(result):
                     result = await result
-            yield _answer(result, context)[1]
+                _, answer = _answer(result, context)
+                watched.note_answer(answer)
+            yield answer
             context.failures.clear()
             context.forget_loaded()
 
@@ -237,6 +265,24 @@ def _read(
         raise TypeError("The schema comes from build_schema")
     document = schema.documents.read(request.query)
     return document, get_operation_ast(document.node, request.operation_name)
+
+
+def _unexecuted(
+    answer: dict[str, Any], body: Mapping[str, Any], context: RequestContext
+) -> dict[str, Any]:
+    """Tell whoever watches of a subscription that did not begin, and return the answer to it."""
+    with context.watched() as watched:
+        text = body.get("query")
+        watched.document = text if isinstance(text, str) else ""
+        watched.note_answer(answer)
+    return answer
+
+
+def _tell(watched: Operation, operation: OperationDefinitionNode | None) -> None:
+    """Tell whoever watches which operation it is."""
+    if operation is not None:
+        watched.kind = OperationKind(operation.operation.value)
+        watched.name = None if operation.name is None else operation.name.value
 
 
 def _answer(result: ExecutionResult, context: RequestContext) -> Answer:
@@ -358,7 +404,8 @@ class _Documents:
         most = self.limits.max_bytes
         if size > most:
             raise RequestLimitExceeded(
-                f"The document is larger than allowed: {size} bytes, at most {most}"
+                f"The document is larger than allowed: {size} bytes, at most {most}",
+                limit="document_bytes",
             )
         try:
             node = parse(text, max_tokens=self.limits.max_tokens)

@@ -76,10 +76,21 @@ def check_document(document: DocumentNode, limits: DocumentLimits) -> None:
     _refuse("directives", weigher.directives, limits.max_directives)
 
 
+_LIMIT_BY_WORDS = {
+    "fragments": "fragments",
+    "deep in fields": "depth",
+    "fields": "fields",
+    "aliases": "aliases",
+    "fields at the root": "root_fields",
+    "directives": "directives",
+}
+
+
 def _refuse(what: str, found: int, limit: int) -> None:
     if found > limit:
         raise RequestLimitExceeded(
-            f"The document is larger than allowed: {found} {what}, at most {limit}"
+            f"The document is larger than allowed: {found} {what}, at most {limit}",
+            limit=_LIMIT_BY_WORDS.get(what, "repeats"),
         )
 
 

@@ -155,10 +155,15 @@ class NotSupported(ProviderError):
 
 
 class UpstreamCallsSpent(ProviderError):
-    """The operation has made as many calls to providers as one may; it is no failure of theirs."""
+    """The operation has made as many calls to providers as one may; it is no failure of theirs.
+
+    Attributes:
+        limit: Name of the limit, as errors of other limits have it.
+    """
 
     code = "REQUEST_LIMIT_EXCEEDED"
     retryable = False
+    limit: ClassVar[str] = "upstream_calls"
 
 
 class ProviderNotFound(ProviderError):

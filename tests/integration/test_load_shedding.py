@@ -257,9 +257,9 @@ async def test_health_readiness_metrics_and_media_are_answered_under_flood(
 
     assert [answer.status_code for answer in answers] == [200, 200, 200, 404]
     lines = answers[2].text.splitlines()
-    assert 'learning_gateway_load{what="running"} 6.0' in lines
-    assert 'learning_gateway_load{what="waiting"} 6.0' in lines
-    assert 'learning_gateway_load{what="allowed"} 8.0' in lines
+    assert "learning_gateway_requests_running 6.0" in lines
+    assert "learning_gateway_requests_waiting 6.0" in lines
+    assert "learning_gateway_requests_allowed 8.0" in lines
     assert 'learning_gateway_requests_shed_total{reason="queue_full"} 28.0' in lines
     assert "learning_gateway_queue_seconds_count 7.0" in lines  # the first, and those that run
 

@@ -24,6 +24,7 @@ SPENT = {
     "providerId": "2",
     "retryable": False,
     "retryAfterSeconds": None,
+    "limit": "upstream_calls",
 }
 NESTED = """{
     providers { providerId }

@@ -1,0 +1,98 @@
+"""What the gateway tells of every GraphQL operation: metrics, and log lines of slow ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Final
+
+import structlog
+
+from gateway.metrics import Metrics
+from resolvers.context import RequestContext
+from resolvers.operations import Operation
+from sessions.metering import Meter, current_meter, metering
+
+_log = structlog.get_logger(__name__)
+
+
+class Watching:
+    """Watches over operations for an operator.
+
+    Args:
+        metrics: Hear of each.
+        slow_seconds: One that takes longer has a log line of its own; 0 for none.
+    """
+
+    def __init__(self, metrics: Metrics, *, slow_seconds: float) -> None:
+        self._metrics = metrics
+        self._slow_seconds = slow_seconds
+
+    @contextmanager
+    def watch(self, context: RequestContext) -> Iterator[Operation]:
+        """Watch over an operation, as ``OperationWatcher`` has it.
+
+        Its calls are counted by the meter around, or by one of its own.
+        """
+        operation = Operation()
+        meter = current_meter() or Meter()
+        began_at = time.perf_counter()
+        try:
+            with metering(meter):
+                yield operation
+        finally:
+            seconds = time.perf_counter() - began_at
+            self._metrics.on_operation(operation, seconds=seconds, calls=meter.calls)
+            named = _named(operation)
+            _members.get({}).update(named)
+            if 0 < self._slow_seconds <= seconds:
+                _log.warning(
+                    "slow_operation",
+                    **named,
+                    outcome=operation.outcome.value,
+                    seconds=round(seconds, 3),
+                    providers=_providers(meter),
+                    key_id=context.access.key_id,
+                    request_id=context.request_id,
+                )
+
+
+@contextmanager
+def gathering() -> Iterator[Mapping[str, Any]]:
+    """Gather what the log line of a request says of the operation that is executed inside."""
+    members: dict[str, Any] = {}
+    token = _members.set(members)
+    try:
+        yield members
+    finally:
+        _members.reset(token)
+
+
+def _named(operation: Operation) -> dict[str, Any]:
+    """Return what an operation is known by; the document itself may hold what nobody should see."""
+    return {
+        "operation": operation.name,
+        "operation_type": operation.kind and operation.kind.value,
+        "document_sha256": operation.document_sha256,
+    }
+
+
+def _providers(meter: Meter) -> list[dict[str, Any]]:
+    """Return where an operation's time went; calls side by side add up to more than it took."""
+    return [
+        {
+            "provider_id": provider_id,
+            "calls": usage.calls,
+            "waited_seconds": round(usage.waited_seconds, 3),
+            "upstream_seconds": round(usage.upstream_seconds, 3),
+            "bytes": usage.body_bytes,
+            "cache_hits": usage.cache_hits,
+            "shared": usage.shared,
+        }
+        for provider_id, usage in meter.usage_by_provider.items()
+    ]
+
+
+_members: Final[ContextVar[dict[str, Any]]] = ContextVar("members")
