@@ -17,14 +17,13 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
-from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from gateway import explorer, graphql_http, media, oauth, rest
 from gateway.access import KeyAccess
 from gateway.assembly import Gateway, open_gateway
-from gateway.graphql_ws import Sockets
 from gateway.logs import configure_logs
 from gateway.problems import (
     SAFE_HEADERS,
@@ -50,9 +49,6 @@ _REST_PREFIX: Final = "/api/"
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _READY_SECONDS: Final = 5.0
 _RETRY_AFTER_SECONDS: Final = 5
-_FIRST_OF_A_SOCKET: Final = frozenset({"websocket.accept", "websocket.http.response.start"})
-_LAST_OF_A_SOCKET: Final = frozenset({"websocket.close", "websocket.http.response.body"})
-_MAX_REASON_CHARACTERS: Final = 123  # what a close frame has room for
 
 _log = structlog.get_logger(__name__)
 
@@ -74,9 +70,8 @@ def create_app() -> Starlette:
 def build_app(settings: Settings) -> Starlette:
     """Return the application; its lifespan opens and closes everything it holds."""
     schema = build_schema()
-    sockets = Sockets(schema)
     app = Starlette(
-        routes=_routes(schema, sockets, settings),
+        routes=_routes(schema, settings),
         lifespan=lambda app: _lifespan(app, settings),
         middleware=[
             Middleware(LoadShedding, stream_seconds=settings.stream_seconds),
@@ -89,7 +84,6 @@ def build_app(settings: Settings) -> Starlette:
             StorageUnavailable: _on_storage_outage,
         },
     )
-    app.state.sockets = sockets
     app.router.redirect_slashes = False  # it would send callers to whatever Host they name
     return app
 
@@ -112,7 +106,7 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
             _log.info("gateway_stopped")
 
 
-def _routes(schema: strawberry.Schema, sockets: Sockets, settings: Settings) -> list[BaseRoute]:
+def _routes(schema: strawberry.Schema, settings: Settings) -> list[Route]:
     async def graphql(request: Request) -> Response:
         gateway = _gateway(request)
         if settings.graphiql and graphql_http.wants_page(request):
@@ -122,7 +116,6 @@ def _routes(schema: strawberry.Schema, sockets: Sockets, settings: Settings) -> 
     return [
         Route("/", _home, methods=["GET"], name="home"),
         Route("/graphql", graphql, methods=["GET", "POST"], name="graphql"),
-        WebSocketRoute("/graphql", sockets.serve, name="graphql-ws"),
         Route("/api/users", _keyed(rest.list_users), methods=["GET"], name="users"),
         Route("/api/courses", _keyed(rest.list_courses), methods=["GET"], name="courses"),
         Route("/api/content", _keyed(rest.list_courses), methods=["GET"], name="content"),
@@ -271,14 +264,11 @@ class _Requests:
         self._app = app
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         request_id = request_id_of(Headers(scope=scope).get("x-request-id", ""))
         scope.setdefault("state", {})["request_id"] = request_id
-        if scope["type"] == "websocket":
-            await self._serve_socket(scope, receive, send, request_id)
-            return
         started = time.perf_counter()
         status = 0
 
@@ -296,6 +286,7 @@ class _Requests:
             structlog.contextvars.bound_contextvars(request_id=request_id),
             gathering() as members,
             self._metered(scope) as meter,
+            self._traced(scope),
         ):
             try:
                 await self._app(scope, receive, send_marked)
@@ -310,37 +301,21 @@ class _Requests:
                     raise _CutShort from None  # the server breaks the connection off
                 await _masked(request_id)(scope, receive, send_marked)
             finally:
+                scope["state"]["status"] = status
                 seconds = time.perf_counter() - started
                 calls = None if meter is None else meter.calls
                 self._note(scope, status, seconds=seconds, calls=calls, members=members)
-
-    async def _serve_socket(
-        self, scope: AsgiScope, receive: Receive, send: Send, request_id: str
-    ) -> None:
-        """Serve a websocket; what it is asked for has ids, log lines and metrics of its own."""
-        closed = False
-
-        async def send_marked(message: Message) -> None:
-            nonlocal closed
-            closed = closed or message["type"] in _LAST_OF_A_SOCKET
-            if message["type"] in _FIRST_OF_A_SOCKET:
-                MutableHeaders(scope=message)["X-Request-ID"] = request_id
-            await send(message)
-
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
-            try:
-                await self._app(scope, receive, send_marked)
-            except Exception as error:  # noqa: BLE001 - the same mask
-                _log.error("internal_error", error_id=request_id, exc_info=error)
-                if not closed:
-                    reason = f"Internal error {request_id}"[:_MAX_REASON_CHARACTERS]
-                    await send({"type": "websocket.close", "code": 4500, "reason": reason})
 
     @staticmethod
     def _metered(scope: AsgiScope) -> AbstractContextManager[Meter | None]:
         """Count the calls of the REST surface; GraphQL counts those of each operation itself."""
         is_rest = scope["path"].startswith(_REST_PREFIX)
         return metering(Meter()) if is_rest else nullcontext()
+
+    @staticmethod
+    def _traced(scope: AsgiScope) -> AbstractContextManager[None]:
+        tracing = getattr(getattr(scope["app"].state, "gateway", None), "tracing", None)
+        return nullcontext() if tracing is None else tracing.receiving(scope)
 
     def _note(
         self,

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from gateway.access import KeyRegister, open_token
 from gateway.admission import Admission, AdmissionTerms
@@ -38,6 +39,9 @@ from storage.leases import LeaseStore
 from storage.media import MediaStore
 from storage.providers import ProviderStore
 
+if TYPE_CHECKING:
+    from gateway.tracing import Tracing
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
@@ -63,6 +67,7 @@ class Gateway:
     cache: RecordCache
     terms: ReadingTerms
     metrics: Metrics
+    tracing: Tracing | None
     watching: Watching
     admission: Admission
     token_made: Secret[str] | None
@@ -118,6 +123,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
     policy = address_policy(settings)
     platforms = Registry.discover()
     async with AsyncExitStack() as stack:
+        tracing = await stack.enter_async_context(_tracing(settings))
         database = await stack.enter_async_context(open_database(settings.database_url))
         providers = ProviderStore(database, key_ring)
         leases = LeaseStore(database, key_ring, owner=new_owner())
@@ -134,6 +140,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             ),
             observer=metrics,
             http_observer=metrics.on_call,
+            tracer=tracing,
         )
         stack.push_async_callback(sessions.aclose)
         cache = await stack.enter_async_context(
@@ -165,6 +172,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
                         secret=settings.registration_secret,
                     ),
                     observer=metrics.on_call,
+                    tracer=tracing,
                 )
             )
         imports = ImportStore(database)
@@ -226,7 +234,8 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
                 provider_seconds=settings.provider_seconds,
             ),
             metrics=metrics,
-            watching=Watching(metrics, slow_seconds=settings.slow_seconds),
+            tracing=tracing,
+            watching=Watching(metrics, tracing, slow_seconds=settings.slow_seconds),
             admission=Admission(
                 AdmissionTerms(
                     most=settings.max_requests,
@@ -238,6 +247,20 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             ),
             token_made=token if made else None,
         )
+
+
+@asynccontextmanager
+async def _tracing(settings: Settings) -> AsyncIterator[Tracing | None]:
+    if settings.tracing == "off":
+        yield None
+        return
+    from gateway.tracing import open_tracing  # noqa: PLC0415 - OpenTelemetry is an extra
+
+    async with open_tracing(
+        tells_providers=settings.tracing == "upstream",
+        shutdown_seconds=settings.shutdown_seconds,
+    ) as tracing:
+        yield tracing
 
 
 def open_key_ring(settings: Settings) -> KeyRing:

@@ -10,6 +10,8 @@ from typing import Any, Final, TextIO
 
 import structlog
 
+from sessions.tracing import current_span
+
 _TRACEBACKS: Final = structlog.processors.ExceptionRenderer(
     structlog.tracebacks.ExceptionDictTransformer(show_locals=False)  # they may hold secrets
 )
@@ -45,6 +47,7 @@ def configure_logs(*, level: str, form: str, stream: TextIO | None = None) -> No
     stream = stream or sys.stderr
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
+        add_trace,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -80,6 +83,21 @@ def configure_logs(*, level: str, form: str, stream: TextIO | None = None) -> No
         logging.getLogger(name).propagate = True
     logging.getLogger("uvicorn.access").setLevel(logging.CRITICAL)  # ours says more, and no query
     logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def add_trace(
+    _logger: object, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Add the ids of the span that an event belongs to, if it is traced."""
+    for name, value in traced().items():
+        event.setdefault(name, value)
+    return event
+
+
+def traced() -> Mapping[str, str]:
+    """Return the ids of the current span, as log lines have them."""
+    span = current_span()
+    return {} if span is None else {"trace_id": span.trace_id, "span_id": span.span_id}
 
 
 def redact(

@@ -10,6 +10,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -21,7 +22,13 @@ from storage.errors import StorageError
 PREFIX: Final = "GATEWAY_"
 _TEST_PREFIX: Final = "GATEWAY_TEST_"
 _MIN_TOKEN_LENGTH: Final = 16
-LOOPBACK_HOSTS: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+_LOOPBACK_HOSTS: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+
+_OTEL_CHOICES: Final = {
+    "OTEL_TRACES_EXPORTER": ("otlp", "none"),
+    "OTEL_EXPORTER_OTLP_PROTOCOL": ("http/protobuf",),
+    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": ("http/protobuf",),
+}
 
 
 class SettingsError(Exception):
@@ -70,6 +77,7 @@ class Settings:
     log_level: str
     log_format: str
     slow_seconds: float
+    tracing: str
     workers: int
     drain_seconds: float
     shutdown_seconds: float
@@ -115,8 +123,10 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     values["database_url"] = values["database_url"] or f"sqlite:///{folder.resolve()}/gateway.db"
     values["media_folder"] = values["media_folder"] or folder / "media"
     values["public_url"] = values["public_url"] or _own_url(values["host"], values["port"])
+    if values["tracing"] != "off":
+        values["tracing"] = _checked_tracing(values["tracing"], environment)
     settings = Settings(**values)
-    if settings.dev and settings.host not in LOOPBACK_HOSTS:
+    if settings.dev and settings.host not in _LOOPBACK_HOSTS:
         raise SettingsError(
             f"GATEWAY_DEV opens the API to everyone who reaches {settings.host}: "
             "expected GATEWAY_HOST=127.0.0.1 with it, or GATEWAY_DEV=off"
@@ -151,6 +161,27 @@ def _shown(setting: Setting, value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(str(part) for part in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _checked_tracing(mode: str, environment: Mapping[str, str]) -> str:
+    """Return how much is traced, once it is sure that it can be.
+
+    Raises:
+        SettingsError: OpenTelemetry is not installed, or is to send in a way we do not know.
+    """
+    if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return "off"
+    for name, known in _OTEL_CHOICES.items():
+        if environment.get(name, "").strip() not in {"", *known}:
+            raise SettingsError(f"{name} is not one of those there are here: {' or '.join(known)}")
+    try:
+        import_module("gateway.tracing")
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"GATEWAY_TRACING is {mode}, and OpenTelemetry is not installed here ({error.name} is"
+            " missing): pip install 'learning-gateway[otel]'"
+        ) from error
+    return mode
 
 
 def _refuse_unknown(environment: Mapping[str, str]) -> None:
@@ -440,8 +471,7 @@ SETTINGS: Final = (
         name="GATEWAY_MAX_SUBSCRIPTIONS",
         field="max_subscriptions",
         meaning="How many streams of events one process keeps open, which are not counted among "
-        "the requests it works on; one key has at most three quarters of them. A websocket counts "
-        "as one, and each subscription on it as one more.",
+        "the requests it works on; one key has at most three quarters of them.",
         form="a whole number from 1 to 100000",
         default="1000",
         read=_whole(1, 100_000),
@@ -577,6 +607,16 @@ SETTINGS: Final = (
         form="a number of seconds from 0 to 3600",
         default="1",
         read=_seconds(0, 3600),
+    ),
+    Setting(
+        name="GATEWAY_TRACING",
+        field="tracing",
+        meaning="Whether OpenTelemetry spans are sent, to where the OTEL_ variables say (see "
+        "operations); upstream also passes the trace context on to providers, which are others' "
+        "systems as a rule. Needs the extra otel.",
+        form="off, on or upstream",
+        default="off",
+        read=_one_of("off", "on", "upstream"),
     ),
     Setting(
         name="GATEWAY_WORKERS",

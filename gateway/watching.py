@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from gateway.logs import traced
 from gateway.metrics import Metrics
 from resolvers.context import RequestContext
 from resolvers.operations import Operation
 from sessions.metering import Meter, current_meter, metering
+
+if TYPE_CHECKING:
+    from gateway.tracing import Tracing  # an extra, imported where it is asked for
 
 _log = structlog.get_logger(__name__)
 
@@ -23,11 +27,13 @@ class Watching:
 
     Args:
         metrics: Hear of each.
+        tracing: Makes a span of each; ``None`` when nothing is traced.
         slow_seconds: One that takes longer has a log line of its own; 0 for none.
     """
 
-    def __init__(self, metrics: Metrics, *, slow_seconds: float) -> None:
+    def __init__(self, metrics: Metrics, tracing: Tracing | None, *, slow_seconds: float) -> None:
         self._metrics = metrics
+        self._tracing = tracing
         self._slow_seconds = slow_seconds
 
     @contextmanager
@@ -39,24 +45,29 @@ class Watching:
         operation = Operation()
         meter = current_meter() or Meter()
         began_at = time.perf_counter()
-        try:
-            with metering(meter):
+        tracing = self._tracing
+        with metering(meter), tracing.operation(context, operation) if tracing else nullcontext():
+            try:
                 yield operation
-        finally:
-            seconds = time.perf_counter() - began_at
-            self._metrics.on_operation(operation, seconds=seconds, calls=meter.calls)
-            named = _named(operation)
-            _members.get({}).update(named)
-            if 0 < self._slow_seconds <= seconds:
-                _log.warning(
-                    "slow_operation",
-                    **named,
-                    outcome=operation.outcome.value,
-                    seconds=round(seconds, 3),
-                    providers=_providers(meter),
-                    key_id=context.access.key_id,
-                    request_id=context.request_id,
-                )
+            finally:
+                self._tell(context, operation, meter, seconds=time.perf_counter() - began_at)
+
+    def _tell(
+        self, context: RequestContext, operation: Operation, meter: Meter, *, seconds: float
+    ) -> None:
+        self._metrics.on_operation(operation, seconds=seconds, calls=meter.calls)
+        named = _named(operation)
+        _members.get({}).update(named, **traced())
+        if 0 < self._slow_seconds <= seconds:
+            _log.warning(
+                "slow_operation",
+                **named,
+                outcome=operation.outcome.value,
+                seconds=round(seconds, 3),
+                providers=_providers(meter),
+                key_id=context.access.key_id,
+                request_id=context.request_id,
+            )
 
 
 @contextmanager

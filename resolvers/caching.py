@@ -46,6 +46,7 @@ from sessions.errors import (
 from sessions.http import deadline, patience
 from sessions.metering import current_meter
 from sessions.sharing import read_since
+from sessions.tracing import Span, current_span, link_to
 from storage.cache import CacheStore, KeptAnswer
 from storage.errors import StorageError
 from storage.records import DataSource, Provenance, Provider
@@ -227,6 +228,7 @@ class _Flight:
     """One read under way.
 
     Attributes:
+        span: What it belongs to; ``None`` when it is not traced, or nobody's.
         waiting: How many readers wait for it.
         outlives: Whether it goes on when nobody waits: somebody lost patience, or nobody asked.
     """
@@ -234,6 +236,7 @@ class _Flight:
     place: Place
     began_at: float
     task: asyncio.Task[Mapping[str, Any]]
+    span: Span | None
     waiting: int = 0
     outlives: bool = False
 
@@ -494,6 +497,8 @@ class RecordCache:
             self.counts.joined += shared
             if (meter := current_meter()) is not None:
                 meter.note_shared(place.provider_id, shared)
+            for flight in joined:
+                link_to(flight.span)
 
         def begin(some: Sequence[str]) -> _Flight:
             seconds = ends_at - asyncio.get_running_loop().time()
@@ -529,7 +534,7 @@ class RecordCache:
         task: asyncio.Task[Mapping[str, V]] = asyncio.create_task(
             self._fly(fetch, keys, since=since, patience_seconds=patience_seconds), context=context
         )
-        flight = _Flight(place, began_at, task)
+        flight = _Flight(place, began_at, task, span=None if context else current_span())
         names = {key: _name(place, kind, key) for key in keys}
         for name in names.values():
             self._flights[name] = flight

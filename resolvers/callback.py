@@ -13,7 +13,7 @@ import hmac
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -22,6 +22,7 @@ import structlog
 from sessions.addresses import LOCAL_NETWORKS, AddressPolicy, split_url
 from sessions.errors import ProviderError
 from sessions.http import Observer, ProviderHttp, deadline
+from sessions.tracing import Span, Tracer, current_span, link_to
 from storage.callbacks import CallbackStore
 from storage.credentials import Secret
 from storage.leases import LeaseStore
@@ -44,7 +45,8 @@ class _Waiting:
     """Requests that wait for one id."""
 
     answer: asyncio.Task[Provider | None]
-    registered: asyncio.Event = field(default_factory=asyncio.Event)
+    registered: asyncio.Event
+    span: Span | None  # of the request that came first, if it is traced
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,8 +114,9 @@ class ProductCallback:
         if waiting is None:
             event = asyncio.Event()
             task = asyncio.create_task(self._asked(provider_id, event))
-            waiting = self._waiting[provider_id] = _Waiting(task, event)
+            waiting = self._waiting[provider_id] = _Waiting(task, event, current_span())
             task.add_done_callback(lambda _: self._waiting.pop(provider_id, None))
+        link_to(waiting.span)
         return await asyncio.shield(waiting.answer)
 
     def wake(self, provider_id: str, *, refused: bool = False) -> None:
@@ -244,6 +247,7 @@ async def open_callback(
     providers: ProviderStore,
     terms: CallbackTerms,
     observer: Observer | None = None,
+    tracer: Tracer | None = None,
 ) -> AsyncIterator[ProductCallback]:
     """Lend the way to the product for as long as the block lasts.
 
@@ -255,7 +259,7 @@ async def open_callback(
     origin, path = split_url(url)
     policy = AddressPolicy(allowed_networks=LOCAL_NETWORKS)
     async with ProviderHttp.open(
-        str(origin), provider_id=None, policy=policy, observer=observer
+        str(origin), provider_id=None, policy=policy, observer=observer, tracer=tracer
     ) as http:
         callback = ProductCallback(
             http,

@@ -24,12 +24,12 @@ import copy
 import hashlib
 import random
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager, suppress
 from contextvars import Context
 from dataclasses import dataclass, field
 from math import ceil, inf
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Protocol, Self, TypeVar
 
 import msgspec
 import structlog
@@ -68,6 +68,7 @@ from sessions.resilience import (
     ResilienceObserver,
     ahead_of_line,
 )
+from sessions.tracing import Span, TransitionSpan, current_span, link_to
 from storage.credentials import Secret
 from storage.errors import StorageError, StorageUnavailable
 from storage.leases import (
@@ -111,6 +112,8 @@ _ERRORS_BY_CODE: Final[Mapping[str, type[ProviderError]]] = {
 }
 _random = random.SystemRandom()
 _log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 
 class SessionObserver(ResilienceObserver, Protocol):
@@ -366,6 +369,7 @@ class SharedAuthorization:
         self._lost_version = 0
         self._refusal: _Refusal | None = None
         self._flight: asyncio.Task[Grant] | None = None
+        self._span: Span | None = None  # of the flight's transition, once there is one
 
     # What sessions and their callers use.
 
@@ -420,7 +424,7 @@ class SharedAuthorization:
             return None
         grant = self._hold(stored)
         try:
-            return await self._kept_alive(claim, grant)
+            return await self._traced(claim, self._kept_alive(claim, grant))
         except SessionLost:
             await self._leases.lose_session(claim)
             self._observe(claim, Outcome.LOST)
@@ -507,6 +511,7 @@ class SharedAuthorization:
         flight = self._flight or self._launch(self._obtain())
         while not flight.done():
             await asyncio.wait({flight}, timeout=self._patience_in_line())
+        link_to(self._span)
         if flight.cancelled():
             raise ProviderUnavailable("The gateway is shutting down", provider_id=self._provider.id)
         error = flight.exception()
@@ -517,6 +522,7 @@ class SharedAuthorization:
     def _launch(self, work: Coroutine[Any, Any, Grant]) -> asyncio.Task[Grant]:
         # A context of its own: it works for all callers, not under the first one's deadline and
         # not for its account.
+        self._span = None
         self._flight = asyncio.create_task(work, context=Context())
         self._flight.add_done_callback(self._landed)
         return self._flight
@@ -574,7 +580,7 @@ class SharedAuthorization:
                     lease_seconds=self._settings.lease_seconds,
                     allowance=self._settings.logins,
                 )
-                grant = None if claim is None else await self._log_in(claim)
+                grant = None if claim is None else await self._traced(claim, self._log_in(claim))
             if grant is not None:
                 return grant
             if time.monotonic() > until:
@@ -782,7 +788,9 @@ class SharedAuthorization:
         claim = await self._leases.claim_session(
             stored, Transition.RENEW, lease_seconds=self._settings.lease_seconds
         )
-        return None if claim is None else await self._renew(claim)
+        if claim is None:
+            return None
+        return await self._traced(claim, self._renew(claim))
 
     async def _renew(self, claim: Claim) -> Grant | None:
         """Renew the grant and store it; ``None`` when somebody else took over."""
@@ -1010,7 +1018,19 @@ class SharedAuthorization:
     def _is_late(self, claim: Claim) -> bool:
         return claim.seconds_left < _LATE_SHARE * claim.lease_seconds
 
+    async def _traced(self, claim: Claim, work: Awaitable[T]) -> T:
+        """Do a transition's work, which has a span of its own: it serves whoever waits for it."""
+        if self._http.tracer is None:
+            return await work
+        with self._http.tracer.transition(self._provider.id, claim.transition) as span:
+            if claim.transition is not Transition.KEEP_ALIVE:
+                self._span = span
+            return await work
+
     def _observe(self, claim: Claim, outcome: Outcome) -> None:
+        span = current_span()
+        if isinstance(span, TransitionSpan):
+            span.note_outcome(outcome)
         self._observer.on_transition(
             self._provider.id,
             claim.transition,

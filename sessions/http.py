@@ -72,6 +72,7 @@ from sessions.resilience import (
     ResilienceTerms,
     Turn,
 )
+from sessions.tracing import CallSpan, OutgoingCall, Tracer
 
 T = TypeVar("T")
 
@@ -265,6 +266,7 @@ class ProviderHttp:
         origin: Scheme, host and port of it.
         calls: How many requests were sent so far, retries included.
         pacers: What keeps calls below the provider's rate limits, for platforms that need it.
+        tracer: Makes spans of its calls; ``None`` when nothing is traced.
     """
 
     def __init__(
@@ -276,6 +278,7 @@ class ProviderHttp:
         policy: AddressPolicy,
         observer: Observer | None,
         watcher: ResilienceObserver | None,
+        tracer: Tracer | None,
         transport: httpx.AsyncBaseTransport,
     ) -> None:
         origin, prefix = split_url(base_url)
@@ -284,6 +287,7 @@ class ProviderHttp:
         self.origin = str(origin)
         self.calls = 0
         self.pacers = Pacers(provider_id=provider_id)
+        self.tracer = tracer
         self._origin = origin
         self._prefix = prefix
         shown_host = f"[{origin.host}]" if ":" in origin.host else origin.host
@@ -322,6 +326,7 @@ class ProviderHttp:
         limits: HttpLimits = DEFAULT_LIMITS,
         observer: Observer | None = None,
         watcher: ResilienceObserver | None = None,
+        tracer: Tracer | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         lookup: Lookup | None = None,
     ) -> AsyncIterator[ProviderHttp]:
@@ -334,6 +339,7 @@ class ProviderHttp:
             limits: Of time, size and number.
             observer: Called after every request that was sent; must not raise.
             watcher: Hears when the provider is taken for failed, and of calls not made.
+            tracer: Makes a span of every request that is sent.
             transport: Instead of the network, for tests.
             lookup: Instead of the system's resolver, for tests.
 
@@ -350,6 +356,7 @@ class ProviderHttp:
             policy=policy,
             observer=observer,
             watcher=watcher,
+            tracer=tracer,
             transport=carrier,
         )
         try:
@@ -573,7 +580,7 @@ class ProviderHttp:
                 ends_at=ends_at,
                 counts=self._counts(call),
             ) as turn:
-                outcome = await self._observed(call, turn)
+                outcome = await self._observed(call, turn, resends=retries)
             if isinstance(outcome, Response):
                 return outcome
             wait_seconds = self._wait_before_retry(call, outcome, retries=retries, ends_at=ends_at)
@@ -608,17 +615,18 @@ class ProviderHttp:
             return None
         return wait_seconds if self._budget.take_retry() else None
 
-    async def _observed(self, call: _Call, turn: Turn) -> Response | _Failure:
+    async def _observed(self, call: _Call, turn: Turn, *, resends: int) -> Response | _Failure:
         if self._closed:
             turn.void()
             return self._failure(ProviderUnavailable, "is no longer in use", passing=False)
         self.calls += 1
+        span = self._span(call, resends=resends)
         started_at = _now()
         outcome: Response | _Failure | None = None
         try:
             outcome = await self._exchange(call, turn)
         finally:
-            self._note(call, outcome, _now() - started_at)
+            self._note(call, outcome, _now() - started_at, span=span)
         self._tell(turn, call, outcome)
         return outcome
 
@@ -643,11 +651,45 @@ class ProviderHttp:
         else:
             turn.answered()
 
-    def _note(self, call: _Call, outcome: Response | _Failure | None, seconds: float) -> None:
+    def _span(self, call: _Call, *, resends: int) -> CallSpan | None:
+        """Begin the span of a request; files elsewhere are asked for as a stranger would."""
+        if self.tracer is None:
+            return None
+        url = call.request.url
+        port = url.port or _PORTS[url.scheme]
+        path = "/" if call.is_elsewhere else url.raw_path.partition(b"?")[0].decode("ascii")
+        span = self.tracer.begin_call(
+            OutgoingCall(
+                provider_id=self.provider_id,
+                method=call.request.method,
+                url=f"{url.scheme}://{url.netloc.decode('ascii')}{path}",
+                template=None if call.is_elsewhere else call.path,
+                host=url.host,
+                port=port,
+                resends=resends,
+            )
+        )
+        if not call.is_elsewhere:
+            call.request.headers.update(span.headers)
+        return span
+
+    def _note(
+        self,
+        call: _Call,
+        outcome: Response | _Failure | None,
+        seconds: float,
+        *,
+        span: CallSpan | None,
+    ) -> None:
         body_bytes = len(outcome.body) if isinstance(outcome, Response) else 0
         note_answer(self.provider_id, seconds=seconds, body_bytes=body_bytes)
+        if self._observer is None and span is None:
+            return
+        observation = self._observation(call, outcome, seconds)
+        if span is not None:
+            span.end(status=observation.status, error=observation.error)
         if self._observer is not None:
-            self._observer(self._observation(call, outcome, seconds))
+            self._observer(observation)
 
     def _observation(
         self, call: _Call, outcome: Response | _Failure | None, seconds: float
@@ -795,6 +837,7 @@ _KEEP_ALIVE_SECONDS = 4.0  # under the 5 s after which common servers close an i
 _PIECE_BYTES = 1024 * 1024
 _GZIP = zlib.MAX_WBITS | 16
 
+_PORTS = {"http": 80, "https": 443}
 _MAX_REDIRECTS = 3
 _REDIRECTS = frozenset({300, 301, 302, 303, 305, 307, 308})
 _BODILESS = frozenset({204, 304})

@@ -48,6 +48,7 @@ from sessions.exports import TimedExports
 from sessions.http import HttpLimits, Observer, ProviderHttp
 from sessions.registry import Registry
 from sessions.resilience import BreakerState, RefusalReason, ResilienceObserver
+from sessions.tracing import Tracer
 from storage.cache import CacheStore
 from storage.credentials import Secret
 from storage.errors import CredentialsMissing, CredentialsUnreadable
@@ -173,6 +174,7 @@ class Installations:
         settings: Durations.
         observer: Hears of transitions.
         http_observer: Hears of every upstream call.
+        tracer: Makes spans of upstream calls and transitions.
     """
 
     def __init__(
@@ -187,6 +189,7 @@ class Installations:
         settings: SessionSettings,
         observer: SessionObserver,
         http_observer: Observer | None,
+        tracer: Tracer | None,
     ) -> None:
         self._providers = providers
         self._leases = leases
@@ -197,6 +200,7 @@ class Installations:
         self._settings = settings
         self._observer = observer
         self._http_observer = http_observer
+        self._tracer = tracer
         self._open: dict[str, Installation] = {}
         self._opening: dict[str, asyncio.Task[Installation]] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -301,6 +305,7 @@ class Installations:
             limits=replace(self._limits, concurrency=self.platform_of(provider).concurrency),
             observer=self._http_observer,
             watcher=watcher,
+            tracer=self._tracer,
         )
 
     async def _opened(self, provider_id: str) -> Installation:

@@ -47,6 +47,7 @@ from sessions.installations import Installations, MachineryLoan, SessionLoan
 from sessions.registry import Registry
 from sessions.resilience import ProviderHealth
 from sessions.scheduler import ScheduledWork, Scheduler
+from sessions.tracing import Tracer
 from storage.cache import CacheStore
 from storage.credentials import Secret
 from storage.errors import StorageError
@@ -87,6 +88,7 @@ class SessionManager:
         settings: Durations.
         observer: Hears of transitions and of failing providers, for metrics.
         http_observer: Hears of every upstream call, for metrics.
+        tracer: Makes spans of upstream calls and transitions; ``None`` to trace nothing.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class SessionManager:
         settings: SessionSettings | None = None,
         observer: SessionObserver | None = None,
         http_observer: Observer | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._providers = providers
         self._leases = leases
@@ -117,6 +120,7 @@ class SessionManager:
             settings=self._settings,
             observer=observer,
             http_observer=http_observer,
+            tracer=tracer,
         )
         self._scheduler = Scheduler(
             leases, settings=self._settings, observer=observer, installations=self._installations

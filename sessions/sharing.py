@@ -10,6 +10,7 @@ from math import inf
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from sessions.errors import ProviderTimeout, SessionLost, UpstreamCallsSpent
+from sessions.tracing import Span, current_span, link_to
 
 K = TypeVar("K")
 P = ParamSpec("P")
@@ -45,6 +46,7 @@ class Shared(Generic[P, T]):
         self._task: asyncio.Task[T] | None = None
         self._version = 0
         self._begun_at = 0.0
+        self._span: Span | None = None
 
     async def get(
         self, version: int, max_age_seconds: float, /, *arguments: P.args, **more: P.kwargs
@@ -60,6 +62,9 @@ class Shared(Generic[P, T]):
                 task, joined = asyncio.create_task(self._read(*arguments, **more)), False
                 task.add_done_callback(_seen)
                 self._task, self._version, self._begun_at = task, version, _now()
+                self._span = current_span()
+            elif not task.done():
+                link_to(self._span)
             try:
                 return await asyncio.shield(task)
             except (ProviderTimeout, UpstreamCallsSpent):
