@@ -122,7 +122,7 @@ class Sessions(Statuses, Protocol):
 class Providers(Protocol):
     """Where registered providers are read, and writes at them are noted."""
 
-    async def list_all(self) -> Sequence[Provider]:
+    async def get_all(self) -> Sequence[Provider]:
         """Return every provider in order of registration."""
 
     async def note_write(self, provider_id: str, /) -> None:
@@ -472,7 +472,7 @@ class RequestContext:
         if self._providers_by_id is None:
             self._providers_by_id = {
                 provider.id: provider
-                for provider in await self.providers.list_all()
+                for provider in await self.providers.get_all()
                 if self._sees(provider.id)
             }
         return self._providers_by_id

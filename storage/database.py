@@ -14,12 +14,25 @@ import asyncio
 import fcntl
 import importlib.util
 import os
+import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Hashable,
+    Iterator,
+    Mapping,
+)
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
-from typing import Any, Final, NoReturn, TypeAlias
+from typing import Any, Final, Generic, NoReturn, TypeAlias, TypeVar
 
 import anyio.to_thread
 import structlog
@@ -62,6 +75,9 @@ from storage.errors import (
     StorageError,
     StorageUnavailable,
 )
+
+K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
 
 Upsert: TypeAlias = sqlite.Insert | postgresql.Insert
 NewRow: TypeAlias = ReadOnlyColumnCollection[str, KeyedColumnElement[Any]]
@@ -137,6 +153,28 @@ class Database:
             self._writers = _postgresql_engine(url)
             self._readers = self._writers.execution_options(postgresql_readonly=True)
         self._returning: set[asyncio.Task[None]] = set()
+        self._file = url.database if self.dialect == "sqlite" else None
+        self._watching: sqlite3.Connection | None = None
+
+    def version(self) -> int | None:
+        """Return a number that every later commit of any process changes, without waiting.
+
+        Returns:
+            ``None`` where it cannot be told: on PostgreSQL, and while the file is locked.
+
+        Source:
+            https://www.sqlite.org/pragma.html#pragma_data_version: it differs from an earlier one
+            of the same connection when another connection has committed; ours commits nothing.
+        """
+        if self._file is None:
+            return None
+        try:
+            if self._watching is None:
+                self._watching = sqlite3.connect(self._file, timeout=0, isolation_level=None)
+            (version,) = self._watching.execute("PRAGMA data_version").fetchone()
+        except sqlite3.Error:
+            return None
+        return int(version)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
@@ -206,6 +244,9 @@ class Database:
 
         ``open_database`` does it; what is asked afterwards opens connections anew.
         """
+        if self._watching is not None:
+            self._watching.close()
+            self._watching = None
         if self._returning:
             await asyncio.wait(self._returning)
         await self._writers.dispose()
@@ -237,6 +278,78 @@ class Database:
 
     def _raise_translated(self, error: SQLAlchemyError) -> NoReturn:
         raise _translated(error, self.place) from error
+
+
+class KeptReads(Generic[K, T]):
+    """Answers of the database by key, each served again until anything is committed.
+
+    Where the database does not tell of commits nothing is served twice; but callers that ask for
+    the same at the same time share one read, which began after each of them asked. So an answer
+    is never older than the question, whoever wrote in between.
+
+    Args:
+        database: Tells of commits.
+        seconds: How old an answer may get: for those that change with the database's clock.
+        most: How many keys are remembered.
+    """
+
+    def __init__(self, database: Database, *, seconds: float, most: int = 1) -> None:
+        self._database = database
+        self._seconds = seconds
+        self._most = most
+        self._turns = count(1)
+        self._kept: OrderedDict[K, _Kept[T]] = OrderedDict()
+
+    async def get(self, key: K, read: Callable[[], Awaitable[T]]) -> T:
+        """Return what is kept, or what reading gives.
+
+        Raises:
+            StorageError: The database could not answer; the next caller asks again.
+        """
+        kept = self._kept.setdefault(key, _Kept())
+        self._kept.move_to_end(key)
+        if len(self._kept) > self._most:
+            self._kept.popitem(last=False)
+        if self._is_current(kept):
+            return self._outcome(kept)
+        asked = next(self._turns)
+        async with kept.reading:
+            if kept.begun < asked:
+                await self._read(kept, read)
+            return self._outcome(kept)
+
+    async def _read(self, kept: _Kept[T], read: Callable[[], Awaitable[T]]) -> None:
+        begun, read_at, version = next(self._turns), time.monotonic(), self._database.version()
+        try:
+            kept.value, kept.error = await read(), None
+        except StorageError as error:
+            kept.error, version = error, None
+        kept.begun, kept.read_at, kept.version = begun, read_at, version
+
+    def _is_current(self, kept: _Kept[T]) -> bool:
+        return (
+            kept.version is not None
+            and time.monotonic() - kept.read_at < self._seconds
+            and kept.version == self._database.version()
+        )
+
+    @staticmethod
+    def _outcome(kept: _Kept[T]) -> T:
+        if kept.error is not None:
+            raise kept.error
+        return kept.value  # type: ignore[return-value]  # it was read: there is no error
+
+
+@dataclass(slots=True)
+class _Kept(Generic[T]):
+    """One answer: which turn its read had, when it began, and at which version."""
+
+    value: T | None = None
+    error: StorageError | None = None
+    begun: int = 0
+    read_at: float = 0.0
+    version: int | None = None
+    reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 async def _give_back(connection: AsyncConnection, *, keep: bool) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from math import inf
 from typing import Any, Final, TypedDict, Unpack
 
 import msgspec
 from sqlalchemy import Column, ColumnElement, RowMapping, and_, delete, select, update
 
 from storage.credentials import KeyRing, Secret
-from storage.database import Database
+from storage.database import Database, KeptReads
 from storage.errors import (
     CredentialsMissing,
     CredentialsUnreadable,
@@ -51,6 +52,7 @@ class ProviderStore:
     def __init__(self, database: Database, key_ring: KeyRing) -> None:
         self._database = database
         self._key_ring = key_ring
+        self._all = KeptReads[None, Sequence[Provider]](database, seconds=inf)
 
     async def add(
         self,
@@ -118,6 +120,14 @@ class ProviderStore:
         async with self._database.read() as connection:
             rows = (await connection.execute(statement)).mappings()
             return [_record(row) for row in rows]
+
+    async def get_all(self) -> Sequence[Provider]:
+        """Return what ``list_all`` would, without asking again while nothing was committed.
+
+        Raises:
+            StorageError: The database could not answer.
+        """
+        return await self._all.get(None, self.list_all)
 
     async def update(
         self,

@@ -20,7 +20,7 @@ from sqlalchemy.exc import InvalidRequestError
 from structlog.testing import capture_logs
 
 from storage import database as storage_database
-from storage.database import Database, open_database
+from storage.database import Database, KeptReads, open_database
 from storage.errors import (
     ConstraintViolated,
     DatabaseTooNew,
@@ -617,3 +617,109 @@ async def test_a_missing_driver_is_named_with_the_extra_that_brings_it(
     with pytest.raises(DatabaseUrlInvalid, match=r"install learning-gateway\[postgres\]"):
         async with open_database("postgresql://localhost/gateway"):
             pass
+
+
+# Kept reads.
+
+
+class Counted:
+    """A read that counts how often it was made."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.reads = 0
+        self.has_read = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+
+    async def __call__(self) -> int:
+        self.reads += 1
+        found = await count_rows(self.database, job)
+        self.has_read.set()
+        await self.go_on.wait()
+        return found
+
+
+async def test_a_kept_read_is_made_again_once_anybody_has_committed(
+    any_database: Database,
+) -> None:
+    kept = KeptReads[None, int](any_database, seconds=60)
+    read = Counted(any_database)
+    told = any_database.version() is not None
+
+    before = [await kept.get(None, read) for _ in range(5)]
+    reads_before = read.reads
+    await execute(any_database, make_job("one"))
+    after = [await kept.get(None, read) for _ in range(5)]
+
+    assert told is (any_database.dialect == "sqlite")
+    assert (before, after) == ([0] * 5, [1] * 5)
+    assert (reads_before, read.reads) == ((1, 2) if told else (5, 10))
+
+
+async def test_a_commit_of_another_process_is_seen(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'one.db'}"
+    async with open_database(url) as ours, open_database(url) as theirs:
+        kept = KeptReads[None, int](ours, seconds=60)
+        read = Counted(ours)
+        seen = [await kept.get(None, read)]
+        for number in range(20):
+            await execute(theirs, make_job(str(number)))
+            seen += [await kept.get(None, read), await kept.get(None, read)]
+
+    assert seen == [0, *(n for number in range(1, 21) for n in (number, number))]
+    assert read.reads == 21
+
+
+async def test_who_asks_after_a_commit_is_not_given_a_read_begun_before_it(
+    any_database: Database,
+) -> None:
+    kept = KeptReads[None, int](any_database, seconds=60)
+    read = Counted(any_database)
+    read.go_on.clear()
+    early = asyncio.create_task(kept.get(None, read))
+    await read.has_read.wait()
+    await execute(any_database, make_job("one"))
+    late = [asyncio.create_task(kept.get(None, read)) for _ in range(50)]
+    await asyncio.sleep(0)
+    read.go_on.set()
+
+    assert await early == 0
+    assert [await each for each in late] == [1] * 50
+    assert read.reads == 2, "those who asked meanwhile share one read"
+
+
+async def test_a_kept_read_that_fails_or_is_given_up_is_made_again(any_database: Database) -> None:
+    kept = KeptReads[None, int](any_database, seconds=60)
+    read = Counted(any_database)
+
+    async def fail() -> int:
+        read.reads += 1
+        raise StorageUnavailable("gone")
+
+    with pytest.raises(StorageUnavailable):
+        await kept.get(None, fail)
+    read.go_on.clear()
+    given_up = asyncio.create_task(kept.get(None, read))
+    await read.has_read.wait()
+    given_up.cancel()
+    read.go_on.set()
+
+    assert await kept.get(None, read) == 0
+    assert read.reads == 3
+
+
+async def test_a_kept_read_ages_and_the_least_used_goes_first(tmp_path: Path) -> None:
+    async with open_database(f"sqlite:///{tmp_path / 'one.db'}") as database:
+        aging = KeptReads[str, int](database, seconds=0.05)
+        few = KeptReads[str, int](database, seconds=60, most=2)
+        read, counted = Counted(database), Counted(database)
+
+        await aging.get("a", read)
+        await asyncio.sleep(0.06)
+        await aging.get("a", read)
+        for key in ("a", "b", "a", "c", "a", "b"):
+            await few.get(key, counted)
+
+    assert read.reads == 2
+    assert counted.reads == 4, "a, b, c, and b once more"

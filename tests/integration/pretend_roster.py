@@ -312,7 +312,7 @@ class World:
 
     # Providers
 
-    async def list_all(self) -> Sequence[Provider]:
+    async def get_all(self) -> Sequence[Provider]:
         return [
             roster.provider
             for roster in self.rosters.values()

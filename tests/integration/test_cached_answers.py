@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from running_gateway import RunningGateway, running_gateway
+from sqlalchemy import event
 from test_canvas_through_graphql import registered
 
 from simulators.canvas.app import running as running_canvas
@@ -75,6 +76,32 @@ async def test_the_second_query_is_answered_from_what_the_first_one_read(
     assert datetime.fromisoformat(source["asOf"]) <= datetime.fromisoformat(
         kept["data"]["users"]["nodes"][0]["provenance"]["fetchedAt"]
     )
+
+
+async def test_a_kept_answer_asks_the_database_nothing_while_nobody_writes(
+    gateway: RunningGateway,
+) -> None:
+    key = await gateway.key("admin")
+    await gateway.client.post("/graphql", json={"query": USERS}, headers=key)
+    read: Counter[str] = Counter()
+    written = 0
+
+    def note(*arguments: Any) -> None:
+        read.update(t for t in ("api_key", "provider") if f"FROM {t} " in arguments[2])
+
+    def note_commit(_connection: Any) -> None:
+        nonlocal written
+        written += 1
+
+    database = gateway.parts.database
+    readers, writers = database._readers.sync_engine, database._writers.sync_engine
+    event.listen(readers, "before_cursor_execute", note)
+    event.listen(writers, "commit", note_commit)
+    for _ in range(100):
+        await gateway.client.post("/graphql", json={"query": USERS}, headers=key)
+
+    assert written < 50, "now and then the background notes something"
+    assert all(times <= 1 + written for times in read.values())
 
 
 async def test_max_age_0_is_live(gateway: RunningGateway, kolibri: Kolibri) -> None:
