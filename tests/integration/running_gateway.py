@@ -78,6 +78,7 @@ async def running_gateway(folder: Path, **settings: str) -> AsyncIterator[Runnin
         "GATEWAY_TOKEN": TOKEN,
         "GATEWAY_MAX_AGE_SECONDS": "0",  # what is kept has stories of its own
         "GATEWAY_QUEUE_SECONDS": "60",  # and so has overload, for a machine busy with other tests
+        "GATEWAY_SLOW_SECONDS": "0",  # the same
         **{f"GATEWAY_{name.upper()}": value for name, value in settings.items()},
     }
     with listening() as listener:
