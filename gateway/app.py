@@ -93,6 +93,7 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
     async with open_gateway(settings) as gateway:
         app.state.gateway = gateway
         await gateway.importer.start()
+        await gateway.audit.start()
         scheduler = asyncio.create_task(gateway.sessions.run())
         _log.info("gateway_started", platforms=gateway.platforms.names())
         try:

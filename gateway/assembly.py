@@ -15,6 +15,7 @@ from gateway.admission import Admission, AdmissionTerms
 from gateway.metrics import Metrics
 from gateway.settings import Settings
 from gateway.watching import Watching
+from resolvers.auditing import AuditLog
 from resolvers.authorizing import Authorizer
 from resolvers.caching import CacheTerms, RecordCache, open_cache
 from resolvers.callback import CallbackTerms, ProductCallback, open_callback
@@ -28,6 +29,7 @@ from sessions.addresses import AddressPolicy
 from sessions.manager import SessionManager, SessionSettings, new_owner
 from sessions.registry import Registry
 from storage.api_keys import ApiKeyStore
+from storage.audit import AuditStore
 from storage.authorizations import AuthorizationStore
 from storage.cache import CacheStore
 from storage.callbacks import CallbackStore
@@ -61,6 +63,7 @@ class Gateway:
     authorizer: Authorizer
     imports: ImportStore
     importer: Importer
+    audit: AuditLog
     callback: ProductCallback | None
     registration: ProviderRegistration
     limits: ReadingLimits
@@ -99,6 +102,7 @@ class Gateway:
             writes=self.writes,
             authorizing=self.authorizer,
             imports=self.imports,
+            audit=self.audit,
             limits=self.limits,
             cache=self.cache,
             terms=self.terms,
@@ -187,7 +191,8 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
                 changes_kept_seconds=settings.changes_days * 86_400,
             ),
         )
-        for work in importer.work():
+        audit = AuditLog(AuditStore(database), leases, kept_seconds=settings.audit_days * 86_400.0)
+        for work in (*importer.work(), audit.work()):
             sessions.add_work(work)
         api_keys = ApiKeyStore(database)
         yield Gateway(
@@ -212,6 +217,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             ),
             imports=imports,
             importer=importer,
+            audit=audit,
             callback=callback,
             registration=ProviderRegistration(
                 providers=providers,

@@ -13,7 +13,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractAsyncContextManager, ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -37,11 +37,14 @@ from gateway.logs import configure_logs
 from gateway.serving import serve
 from gateway.settings import Settings, SettingsError, describe, read_settings
 from resolvers import importing
+from resolvers.auditing import AuditNote, registering
 from resolvers.context import ProviderDraft, Refusal, Scope
-from resolvers.errors import RequestRefused
+from resolvers.errors import BadInput, RequestRefused
 from schema import sdl
 from sessions.base import SERVICE
-from sessions.errors import ProviderError
+from sessions.errors import ProviderError, ProviderNotFound
+from storage.api_keys import parse_scopes
+from storage.audit import AuditDraft
 from storage.credentials import KeyRing, Secret
 from storage.errors import ScopeInvalid, StorageError
 from storage.imports import ImportRun, ImportState
@@ -50,6 +53,7 @@ _ADMIN: Final = KeyAccess(key_id="command-line", scopes=frozenset({Scope.ADMIN})
 _DURATION: Final = re.compile(r"(\d{1,6})([mhd])")
 _BAR_SECONDS: Final = 0.2
 _CHANGES_AT_ONCE: Final = 500
+_ENTRIES_AT_ONCE: Final = 500
 _SECONDS_BY_UNIT: Final = {"m": 60, "h": 3600, "d": 86_400}
 
 _Command = Callable[[Gateway, argparse.Namespace], Coroutine[Any, Any, int]]
@@ -122,6 +126,11 @@ def _parser() -> argparse.ArgumentParser:
     changes.add_argument(
         "--provider", action="append", metavar="ID", help="only of it; may be repeated"
     )
+    auditing = add("audit", "print who changed what, as lines of JSON", _with(_audit))
+    auditing.add_argument(
+        "--since", metavar="TIME", help="an instant such as 2026-01-31T09:30:00Z, or 7d ago"
+    )
+    auditing.add_argument("--key", metavar="ID", help="only what the caller of this id did")
     _add_providers(commands)
     _add_keys(commands)
     return parser
@@ -240,7 +249,12 @@ async def _check_provider(gateway: Gateway, chosen: argparse.Namespace) -> int:
 
 
 async def _report_check(gateway: Gateway, provider_id: str) -> bool:
-    found = await gateway.registration.check(provider_id)
+    async with _noting(gateway, "checkProvider", f"provider:{provider_id}") as note:
+        found = await gateway.registration.check(provider_id)
+        if isinstance(found, Refusal):
+            note.refused(found.code, retryable=found.retryable)
+        else:
+            note.done()
     if isinstance(found, Refusal):
         print(f"provider {provider_id}: {found.code}: {found.message}")
         return False
@@ -251,19 +265,21 @@ async def _report_check(gateway: Gateway, provider_id: str) -> bool:
 
 
 async def _add_provider(gateway: Gateway, chosen: argparse.Namespace) -> int:
-    added = await gateway.registration.register(
-        ProviderDraft(
-            id=chosen.id,
-            platform=chosen.platform,
-            name=chosen.name,
-            base_url=chosen.url,
-            account_id=chosen.account_id,
-            options=dict(_pair(text) for text in chosen.option),
-            credentials=_credentials(gateway, chosen),
-        )
+    draft = ProviderDraft(
+        id=chosen.id,
+        platform=chosen.platform,
+        name=chosen.name,
+        base_url=chosen.url,
+        account_id=chosen.account_id,
+        options=dict(_pair(text) for text in chosen.option),
+        credentials=_credentials(gateway, chosen),
     )
-    if isinstance(added, Refusal):
-        raise _Failed(f"{added.message} ({added.code}); nothing was changed")
+    async with gateway.audit.noting(registering(draft, caller=_ADMIN.key_id)) as note:
+        added = await gateway.registration.register(draft)
+        if isinstance(added, Refusal):
+            note.refused(added.code, retryable=added.retryable)
+            raise _Failed(f"{added.message} ({added.code}); nothing was changed")
+        note.done()
     print(f"provider {added.id}: {added.name}, version {added.version}, {added.state}")
     if added.problem:
         print(f"provider {added.id}: missing: {added.problem}")
@@ -313,8 +329,11 @@ async def _list_providers(gateway: Gateway, _chosen: argparse.Namespace) -> int:
 
 
 async def _remove_provider(gateway: Gateway, chosen: argparse.Namespace) -> int:
-    if not await gateway.registration.remove(chosen.id):
-        raise _Failed(f"No provider {chosen.id} is registered")
+    async with _noting(gateway, "removeProvider", f"provider:{chosen.id}") as note:
+        if not await gateway.registration.remove(chosen.id):
+            note.refused(ProviderNotFound.code)
+            raise _Failed(f"No provider {chosen.id} is registered")
+        note.done()
     print(f"provider {chosen.id}: removed")
     return 0
 
@@ -346,9 +365,14 @@ async def _export(gateway: Gateway, chosen: argparse.Namespace) -> int:
 
 async def _refresh(gateway: Gateway, chosen: argparse.Namespace) -> int:
     context = gateway.request_context(_ADMIN)
-    asked = await importing.refresh(context, chosen.id, accept_drop=chosen.accept_drop)
-    if isinstance(asked, Refusal):
-        raise _Failed(f"{asked.message} ({asked.code})")
+    async with _noting(
+        gateway, "refreshProvider", f"provider:{chosen.id}", acceptDrop=str(chosen.accept_drop)
+    ) as note:
+        asked = await importing.refresh(context, chosen.id, accept_drop=chosen.accept_drop)
+        if isinstance(asked, Refusal):
+            note.refused(asked.code, retryable=asked.retryable)
+            raise _Failed(f"{asked.message} ({asked.code})")
+        note.done()
     run, _ = asked
     ending = asyncio.create_task(gateway.importer.finish(run))
     try:
@@ -436,9 +460,13 @@ def _progress() -> Progress:
 async def _create_key(gateway: Gateway, chosen: argparse.Namespace) -> int:
     expires_at = _from_now(chosen.expires_in) if chosen.expires_in else None
     try:
-        key, token = await gateway.api_keys.create(chosen.name, chosen.scope, expires_at)
+        scopes = sorted(parse_scopes(chosen.scope))
     except ScopeInvalid as error:
         raise _Failed(f"--scope: {error}") from error
+    given = {"name": chosen.name, "scopes": " ".join(scopes), "expiresAt": _minute(expires_at)}
+    async with _noting(gateway, "createKey", **given) as note:
+        key, token = await gateway.api_keys.create(chosen.name, scopes, expires_at)
+        note.done(target=f"key:{key.id}")
     print(f"key {key.id} for {key.name}, shown only now:", file=sys.stderr)
     print(token.reveal())
     return 0
@@ -457,17 +485,25 @@ async def _list_keys(gateway: Gateway, _chosen: argparse.Namespace) -> int:
 
 
 async def _revoke_key(gateway: Gateway, chosen: argparse.Namespace) -> int:
-    if not await gateway.api_keys.revoke(chosen.id):
-        raise _Failed(f"No key {chosen.id} works")
+    async with _noting(gateway, "revokeKey", f"key:{chosen.id}") as note:
+        if not await gateway.api_keys.revoke(chosen.id):
+            note.refused(BadInput.code)
+            raise _Failed(f"No key {chosen.id} works")
+        note.done()
     print(f"key {chosen.id}: revoked")
     return 0
 
 
 async def _replace_key(gateway: Gateway, chosen: argparse.Namespace) -> int:
-    made = await gateway.api_keys.rotate(chosen.id, old_until=_from_now(chosen.old_for))
-    if made is None:
-        raise _Failed(f"No key {chosen.id} works")
-    key, token = made
+    old_until = _from_now(chosen.old_for)
+    given = {"oldKey": chosen.id, "oldUntil": _minute(old_until)}
+    async with _noting(gateway, "replaceKey", f"key:{chosen.id}", **given) as note:
+        made = await gateway.api_keys.rotate(chosen.id, old_until=old_until)
+        if made is None:
+            note.refused(BadInput.code)
+            raise _Failed(f"No key {chosen.id} works")
+        key, token = made
+        note.done(target=f"key:{key.id}")
     print(f"key {key.id} replaces {chosen.id}, shown only now:", file=sys.stderr)
     print(token.reveal())
     return 0
@@ -478,25 +514,77 @@ def _rotate(chosen: argparse.Namespace) -> int:
         settings = _settings()
         if settings.keys is not None:
             raise _Failed("--new is for the key file; GATEWAY_KEYS is set, so change that")
-        ring = KeyRing.renew_file(settings.data_folder / "keys")
-        print(f"{settings.data_folder / 'keys'} has the new key {ring.key_ids[0]} in front")
-        print("Restart every gateway, then run: learning-gateway keys rotate")
-        return 0
+        return _with(_new_sealing_key)(chosen)
     return _with(_reseal)(chosen)
 
 
+async def _new_sealing_key(gateway: Gateway, _chosen: argparse.Namespace) -> int:
+    file = gateway.settings.data_folder / "keys"
+    async with _noting(gateway, "newSealingKey") as note:
+        ring = KeyRing.renew_file(file)
+        note.done(target=f"sealing-key:{ring.key_ids[0]}")
+    print(f"{file} has the new key {ring.key_ids[0]} in front")
+    print("Restart every gateway, then run: learning-gateway keys rotate")
+    return 0
+
+
 async def _reseal(gateway: Gateway, _chosen: argparse.Namespace) -> int:
-    count = await gateway.providers.rotate_keys()
+    async with _noting(gateway, "resealSecrets") as note:
+        count = await gateway.providers.rotate_keys()
+        note.done(target=f"sealing-key:{gateway.key_ring.key_ids[0]}")
     print(f"{count} secrets sealed anew with key {gateway.key_ring.key_ids[0]}")
     return 0
 
 
+def _noting(
+    gateway: Gateway, action: str, target: str | None = None, **arguments: str
+) -> AbstractAsyncContextManager[AuditNote]:
+    """Return what surrounds a change with its entry in the audit log."""
+    return gateway.audit.noting(
+        AuditDraft(
+            caller=_ADMIN.key_id,
+            action=action,
+            target=target,
+            arguments={name: value for name, value in arguments.items() if value},
+        )
+    )
+
+
+async def _audit(gateway: Gateway, chosen: argparse.Namespace) -> int:
+    since = None if chosen.since is None else _instant(chosen.since)
+    after = 0
+    while True:
+        entries = await gateway.audit.list_entries(
+            after=after, since=since, caller=chosen.key, limit=_ENTRIES_AT_ONCE
+        )
+        for entry in entries:
+            print(msgspec.json.encode(entry).decode())
+        if len(entries) < _ENTRIES_AT_ONCE:
+            return 0
+        after = entries[-1].id
+
+
+def _instant(text: str) -> datetime:
+    """Return an instant, or the one so long ago."""
+    if _DURATION.fullmatch(text):
+        return datetime.now(UTC) - _duration(text)
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise _Failed(
+            f"{text!r} is neither an instant nor a time such as 7d, 12h or 30m"
+        ) from error
+
+
 def _from_now(text: str) -> datetime:
+    return datetime.now(UTC) + _duration(text)
+
+
+def _duration(text: str) -> timedelta:
     match = _DURATION.fullmatch(text)
     if match is None:
         raise _Failed(f"{text!r} is not a time such as 90d, 12h or 30m")
-    seconds = int(match[1]) * _SECONDS_BY_UNIT[match[2]]
-    return datetime.now(UTC) + timedelta(seconds=seconds)
+    return timedelta(seconds=int(match[1]) * _SECONDS_BY_UNIT[match[2]])
 
 
 def _minute(at: datetime | None) -> str:

@@ -22,6 +22,7 @@ from gateway.assembly import Gateway
 from gateway.bodies import decode_object, read_body
 from gateway.problems import AnswerCutShort, problem, unauthenticated
 from resolvers import roster
+from resolvers.auditing import registering
 from resolvers.context import (
     NOT_FOR_USERS,
     Access,
@@ -44,6 +45,7 @@ _ICON_WIDTH: Final = 256
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,14}")
 _PROVIDER_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _UNPROCESSABLE: Final = 422
+_CALLBACK: Final = "callback"
 _NONCE_HEADER: Final = "x-registration-nonce"
 _SIGNATURE_HEADER: Final = "x-registration-signature"
 _PLATFORM_BY_TYPE: Final = {"canvas_oss": "canvas", "canvas_cloud": "canvas"}
@@ -102,11 +104,13 @@ async def add_provider(gateway: Gateway, request: Request, access: Access | None
     body = await read_body(request, max_bytes=_MAX_REGISTRATION_BYTES)
     draft, nonce = _draft(decode_object(body))
     nonce = request.headers.get(_NONCE_HEADER) or nonce
+    caller = _CALLBACK
     if nonce is None:
         if access is None:
             return unauthenticated(request_id)
         if not access.allows(Scope.WRITE_PROVIDERS) or not access.sees(draft.id):
             raise Forbidden(f"This needs a key with the scope {Scope.WRITE_PROVIDERS}")
+        caller = access.key_id
     elif not await _redeemed(gateway, request, draft.id, nonce=nonce, body=body):
         return problem(
             "FORBIDDEN",
@@ -114,7 +118,14 @@ async def add_provider(gateway: Gateway, request: Request, access: Access | None
             " or the registration is not signed as it must be",
             request_id=request_id,
         )
-    added = await gateway.registration.register(draft)
+    async with gateway.audit.noting(
+        registering(draft, caller=caller, request_id=request_id)
+    ) as note:
+        added = await gateway.registration.register(draft)
+        if isinstance(added, Refusal):
+            note.refused(added.code, retryable=added.retryable)
+        else:
+            note.done()
     if isinstance(added, Refusal):
         if gateway.callback is not None:
             gateway.callback.wake(draft.id, refused=True)

@@ -71,6 +71,7 @@ class Settings:
     heartbeat_seconds: float | None
     import_hours: int
     changes_days: int
+    audit_days: int
     graphiql: bool
     dev: bool
     public_metrics: bool
@@ -556,6 +557,14 @@ SETTINGS: Final = (
         meaning="How long changes that imports found can be read.",
         form="a whole number from 1 to 3650",
         default="30",
+        read=_whole(1, 3650),
+    ),
+    Setting(
+        name="GATEWAY_AUDIT_DAYS",
+        field="audit_days",
+        meaning="How long it is kept who changed what (see access).",
+        form="a whole number from 1 to 3650",
+        default="365",
         read=_whole(1, 3650),
     ),
     Setting(

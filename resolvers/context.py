@@ -40,6 +40,7 @@ from storage.leases import SessionStatus
 from storage.records import Course, Provider, SessionState
 
 if TYPE_CHECKING:
+    from resolvers.auditing import AuditLog
     from resolvers.writing import Writes
 
 NOT_FOR_USERS = (
@@ -350,6 +351,7 @@ class RequestContext:
         writes: Carries writes at providers out; ``None`` where there are none.
         authorizing: How users are asked; ``None`` where nobody is, such as in an export.
         imports: Runs and changes; ``None`` where there are none.
+        audit: Where changes are noted; ``None`` where there are none, such as in an export.
         limits: How much a list may cost.
         cache: What is kept of providers' answers; ``None`` to read everything live.
         terms: How fresh answers are unless asked otherwise, and how long they are waited for.
@@ -371,6 +373,7 @@ class RequestContext:
     writes: Writes | None = None
     authorizing: Authorizing | None = None
     imports: ImportStore | None = None
+    audit: AuditLog | None = None
     limits: ReadingLimits
     cache: RecordCache | None = None
     terms: ReadingTerms = field(default_factory=ReadingTerms)

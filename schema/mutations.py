@@ -14,6 +14,7 @@ from resolvers import authorizing, importing
 from resolvers import context as contexts
 from resolvers.context import RequestContext, Scope
 from schema import global_ids
+from schema.auditing import AUDITED
 from schema.enums import ErrorCode, error_code
 from schema.imports import ImportRequested, ImportRun, RefreshProviderInput
 from schema.inputs import RegisterProviderInput, UpdateProviderInput
@@ -165,7 +166,8 @@ class Mutation(RosterMutation):
     """What can be changed."""
 
     @strawberry.mutation(
-        description="Reach a provider, log in and store it. One of the same id is replaced."
+        extensions=AUDITED,
+        description="Reach a provider, log in and store it. One of the same id is replaced.",
     )
     async def register_provider(
         self,
@@ -182,8 +184,9 @@ class Mutation(RosterMutation):
         return _result(context, await context.registration.register(input.record()))
 
     @strawberry.mutation(
+        extensions=AUDITED,
         description="Change a provider. New credentials or a new address are tried first; a"
-        " session waiting for new credentials is cured."
+        " session waiting for new credentials is cured.",
     )
     async def update_provider(
         self,
@@ -200,7 +203,9 @@ class Mutation(RosterMutation):
         changed = await context.registration.update(input.provider_id, input.record())
         return _result(context, changed)
 
-    @strawberry.mutation(description="Log out of a provider and forget everything kept of it.")
+    @strawberry.mutation(
+        extensions=AUDITED, description="Log out of a provider and forget everything kept of it."
+    )
     async def remove_provider(
         self,
         info: GatewayInfo,
@@ -215,7 +220,9 @@ class Mutation(RosterMutation):
         context.forget_providers()
         return ProviderRemoved(provider_id=provider_id)
 
-    @strawberry.mutation(description="Reach a provider, read its version and log in, now.")
+    @strawberry.mutation(
+        extensions=AUDITED, description="Reach a provider, read its version and log in, now."
+    )
     async def check_provider(
         self,
         info: GatewayInfo,
@@ -233,8 +240,9 @@ class Mutation(RosterMutation):
         return ProviderChecked.from_record(found)
 
     @strawberry.mutation(
+        extensions=AUDITED,
         description="Import a provider now: read it whole, keep it, and tell what changed. While an"
-        " import of it is under way, that one is given."
+        " import of it is under way, that one is given.",
     )
     async def refresh_provider(
         self,
@@ -252,7 +260,9 @@ class Mutation(RosterMutation):
         run, already = found
         return ImportRequested(run=ImportRun.from_record(run), already_under_way=already)
 
-    @strawberry.mutation(description="End a session and log out; the next query logs in again.")
+    @strawberry.mutation(
+        extensions=AUDITED, description="End a session and log out; the next query logs in again."
+    )
     async def revoke_session(
         self,
         info: GatewayInfo,
@@ -274,8 +284,9 @@ class Mutation(RosterMutation):
         return SessionRevoked(provider_id=provider_id, subject=subject)
 
     @strawberry.mutation(
+        extensions=AUDITED,
         description="Make an address at which a user lets the gateway act for them, for the first"
-        " time or again. Needs the scope act:users instead of write:providers."
+        " time or again. Needs the scope act:users instead of write:providers.",
     )
     async def begin_authorization(
         self,

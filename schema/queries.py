@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Annotated
 
 import strawberry
 
-from resolvers import importing, roster
+from resolvers import auditing, importing, roster
 from resolvers.context import RequestContext
 from resolvers.errors import BadInput
 from resolvers.lists import DEFAULT_FIRST, PageArguments
 from schema import global_ids
+from schema.auditing import AuditConnection
 from schema.enums import OrderDirection
 from schema.global_ids import GlobalId
 from schema.imports import ChangeConnection, Kinds, ProviderIds
@@ -27,6 +29,7 @@ from schema.inputs import (
     UserFilter,
     UserOrder,
 )
+from schema.scalars import read_instant
 from schema.types import (
     Course,
     CourseConnection,
@@ -259,6 +262,36 @@ class Query:
             provider_ids=provider_ids,
         )
         return ChangeConnection.from_record(found, since=since)
+
+    @strawberry.field(
+        description="Who changed what: every mutation and every change of a key, oldest first, kept"
+        " for a year unless set otherwise. Needs the scope admin."
+    )
+    async def audit_log(
+        self,
+        info: GatewayInfo,
+        since: Annotated[
+            datetime | None,
+            strawberry.argument(description="Only what was begun then or later; null for all."),
+        ] = None,
+        caller: Annotated[
+            str | None,
+            strawberry.argument(description="Only what this caller did, by the key's id."),
+        ] = None,
+        first: Annotated[int | None, strawberry.argument(description=_FIRST)] = 50,
+        after: Annotated[
+            str | None, strawberry.argument(description="A cursor of the log; null to begin.")
+        ] = None,
+    ) -> AuditConnection | None:
+        """Return a page of the audit log."""
+        found = await auditing.audit_page(
+            info.context,
+            first=DEFAULT_FIRST if first is None else first,
+            after=after,
+            since=read_instant(since, "since"),
+            caller=caller,
+        )
+        return AuditConnection.from_record(found, after=after)
 
 
 def _page(first: int | None, after: str | None, max_age: int | None) -> PageArguments:

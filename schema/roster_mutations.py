@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated
 
 import strawberry
@@ -17,7 +17,9 @@ from resolvers.errors import BadInput
 from resolvers.loaders import ExternalKey
 from resolvers.writing import EndingWish, EnrollmentWish, WriteRefusal
 from schema import global_ids
+from schema.auditing import AUDITED
 from schema.enums import ErrorCode, error_code
+from schema.scalars import read_instant
 from schema.types import Enrollment, GatewayInfo, User
 from sessions import base
 from sessions.base import EnrollmentEnding, NewLogin, NewUser
@@ -158,8 +160,8 @@ class EnrollUserInput:
             role=self.role,
             source_role=self.source_role,
             section_id=self.section_id,
-            starts_at=_instant(self.starts_at, "startsAt"),
-            ends_at=_instant(self.ends_at, "endsAt"),
+            starts_at=read_instant(self.starts_at, "startsAt"),
+            ends_at=read_instant(self.ends_at, "endsAt"),
             notify=self.notify,
         )
 
@@ -309,8 +311,9 @@ class RosterMutation:
     """What can be written at providers; a part of ``Mutation``."""
 
     @strawberry.mutation(
+        extensions=AUDITED,
         description="Create an account at a provider, unless it is there: the same username with"
-        " the same SIS id, or without one with the same name. Needs the scope write:users."
+        " the same SIS id, or without one with the same name. Needs the scope write:users.",
     )
     async def create_user(
         self,
@@ -327,8 +330,9 @@ class RosterMutation:
         return CreateUserPayload(user=User.from_record(found.record), created=found.created)
 
     @strawberry.mutation(
+        extensions=AUDITED,
         description="Give a user a further way to log in, unless they have it. Needs the scope"
-        " write:users."
+        " write:users.",
     )
     async def create_login(
         self,
@@ -350,8 +354,9 @@ class RosterMutation:
         return CreateLoginPayload(login=Login.from_record(found.record), created=found.created)
 
     @strawberry.mutation(
+        extensions=AUDITED,
         description="Give a user an active place in a course, unless they have it. Needs the scope"
-        " write:enrollments."
+        " write:enrollments.",
     )
     async def enroll_user(
         self,
@@ -375,7 +380,8 @@ class RosterMutation:
         )
 
     @strawberry.mutation(
-        description="End an enrollment, unless it has ended so. Needs the scope write:enrollments."
+        extensions=AUDITED,
+        description="End an enrollment, unless it has ended so. Needs the scope write:enrollments.",
     )
     async def end_enrollment(
         self,
@@ -402,23 +408,6 @@ class RosterMutation:
 def _key_of(text: str, type_name: str, argument: str) -> ExternalKey:
     found = global_ids.decode(text, argument=argument, type_name=type_name)
     return found.provider_id, found.local_id
-
-
-def _instant(given: object, argument: str) -> datetime | None:
-    """Return an instant in UTC; the scalar is only written and not read, so a caller's is text.
-
-    Raises:
-        BadInput: It is none, or could be one of several.
-    """
-    if given is None:
-        return None
-    try:
-        found = datetime.fromisoformat(str(given))
-        if found.tzinfo is not None:
-            return found.astimezone(UTC)
-    except (ValueError, OverflowError):
-        pass
-    raise BadInput(argument, "An instant is needed here, such as 2026-01-31T09:30:00Z")
 
 
 def _refused(error: BadInput) -> WriteRefused:

@@ -305,3 +305,20 @@ change_counter = Table(
     Column("last", BigInteger, nullable=False),  # sequence of the latest change
     Column("swept", BigInteger, nullable=False),  # none up to this one is kept
 )
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("at", Instant, nullable=False),
+    Column("caller", Text, nullable=False),
+    Column("subject", Text),
+    Column("action", Text, nullable=False),
+    Column("target", Text),
+    Column("arguments", Text, nullable=False),  # JSON object of strings
+    Column("outcome", Text, nullable=False),
+    Column("code", Text),
+    Column("request_id", Text),
+    Index(None, "at"),
+    Index(None, "caller", "id"),
+)

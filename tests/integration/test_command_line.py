@@ -442,3 +442,44 @@ def test_an_import_that_fails_or_is_held_says_so(run: Run, added: str, kolibri: 
     assert "since: This is not a cursor of changes" in wrong.errors
     told = json.loads(failed.output)
     assert (told["state"], told["problem_code"]) == ("FAILED", "PROVIDER_UNAVAILABLE")
+
+
+# The audit log.
+
+
+def test_changes_of_keys_and_providers_are_printed_without_secrets(
+    run: Run, added: str, tmp_path: Path
+) -> None:
+    token = run("keys", "create", "the product", "--scope", "read:users").output.strip()
+    key_id = token[3:11]
+    run("keys", "replace", key_id, "--old-for", "30m")
+    run("keys", "revoke", key_id)
+    run("keys", "revoke", "nobody00")
+    run("keys", "rotate", "--new")
+    run("keys", "rotate")
+    run("providers", "remove", "1")
+    printed = run("audit", "--since", "1h", "--key", "command-line")
+    none = run("audit", "--key", "somebody")
+    later = run("audit", "--since", "2999-01-01T00:00:00Z")
+    wrong = run("audit", "--since", "soon")
+
+    found = [json.loads(line) for line in printed.output.splitlines()]
+    assert [(line["action"], line["outcome"], line["code"]) for line in found] == [
+        ("registerProvider", "DONE", None),
+        ("createKey", "DONE", None),
+        ("replaceKey", "DONE", None),
+        ("revokeKey", "DONE", None),
+        ("revokeKey", "REFUSED", "BAD_INPUT"),
+        ("newSealingKey", "DONE", None),
+        ("resealSecrets", "DONE", None),
+        ("removeProvider", "DONE", None),
+    ]
+    assert found[1]["target"] == f"key:{key_id}"
+    assert found[1]["arguments"] == {"name": "the product", "scopes": "read:users"}
+    assert found[2]["arguments"]["oldKey"] == key_id
+    assert found[2]["target"] not in {f"key:{key_id}", None}
+    assert {line["caller"] for line in found} == {"command-line"}
+    assert token[12:] not in printed.output
+    assert PASSWORD not in printed.output
+    assert (none.output, later.output) == ("", "")
+    assert (wrong.code, "neither an instant" in wrong.errors) == (1, True)
