@@ -41,6 +41,7 @@ from resolvers.authorizing import url_for_error
 from resolvers.context import Scope
 from resolvers.errors import Forbidden, RequestLimitExceeded, RequestRefused
 from schema import build_schema
+from schema.limits import DocumentLimits
 from sessions.errors import ProviderError
 from sessions.metering import Meter, metering
 from storage.errors import StorageUnavailable
@@ -69,7 +70,7 @@ def create_app() -> Starlette:
 
 def build_app(settings: Settings) -> Starlette:
     """Return the application; its lifespan opens and closes everything it holds."""
-    schema = build_schema()
+    schema = build_schema(DocumentLimits.of_tokens(settings.max_document_tokens))
     app = Starlette(
         routes=_routes(schema, settings),
         lifespan=lambda app: _lifespan(app, settings),

@@ -59,6 +59,7 @@ class Settings:
     max_collected_rows: int
     cursor_seconds: float
     max_body_bytes: int
+    max_document_tokens: int
     max_requests: int
     queue_seconds: float
     max_subscriptions: int
@@ -448,6 +449,15 @@ SETTINGS: Final = (
         form="a whole number from 1000 to 10000000",
         default="100000",
         read=_whole(1000, 10_000_000),
+    ),
+    Setting(
+        name="GATEWAY_MAX_DOCUMENT_TOKENS",
+        field="max_document_tokens",
+        meaning="How many names, values and marks a GraphQL document may hold. Refusing the "
+        "costliest document takes time in proportion: 10 milliseconds at the default (see limits).",
+        form="a whole number from 200 to 20000",
+        default="800",
+        read=_whole(200, 20_000),
     ),
     Setting(
         name="GATEWAY_MAX_REQUESTS",

@@ -25,6 +25,8 @@ _ABOUT_A_VARIABLE: Final = re.compile(
 )
 _BEFORE_A_VALUE: Final = re.compile(r", found: | Found: |(?<=value): ")
 
+_MAX_MESSAGE: Final = 600
+
 _log = structlog.get_logger("schema")
 
 
@@ -104,8 +106,16 @@ def _cause_of(error: GraphQLError) -> BaseException | None:
 def _place_of(error: GraphQLError) -> dict[str, Any]:
     formatted = dict(error.formatted)
     formatted.pop("extensions", None)
-    formatted["message"] = _without_values(error.message)
+    formatted["message"] = _shortened(_without_values(error.message))
     return formatted
+
+
+def _shortened(message: str) -> str:
+    """Return the message without most of a name that a caller made very long."""
+    if len(message) <= _MAX_MESSAGE:
+        return message
+    half = _MAX_MESSAGE // 2
+    return f"{message[:half]} ... {message[-half:]}"
 
 
 def _without_values(message: str) -> str:

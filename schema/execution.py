@@ -23,17 +23,17 @@ from graphql import (
     execute_subscription_event,
     get_operation_ast,
     parse,
-    validate,
 )
 from graphql import (
     execute as execute_document,
 )
 
 from resolvers.context import RequestContext
-from resolvers.errors import BadInput, RequestLimitExceeded, RequestRefused
+from resolvers.errors import BadInput, RequestRefused
 from resolvers.operations import Operation, OperationKind
 from schema.errors import formatted_errors, internal_error, refusal
-from schema.limits import DocumentLimits, check_document
+from schema.limits import DocumentLimits, check_document, check_text, check_variables
+from schema.validation import validate
 from sessions.http import deadline
 from sessions.metering import ProviderUsage, current_meter
 from sessions.strategies import Choice, listening
@@ -46,8 +46,8 @@ _BAD_REQUEST = 400
 _METHOD_NOT_ALLOWED = 405
 _INTERNAL_ERROR = 500
 _MAX_CACHED_DOCUMENTS = 500
-_MAX_CACHED_CHARACTERS = 20_000
-_MAX_VALIDATION_ERRORS = 20
+_MAX_CACHED_CHARACTERS = 500_000  # of all texts together; trees take a hundred bytes for each
+_MAX_ERRORS = 8
 _NOT_STREAMED = (
     "A subscription is answered as server-sent events: send it with Accept: text/event-stream"
 )
@@ -201,6 +201,7 @@ async def _execute(
         operation_name=request.operation_name,
         executor_class=schema.execution_context_class,
         operation_extensions={},
+        max_coercion_errors=_MAX_ERRORS,
     )
     if inspect.isawaitable(result):
         result = await result
@@ -227,6 +228,7 @@ async def _events(
         raw_variable_values=request.variables,
         operation_name=request.operation_name,
         operation_extensions={},
+        max_coercion_errors=_MAX_ERRORS,
     )
     if isinstance(executor, list):
         yield _unexecuted({"errors": formatted_errors(executor, context)}, body, context)
@@ -259,11 +261,12 @@ def _read(
     """Return the document, with what is wrong with it, and the operation that is meant.
 
     Raises:
-        RequestLimitExceeded: The document is larger than allowed.
+        RequestLimitExceeded: The document, or what comes in variables, is larger than allowed.
     """
     if not isinstance(schema, GatewaySchema):
         raise TypeError("The schema comes from build_schema")
     document = schema.documents.read(request.query)
+    check_variables(request.variables, schema.documents.limits)
     return document, get_operation_ast(document.node, request.operation_name)
 
 
@@ -381,6 +384,7 @@ class _Documents:
     schema: GraphQLSchema
     limits: DocumentLimits
     _read: OrderedDict[str, _Read] = field(default_factory=OrderedDict)
+    _characters: int = 0
 
     def read(self, text: str) -> _Read:
         """Return the document, or what is wrong with it.
@@ -392,24 +396,19 @@ class _Documents:
         if found is not None:
             self._read.move_to_end(text)
             return found
-        found = self._parsed(text)
-        if len(text) <= _MAX_CACHED_CHARACTERS:
-            self._read[text] = found
-            if len(self._read) > _MAX_CACHED_DOCUMENTS:
-                self._read.popitem(last=False)
+        found = self._read[text] = self._parsed(text)
+        self._characters += len(text)
+        while len(self._read) > _MAX_CACHED_DOCUMENTS or self._characters > _MAX_CACHED_CHARACTERS:
+            oldest, _ = self._read.popitem(last=False)
+            self._characters -= len(oldest)
         return found
 
     def _parsed(self, text: str) -> _Read:
-        size = len(text.encode("utf-8", "surrogatepass"))
-        most = self.limits.max_bytes
-        if size > most:
-            raise RequestLimitExceeded(
-                f"The document is larger than allowed: {size} bytes, at most {most}",
-                limit="document_bytes",
-            )
+        check_text(text, self.limits)
         try:
             node = parse(text, max_tokens=self.limits.max_tokens)
         except GraphQLSyntaxError as error:
             return _Read(_NO_DOCUMENT, (error,))
         check_document(node, self.limits)
-        return _Read(node, validate(self.schema, node, max_errors=_MAX_VALIDATION_ERRORS))
+        errors = validate(self.schema, node, max_errors=_MAX_ERRORS)
+        return _Read(node, errors)

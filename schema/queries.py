@@ -14,7 +14,6 @@ import strawberry
 
 from resolvers import auditing, importing, roster
 from resolvers.context import RequestContext
-from resolvers.errors import BadInput
 from resolvers.lists import DEFAULT_FIRST, PageArguments
 from schema import global_ids
 from schema.auditing import AuditConnection
@@ -61,7 +60,6 @@ _MAX_AGE_OF_ONE = (
     "How many seconds old a kept answer may be: 0 for live; null for what is usual for the"
     " provider. When nothing fresh enough can be had, an older one is given, marked stale."
 )
-_MAX_NODES = 1000
 
 
 @strawberry.type(
@@ -301,8 +299,6 @@ def _page(first: int | None, after: str | None, max_age: int | None) -> PageArgu
 
 
 async def _nodes(context: RequestContext, ids: Sequence[str]) -> list[Node | None]:
-    if len(ids) > _MAX_NODES:
-        raise BadInput("ids", f"{len(ids)} ids are more than the {_MAX_NODES} allowed")
     wanted = [
         (global_ids.decode(text, argument=f"ids[{index}]"), f"ids[{index}]")
         for index, text in enumerate(ids)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from base64 import urlsafe_b64encode
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -914,16 +915,42 @@ def bomb(doublings: int) -> str:
 @pytest.mark.parametrize(
     ("query", "what"),
     [
-        (bomb(40), "fields"),
-        ("{" + "providers{id}" * 301 + "}", "times"),
-        ("{" + "".join(f"a{n}:providers{{id}}" for n in range(51)) + "}", "fields at the root"),
-        ("{providers{" + "".join(f"a{n}:id " for n in range(201)) + "}}", "aliases"),
+        (bomb(40), "fields and fragments, at most 2000"),
+        ("{providers{" + "id " * 320 + "}}", "321 selections, at most 320"),
+        (
+            "{" + "".join(f"a{n}:providers{{id}}" for n in range(51)) + "}",
+            "51 fields at the root, at most 50",
+        ),
+        (
+            "{providers{" + "".join(f"a{n}:id " for n in range(101)) + "}}",
+            "101 aliases, at most 100",
+        ),
         (
             "{users{nodes" + "{enrollments{nodes{user" * 6 + "{id}" + "}}}" * 6 + "}}",
-            "deep in fields",
+            "21 deep in fields, at most 16",
         ),
-        ("{providers{id " + "@include(if:true)" * 101 + "}}", "directives"),
-        ("{providers{id}} #" + "x" * 140_000, "bytes"),
+        (
+            '{__type(name:"A"){...a}}fragment a on __Type' + "{ofType" * 21 + "{name" + "}" * 22,
+            "23 deep in introspection, at most 20",
+        ),
+        ("{providers{id " + "@include(if:true)" * 51 + "}}", "51 directives, at most 50"),
+        (
+            "query" + "@include(if:true)" * 30 + "{...a}fragment a on Query"
+            "@include(if:true)" + "@include(if:true)" * 20 + "{providers{id}}",
+            "51 directives, at most 50",
+        ),
+        (
+            "query(" + "".join(f"$a{n}:ID" for n in range(51)) + "){providers{id}}",
+            "51 variables in one operation, at most 50",
+        ),
+        (
+            "".join(f"query a{n}{{providers{{id}}}}" for n in range(21)),
+            "21 operations, at most 20",
+        ),
+        ("{providers{id}} #" + "x" * 40_000, "40017 bytes, at most 16000"),
+        ("{providers{id}}" + "\n" * 1_600, "1601 lines, at most 1600"),
+        ("{nodes(ids:[" + "1 " * 800 + "]){id}}", "more than 800 tokens"),
+        ("{users(filter:" + "[" * 40, "41 brackets inside each other, at most 40"),
     ],
 )
 async def test_a_document_beyond_a_limit_is_refused_quickly(query: str, what: str) -> None:
@@ -972,6 +999,16 @@ async def test_documents_are_remembered_in_bounded_number() -> None:
         await execute(schema, body, a_context(World()))
 
     assert len(schema.documents._read) == 500  # type: ignore[attr-defined]  # of GatewaySchema
+
+
+async def test_long_documents_are_remembered_up_to_a_number_of_letters() -> None:
+    schema = build_schema(DocumentLimits())
+
+    for number in range(40):
+        body = {"query": f"{{ providers {{ id }} }} {' ' * (15_000 + number)}"}
+        await execute(schema, body, a_context(World()))
+
+    assert len(schema.documents._read) == 33  # type: ignore[attr-defined]  # of GatewaySchema
 
 
 async def test_a_provider_given_up_while_it_is_asked_ahead_leaves_nothing_running() -> None:
@@ -1029,7 +1066,35 @@ async def test_more_ids_than_a_page_are_refused() -> None:
 
     answer = await ask(World(), query, {"ids": ["x"] * 1001})
 
-    assert answer["errors"][0]["message"] == "ids: 1001 ids are more than the 1000 allowed"
+    assert answer["errors"][0]["message"] == (
+        "variables.ids: 1001 values are more than the 1000 one list may hold"
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "problem"),
+    [
+        ({"a": [[1] * 1000] * 5}, "They hold more than the 5000 values allowed"),
+        ({"a": {"b": [[[[[[[[1]]]]]]]]}}, "It is nested deeper than 8 levels"),
+        ({f"a{n}": n for n in range(51)}, "variables: 51 are more than the 50 allowed"),
+        ({"a": {str(n): n for n in range(51)}}, "51 members are more than the 50 one object may"),
+    ],
+)
+async def test_variables_beyond_a_limit_are_refused(
+    variables: Mapping[str, Any], problem: str
+) -> None:
+    answer = await ask(World(), "query ($a: ID) { node(id: $a) { id } }", variables)
+
+    assert codes(answer) == ["REQUEST_LIMIT_EXCEEDED"]
+    assert problem in answer["errors"][0]["message"]
+
+
+async def test_what_is_wrong_is_told_without_repeating_all_of_a_long_name() -> None:
+    answer = await ask(World(), "{ " + "x" * 15_000 + " }")
+
+    (error,) = answer["errors"]
+    assert len(error["message"]) == 605
+    assert error["message"].endswith("xx' on type 'Query'.")
 
 
 async def test_rows_can_be_asked_for_as_edges_too() -> None:

@@ -43,23 +43,23 @@ async def test_lists_inside_lists_are_refused_past_a_number_of_rows(tmp_path: Pa
 
 
 async def test_a_chain_of_fragments_is_refused_and_not_a_fault_of_ours(tmp_path: Path) -> None:
-    chain = " ".join(f"fragment f{n} on Query {{ ...f{n + 1} }}" for n in range(500))
-    document = f"{{ ...f0 }} {chain} fragment f500 on Query {{ providers {{ id }} }}"
+    chain = " ".join(f"fragment f{n} on Query {{ ...f{n + 1} }}" for n in range(90))
+    document = f"{{ ...f0 }} {chain} fragment f90 on Query {{ providers {{ id }} }}"
     async with running_gateway(tmp_path) as gateway:
         answer = await gateway.client.post("/graphql", json={"query": document})
 
     (error,) = answer.json()["errors"]
     assert error["extensions"]["code"] == "REQUEST_LIMIT_EXCEEDED"
-    assert f"501 fragments, at most {DocumentLimits().max_fragments}" in error["message"]
+    assert f"91 fragments, at most {DocumentLimits().max_fragments}" in error["message"]
 
 
 async def test_more_providers_than_anybody_has_cannot_be_named(tmp_path: Path) -> None:
     query = "query ($ids: [ID!]) { users(filter: {providerIds: $ids}) { totalCount } }"
     async with running_gateway(tmp_path) as gateway:
-        answer = await gateway.graphql(query, ids=[f"u{number}" for number in range(8000)])
+        answer = await gateway.graphql(query, ids=[f"u{number}" for number in range(800)])
 
     (error,) = answer["errors"]
-    assert error["message"] == "filter.providerIds: 8000 ids are too many, at most 100"
+    assert error["message"] == "filter.providerIds: 800 ids are too many, at most 100"
 
 
 @pytest.mark.parametrize("head", ["X-A: " + "a" * 200_000, "X-A: b\r\n" * 30_000])
