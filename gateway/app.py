@@ -17,13 +17,14 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
-from starlette.routing import Match, Route
+from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from gateway import explorer, graphql_http, media, oauth, rest
 from gateway.access import KeyAccess
 from gateway.assembly import Gateway, open_gateway
+from gateway.graphql_ws import Sockets
 from gateway.logs import configure_logs
 from gateway.problems import (
     SAFE_HEADERS,
@@ -50,6 +51,9 @@ _REST_PREFIX: Final = "/api/"
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _READY_SECONDS: Final = 5.0
 _RETRY_AFTER_SECONDS: Final = 5
+_FIRST_OF_A_SOCKET: Final = frozenset({"websocket.accept", "websocket.http.response.start"})
+_LAST_OF_A_SOCKET: Final = frozenset({"websocket.close", "websocket.http.response.body"})
+_MAX_REASON_CHARACTERS: Final = 123  # what a close frame has room for
 
 _log = structlog.get_logger(__name__)
 
@@ -71,8 +75,9 @@ def create_app() -> Starlette:
 def build_app(settings: Settings) -> Starlette:
     """Return the application; its lifespan opens and closes everything it holds."""
     schema = build_schema(DocumentLimits.of_tokens(settings.max_document_tokens))
+    sockets = Sockets(schema)
     app = Starlette(
-        routes=_routes(schema, settings),
+        routes=_routes(schema, sockets, settings),
         lifespan=lambda app: _lifespan(app, settings),
         middleware=[
             Middleware(LoadShedding, stream_seconds=settings.stream_seconds),
@@ -85,6 +90,7 @@ def build_app(settings: Settings) -> Starlette:
             StorageUnavailable: _on_storage_outage,
         },
     )
+    app.state.sockets = sockets
     app.router.redirect_slashes = False  # it would send callers to whatever Host they name
     return app
 
@@ -108,7 +114,7 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
             _log.info("gateway_stopped")
 
 
-def _routes(schema: strawberry.Schema, settings: Settings) -> list[Route]:
+def _routes(schema: strawberry.Schema, sockets: Sockets, settings: Settings) -> list[BaseRoute]:
     async def graphql(request: Request) -> Response:
         gateway = _gateway(request)
         if settings.graphiql and graphql_http.wants_page(request):
@@ -118,6 +124,7 @@ def _routes(schema: strawberry.Schema, settings: Settings) -> list[Route]:
     return [
         Route("/", _home, methods=["GET"], name="home"),
         Route("/graphql", graphql, methods=["GET", "POST"], name="graphql"),
+        WebSocketRoute("/graphql", sockets.serve, name="graphql-ws"),
         Route("/api/users", _keyed(rest.list_users), methods=["GET"], name="users"),
         Route("/api/courses", _keyed(rest.list_courses), methods=["GET"], name="courses"),
         Route("/api/content", _keyed(rest.list_courses), methods=["GET"], name="content"),
@@ -266,11 +273,14 @@ class _Requests:
         self._app = app
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         request_id = request_id_of(Headers(scope=scope).get("x-request-id", ""))
         scope.setdefault("state", {})["request_id"] = request_id
+        if scope["type"] == "websocket":
+            await self._serve_socket(scope, receive, send, request_id)
+            return
         started = time.perf_counter()
         status = 0
 
@@ -307,6 +317,28 @@ class _Requests:
                 seconds = time.perf_counter() - started
                 calls = None if meter is None else meter.calls
                 self._note(scope, status, seconds=seconds, calls=calls, members=members)
+
+    async def _serve_socket(
+        self, scope: AsgiScope, receive: Receive, send: Send, request_id: str
+    ) -> None:
+        """Serve a websocket; what it is asked for has ids, log lines and metrics of its own."""
+        closed = False
+
+        async def send_marked(message: Message) -> None:
+            nonlocal closed
+            closed = closed or message["type"] in _LAST_OF_A_SOCKET
+            if message["type"] in _FIRST_OF_A_SOCKET:
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, send_marked)
+            except Exception as error:  # noqa: BLE001 - the same mask
+                _log.error("internal_error", error_id=request_id, exc_info=error)
+                if not closed:
+                    reason = f"Internal error {request_id}"[:_MAX_REASON_CHARACTERS]
+                    await send({"type": "websocket.close", "code": 4500, "reason": reason})
 
     @staticmethod
     def _metered(scope: AsgiScope) -> AbstractContextManager[Meter | None]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
+from collections.abc import Mapping
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 import structlog
 import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.supervisors import Multiprocess
 
 from gateway.settings import Settings
@@ -18,6 +21,7 @@ from gateway.settings import Settings
 _APPLICATION: Final = "gateway.app:create_app"  # each worker reads the environment for itself
 _MAX_HEAD_BYTES: Final = 64 * 1024
 _KEEP_ALIVE_SECONDS: Final = 65  # longer than load balancers keep a connection they may use again
+_PING_SECONDS: Final = 20.0  # proxies cut off what is silent for longer, some after 30
 
 _log = structlog.get_logger(__name__)
 
@@ -39,8 +43,8 @@ def serve(settings: Settings) -> bool:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        ws="none",
         http=_BoundedProtocol,
+        **socket_options(max_bytes=settings.max_body_bytes),
         lifespan="on",
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
@@ -54,6 +58,21 @@ def serve(settings: Settings) -> bool:
     except SystemExit as error:  # uvicorn ends so when the port is taken
         return not error.code
     return server.started
+
+
+def socket_options(*, max_bytes: int) -> Mapping[str, Any]:
+    """Return the arguments of ``uvicorn.Config`` that say how websockets are served.
+
+    Args:
+        max_bytes: The largest message; a larger one closes the socket with 1009.
+    """
+    return {
+        "ws": _Socket,
+        "ws_max_size": max_bytes,
+        "ws_per_message_deflate": False,
+        "ws_ping_interval": _PING_SECONDS,
+        "ws_ping_timeout": _PING_SECONDS,
+    }
 
 
 class _BoundedProtocol(HttpToolsProtocol):
@@ -89,6 +108,40 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._in_head = True
         self._moved_on = True
         super().on_message_complete()
+
+
+class _Socket(WebSocketsSansIOProtocol):
+    """A websocket that waits for nobody who does not read, and that the application closes.
+
+    It logs nothing by itself: it would write query strings and, when debugging, keys.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.logger = logging.getLogger("gateway.sockets")
+        self.logger.setLevel(logging.CRITICAL + 1)
+        self.conn.debug = False
+
+    def shutdown(self) -> None:
+        """Leave closing to the application, which sees to it once it knows."""
+        if not self.handshake_complete or self.close_sent:
+            super().shutdown()
+        elif isinstance(self.config.loaded_app, Starlette):
+            self.config.loaded_app.state.draining = True
+        if not self.writable.is_set():
+            self.transport.abort()
+
+    def keepalive_timeout(self) -> None:
+        """Break off a connection whose client is gone; what is still to be sent with it."""
+        super().keepalive_timeout()
+        self.transport.abort()
+
+    async def send(self, message: Any) -> None:
+        """Send, and break off a connection whose client does not answer its closing."""
+        await super().send(message)
+        if self.close_timer is not None:
+            self.close_timer.cancel()
+            self.close_timer = self.loop.call_later(self.close_timeout, self.transport.abort)
 
 
 class _DrainingServer(uvicorn.Server):

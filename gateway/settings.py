@@ -22,7 +22,7 @@ from storage.errors import StorageError
 PREFIX: Final = "GATEWAY_"
 _TEST_PREFIX: Final = "GATEWAY_TEST_"
 _MIN_TOKEN_LENGTH: Final = 16
-_LOOPBACK_HOSTS: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+LOOPBACK_HOSTS: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 _OTEL_CHOICES: Final = {
     "OTEL_TRACES_EXPORTER": ("otlp", "none"),
@@ -128,7 +128,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     if values["tracing"] != "off":
         values["tracing"] = _checked_tracing(values["tracing"], environment)
     settings = Settings(**values)
-    if settings.dev and settings.host not in _LOOPBACK_HOSTS:
+    if settings.dev and settings.host not in LOOPBACK_HOSTS:
         raise SettingsError(
             f"GATEWAY_DEV opens the API to everyone who reaches {settings.host}: "
             "expected GATEWAY_HOST=127.0.0.1 with it, or GATEWAY_DEV=off"
@@ -482,7 +482,8 @@ SETTINGS: Final = (
         name="GATEWAY_MAX_SUBSCRIPTIONS",
         field="max_subscriptions",
         meaning="How many streams of events one process keeps open, which are not counted among "
-        "the requests it works on; one key has at most three quarters of them.",
+        "the requests it works on; one key has at most three quarters of them. A websocket counts "
+        "as one, and each subscription on it as one more.",
         form="a whole number from 1 to 100000",
         default="1000",
         read=_whole(1, 100_000),

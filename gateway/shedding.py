@@ -20,15 +20,16 @@ from gateway.graphql_http import refusal
 from gateway.problems import SAFE_HEADERS, AnswerCutShort, Interrupted, problem, request_id_of
 
 _MAX_KNOWN_KEYS: Final = 4096
-_STRANGERS: Final = ""
+STRANGERS: Final = ""
 _OPEN_PATHS: Final = frozenset({"/health", "/ready", "/metrics"})
 _OPEN_PREFIX: Final = "/media/"
 _EXPORTS: Final = frozenset({"/api/users", "/api/courses", "/api/content", "/api/enrollments"})
 _EVENT_STREAM: Final = b"text/event-stream"
-_LONGEST_RETRY_SECONDS: Final = 4
-_HOLD_SECONDS: Final = 0.05
+LONGEST_RETRY_SECONDS: Final = 4
+HOLD_SECONDS: Final = 0.05
 _GRAPHQL: Final = "/graphql"
 _CODE: Final = "GATEWAY_OVERLOADED"
+OVERLOADED: Final = "The gateway has more to do than it can; nothing was done for this request"
 _BLANK_SECONDS: Final = b"99999"
 _BLANK_ID: Final = b"0" * 32
 
@@ -65,12 +66,12 @@ class LoadShedding:
             return
         admission: Admission = scope["app"].state.gateway.admission
         shown = sha256(_header(scope, b"authorization")).digest()
-        key = self._keys.get(shown, _STRANGERS)
+        key = self._keys.get(shown, STRANGERS)
         is_export = scope["path"] in _EXPORTS
         try:
             slot = await admission.enter(key, is_export=is_export)
         except Refused:
-            await asyncio.sleep(_HOLD_SECONDS)
+            await asyncio.sleep(HOLD_SECONDS)
             await _refuse(scope, send)
             return
         try:
@@ -140,7 +141,7 @@ class _Exchange:
         except Refused:
             accept = _header(self._scope, b"accept").decode("latin-1")
             request_id = self._scope["state"]["request_id"]
-            answer = _refusal(accept, seconds=_LONGEST_RETRY_SECONDS, request_id=request_id)
+            answer = _refusal(accept, seconds=LONGEST_RETRY_SECONDS, request_id=request_id)
             raise Interrupted(answer) from None
 
 
@@ -165,7 +166,7 @@ async def _refuse(scope: AsgiScope, send: Send) -> None:
     The server reads and drops a body that is still coming, so the connection can be used again;
     unless the caller waits to be asked for it, and may then send it or not.
     """
-    seconds = str(random.randint(1, _LONGEST_RETRY_SECONDS)).encode()  # noqa: S311 - spreads load only
+    seconds = str(random.randint(1, LONGEST_RETRY_SECONDS)).encode()  # noqa: S311 - spreads load only
     given_id = _header(scope, b"x-request-id").decode("latin-1")
     request_id = request_id_of(given_id).encode()
     is_graphql = scope["path"] == _GRAPHQL
@@ -199,12 +200,11 @@ def _template(accept: bytes | None) -> tuple[Sequence[tuple[bytes, bytes]], byte
 
 def _refusal(accept: str | None, *, seconds: int, request_id: str) -> Response:
     """Return a refusal as its surface writes errors: GraphQL, if an ``Accept`` is given."""
-    detail = "The gateway has more to do than it can; nothing was done for this request"
     headers = {"Retry-After": str(seconds)}
     members: dict[str, Any] = {"retryable": True, "retryAfterSeconds": seconds}
     if accept is not None:
-        return refusal(_CODE, detail, accept=accept, headers=headers, **members)
-    return problem(_CODE, detail, request_id=request_id, headers=headers, **members)
+        return refusal(_CODE, OVERLOADED, accept=accept, headers=headers, **members)
+    return problem(_CODE, OVERLOADED, request_id=request_id, headers=headers, **members)
 
 
 def _too_slow(scope: AsgiScope, seconds: float) -> Response:

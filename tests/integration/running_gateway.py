@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 
 from gateway.app import build_app
 from gateway.assembly import Gateway
+from gateway.serving import socket_options
 from gateway.settings import read_settings
 from simulators.kolibri.population import PASSWORD
 from simulators.kolibri.state import Kolibri
@@ -115,7 +116,8 @@ async def serving(app: ASGIApp, listener: socket.socket) -> AsyncIterator[None]:
         log_config=None,
         access_log=False,
         server_header=False,
-        ws="none",
+        proxy_headers=False,
+        **socket_options(max_bytes=100_000),
         timeout_graceful_shutdown=2,
     )
     server = uvicorn.Server(config)

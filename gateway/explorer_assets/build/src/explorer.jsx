@@ -102,7 +102,22 @@ async function fetchWithKey(url, options) {
   return window.fetch(url, { ...options, headers, credentials: 'omit' });
 }
 
-const fetchFromGateway = createGraphiQLFetcher({ url: endpoint.href, fetch: fetchWithKey });
+// Subscriptions go over a websocket, one for each: what is typed as headers is sent as its first
+// message, where a browser can send none.
+const socket = new URL(endpoint);
+socket.protocol = endpoint.protocol === 'https:' ? 'wss:' : 'ws:';
+const shownFirst = {
+  get Authorization() {
+    return currentKey && `Bearer ${currentKey}`;
+  },
+};
+
+const fetchFromGateway = createGraphiQLFetcher({
+  url: endpoint.href,
+  fetch: fetchWithKey,
+  subscriptionUrl: socket.href,
+  wsConnectionParams: shownFirst,
+});
 
 function fetcher(parameters, options) {
   if (!currentKey && !options?.headers?.Authorization && !options?.headers?.authorization) {
