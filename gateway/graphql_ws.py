@@ -98,11 +98,25 @@ class Sockets:
     async def serve(self, socket: WebSocket) -> None:
         """Serve one socket from its upgrade until it is closed."""
         gateway: Gateway = socket.app.state.gateway
+        try:
+            is_accepted = await self._accept(gateway, socket)
+        except (OSError, WebSocketDisconnect):
+            return  # the client left before it was let in
+        if not is_accepted:
+            return
+        connection = _Connection(gateway, self, socket)
+        self.strangers.add(connection)
+        try:
+            await connection.run()
+        finally:
+            self.strangers.discard(connection)
+
+    async def _accept(self, gateway: Gateway, socket: WebSocket) -> bool:
         request_id = socket.state.request_id
         if not _may_open(socket, gateway.settings):
             detail = "origin: Pages of this origin may not open a websocket here"
             await socket.send_denial_response(problem("FORBIDDEN", detail, request_id=request_id))
-            return
+            return False
         if _is_stopping(socket) or len(self.strangers) >= self.terms.max_strangers:
             refused = problem(
                 "GATEWAY_OVERLOADED",
@@ -111,18 +125,13 @@ class Sockets:
                 headers={"Retry-After": str(LONGEST_RETRY_SECONDS)},
             )
             await socket.send_denial_response(refused)
-            return
+            return False
         if SUBPROTOCOL not in socket.scope["subprotocols"]:
             await socket.accept()
             await socket.close(NO_SUBPROTOCOL, f"Subprotocol not acceptable: {SUBPROTOCOL} is")
-            return
+            return False
         await socket.accept(SUBPROTOCOL)
-        connection = _Connection(gateway, self, socket)
-        self.strangers.add(connection)
-        try:
-            await connection.run()
-        finally:
-            self.strangers.discard(connection)
+        return True
 
 
 class _End(Exception):
@@ -155,6 +164,7 @@ class _Connection:
         self._operations: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._streams: set[asyncio.Task[None]] = set()
+        self._sending = asyncio.Lock()
         self._count = 0
         self._code = 0
 
@@ -293,8 +303,11 @@ class _Connection:
             try:
                 status = await self._answer(operation_id, asked, request_id)
             finally:
-                if self._operations.get(operation_id) is asyncio.current_task():
+                task = asyncio.current_task()
+                if self._operations.get(operation_id) is task:
                     del self._operations[operation_id]
+                if status == _CLIENT_LEFT and task in self._streams:
+                    status = 200  # as it is meant to end
                 seconds = time.perf_counter() - started
                 self._gateway.metrics.on_request(_ROUTE, status, seconds=seconds)
                 _log.info(
@@ -380,14 +393,19 @@ class _Connection:
 
     async def _send(self, message: Mapping[str, Any]) -> None:
         """Send a message, unless the socket is closed: then whoever sends is about to be ended."""
-        if not self._code:
-            with suppress(WebSocketDisconnect):
-                await self._socket.send_text(msgspec.json.encode(message).decode())
+        async with self._sending:
+            if not self._code:
+                try:
+                    await self._socket.send_text(msgspec.json.encode(message).decode())
+                except WebSocketDisconnect as gone:
+                    self._code = gone.code
 
     async def _close(self, code: int, reason: str) -> None:
-        if not self._code:
-            self._code = code
-            fitting = reason.encode()[:_MAX_REASON_BYTES].decode(errors="ignore")
+        if self._code:
+            return
+        self._code = code
+        fitting = reason.encode()[:_MAX_REASON_BYTES].decode(errors="ignore")
+        async with self._sending:
             with suppress(WebSocketDisconnect):
                 await self._socket.close(code, fitting)
 

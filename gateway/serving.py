@@ -120,6 +120,7 @@ class _Socket(WebSocketsSansIOProtocol):
         super().__init__(*arguments, **options)
         self.logger = logging.getLogger("gateway.sockets")
         self.logger.setLevel(logging.CRITICAL + 1)
+        self.conn.logger = self.logger
         self.conn.debug = False
 
     def shutdown(self) -> None:

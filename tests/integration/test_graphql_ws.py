@@ -2,27 +2,42 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
+from gql import Client, gql
+from gql.transport.exceptions import TransportQueryError
+from gql.transport.websockets import WebsocketsTransport
 from pretend_platform import until
-from running_gateway import TOKEN, RunningGateway, running_gateway, running_product
+from running_gateway import TOKEN, RunningGateway, listening, running_gateway, running_product
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
+from websockets.sync.client import ClientConnection as SyncConnection
+from websockets.sync.client import connect as connect_sync
 from websockets.typing import Origin, Subprotocol
 
-from gateway import graphql_ws
+from gateway import graphql_ws, serving
 from gateway.admission import Load
+from simulators.kolibri.app import running
+from simulators.kolibri.population import build_population
+from simulators.kolibri.state import Kolibri
 from storage.errors import StorageUnavailable
 
 INIT = {"type": "connection_init", "payload": {"Authorization": f"Bearer {TOKEN}"}}
+REFRESH = """mutation { refreshProvider(input: {providerId: "1"}) {
+  ... on ImportRequested { run { state } }
+} }"""
+PROGRESS = 'subscription { importProgress(providerId: "1") { state } }'
 CHANGES = "subscription { changes { type } }"
 TYPE = {"query": "{ __typename }"}
 WAITING = {"query": 'query { provider(providerId: "unknown") { providerId } }'}
@@ -328,6 +343,82 @@ async def test_a_subscription_tells_events_as_they_come_until_it_is_completed(
         assert (await talk.hear()) == {"id": "1", "type": "complete"}
     await until(lambda: load(gateway) == (0, 0))
     await until(lambda: len(asyncio.all_tasks()) == tasks)
+
+
+async def test_an_import_is_followed_on_one_socket_with_what_asked_for_it(
+    gateway: RunningGateway,
+) -> None:
+    async with running(Kolibri(build_population())) as url:
+        await gateway.add_kolibri(url)
+        async with acknowledged(gateway) as talk:
+            await talk.begin("changes", "subscription { changes(kinds: [COURSES]) { type kind } }")
+            await until(lambda: load(gateway) == (0, 2))
+            await asyncio.sleep(0.1)  # it has found out what the last change is by now
+            await talk.begin("refresh", REFRESH)
+            heard = [await talk.hear(), await talk.hear()]
+            await talk.begin("progress", PROGRESS)
+            while heard[-1] != {"id": "progress", "type": "complete"}:
+                heard.append(await talk.hear())
+            found = await gateway.graphql(
+                "{ changes(kinds: [COURSES], first: 1000) { edges { type kind } } }"
+            )
+            changes = found["data"]["changes"]["edges"]
+            while [one["id"] for one in heard].count("changes") < len(changes):
+                heard.append(await talk.hear())
+
+    told = {name: [one for one in heard if one["id"] == name] for name in ("progress", "changes")}
+    states = [one["payload"]["data"]["importProgress"]["state"] for one in told["progress"][:-1]]
+    assert states[-1] == "DONE"
+    assert [one["payload"]["data"]["changes"] for one in told["changes"]] == changes
+    assert changes[0] == {"type": "CREATED", "kind": "COURSES"}
+
+
+async def test_an_independent_client_asks_and_subscribes(gateway: RunningGateway) -> None:
+    transport = WebsocketsTransport(
+        url=f"{gateway.url.replace('http', 'ws', 1)}/graphql",
+        init_payload={"Authorization": f"Bearer {TOKEN}"},
+        subprotocols=[WebsocketsTransport.GRAPHQLWS_SUBPROTOCOL],
+    )
+    async with running(Kolibri(build_population())) as url:
+        await gateway.add_kolibri(url)
+        async with Client(transport=transport) as session:
+            asked = await session.execute(gql(REFRESH))
+            states = [
+                event["importProgress"]["state"] async for event in session.subscribe(gql(PROGRESS))
+            ]
+            with pytest.raises(TransportQueryError) as refused:
+                await session.execute(gql("{ nothing }"))
+            answered = await session.execute(gql("{ __typename }"))
+
+    assert asked == {"refreshProvider": {"run": {"state": "QUEUED"}}}
+    assert states[-1] == "DONE"
+    assert refused.value.errors is not None
+    assert codes(refused.value.errors) == ["BAD_INPUT"]
+    assert answered == {"__typename": "Query"}
+
+
+async def test_a_client_that_reads_nothing_holds_nothing_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "_PING_SECONDS", 1.0)
+    message = json.dumps({"type": "ping", "payload": {"long": "x" * 90_000}})
+    with structlog.testing.capture_logs() as logged:
+        async with running_gateway(tmp_path) as gateway, acknowledged(gateway) as talk:
+            await talk.begin()
+            await until(lambda: load(gateway) == (0, 2))
+            talk.socket.transport.pause_reading()
+            sent = 0
+            with suppress(TimeoutError, ConnectionClosed):
+                async with asyncio.timeout(5):
+                    while True:
+                        await talk.socket.send(message)
+                        sent += 1
+            await until(lambda: load(gateway) == (0, 0))
+            talk.socket.transport.abort()
+
+    assert sent > 50  # more than what lies between fits
+    assert [line["code"] for line in logged if line["event"] == "websocket_closed"] == [1006]
+    assert [line for line in logged if line["event"] == "internal_error"] == []
 
 
 async def test_nothing_runs_on_after_a_client_that_is_gone_without_a_word(
@@ -711,6 +802,61 @@ async def test_a_database_that_does_not_answer_is_said_and_cuts_no_subscription(
         assert closing == (1013, "The gateway's database does not answer")
         assert await talk.is_well()
         assert load(gateway) == (0, 2)
+
+
+def test_a_terminated_gateway_says_goodbye_to_its_sockets_within_two_seconds(
+    tmp_path: Path,
+) -> None:
+    with listening() as listener:
+        port = listener.getsockname()[1]
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")},
+        "GATEWAY_PORT": str(port),
+        "GATEWAY_DATA_FOLDER": str(tmp_path / "data"),
+        "GATEWAY_TOKEN": TOKEN,
+        "GATEWAY_LOG_LEVEL": "debug",
+    }
+    command = [sys.executable, "-m", "gateway.command_line", "serve"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stderr=log)
+    try:
+        with _connected(port) as socket:
+            socket.send(json.dumps(INIT))
+            socket.recv(timeout=10)
+            for query in (CHANGES, "{ __typename }"):
+                message = {"id": query, "type": "subscribe", "payload": {"query": query}}
+                socket.send(json.dumps(message))
+            heard = [json.loads(socket.recv(timeout=10))["type"] for _ in range(2)]
+            process.terminate()
+            began_at = time.monotonic()
+            with pytest.raises(ConnectionClosed) as closed:
+                socket.recv(timeout=10)
+            took_seconds = time.monotonic() - began_at
+        process.wait(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+
+    assert heard == ["next", "complete"]
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1001
+    assert took_seconds < 2
+    assert process.returncode == 0
+    assert TOKEN not in (tmp_path / "log").read_text(encoding="utf-8")
+
+
+def _connected(port: int) -> SyncConnection:
+    for _ in range(400):
+        try:
+            return connect_sync(
+                f"ws://127.0.0.1:{port}/graphql",
+                subprotocols=[Subprotocol(graphql_ws.SUBPROTOCOL)],
+                compression=None,
+                proxy=None,
+            )
+        except OSError:
+            time.sleep(0.05)
+    raise AssertionError("The gateway did not start")
 
 
 async def test_a_stop_closes_sockets_at_once_and_lets_queries_end(tmp_path: Path) -> None:
