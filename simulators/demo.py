@@ -31,6 +31,7 @@ from simulators.kolibri import population
 
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 60
+KOLIBRI_USERNAME = "service_admin"
 
 
 class DemoFailed(Exception):
@@ -39,7 +40,7 @@ class DemoFailed(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until interrupted; returns the exit code."""
-    options = _options(arguments)
+    options = read_options(arguments)
     options.folder /= "real" if options.real else "simulated"
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,15 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         providers = {
-            "1": _start_kolibri(options, processes),
-            "2": _start_canvas(options, processes),
+            "1": start_kolibri(options, processes),
+            "2": start_canvas(options, processes),
         }
         url = f"http://127.0.0.1:{options.port}"
         product = _Product(url, token, providers)
-        processes.append(_start_gateway(options, token, product.callback_url))
-        _wait(f"{url}/ready", processes[-1], folder / "gateway.log")
+        processes.append(start_gateway(options, token, product.callback_url))
+        wait_until_up(f"{url}/ready", processes[-1], folder / "gateway.log")
         _register_anew(url, token, providers)
-        users = {key: len(_call(f"{url}/api/users?id={key}", token)) for key in providers}
+        users = {key: len(call(f"{url}/api/users?id={key}", token)) for key in providers}
         _greet(url, token, providers, users=users, kind=folder.name)
         return processes[-1].wait()
     except DemoFailed as error:
@@ -72,10 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     finally:
         for process in reversed(processes):
-            _stop(process)
+            stop(process)
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read where the servers are to be and where their data and logs go."""
     parser = argparse.ArgumentParser(prog="make run", description=__doc__)
     parser.add_argument("--port", type=int, default=8180)
     parser.add_argument("--kolibri-port", type=int, default=8190)
@@ -98,7 +100,7 @@ def _token(path: Path) -> str:
     return path.read_text(encoding="ascii")
 
 
-def _start_kolibri(
+def start_kolibri(
     options: argparse.Namespace, processes: list[subprocess.Popen[bytes]]
 ) -> Mapping[str, str]:
     """Start the server; returns how to register it, as its facility administrator."""
@@ -116,17 +118,17 @@ def _start_kolibri(
             [*module, "--host", "127.0.0.1", "--port", str(options.kolibri_port)], log, os.environ
         )
         processes.append(process)
-        _wait(f"http://127.0.0.1:{options.kolibri_port}/api/public/info/", process, log)
+        wait_until_up(f"http://127.0.0.1:{options.kolibri_port}/api/public/info/", process, log)
     return {
         "type": "kolibri",
         "name": "Kolibri" if options.real else "Simulated Kolibri",
         "url": f"http://127.0.0.1:{options.kolibri_port}",
-        "username": "service_admin",
+        "username": KOLIBRI_USERNAME,
         "password": population.PASSWORD,
     }
 
 
-def _start_canvas(
+def start_canvas(
     options: argparse.Namespace, processes: list[subprocess.Popen[bytes]]
 ) -> Mapping[str, str]:
     """Start the server; returns how to register it, with a token and a developer key."""
@@ -138,7 +140,7 @@ def _start_canvas(
     process = _spawn([*module, *address, "--seed", seed], log, os.environ)
     processes.append(process)
     url = f"http://127.0.0.1:{options.canvas_port}"
-    _wait(f"{url}/login", process, log)
+    wait_until_up(f"{url}/login", process, log)
     return {
         "type": "canvas",
         "name": "Simulated Canvas",
@@ -149,9 +151,10 @@ def _start_canvas(
     }
 
 
-def _start_gateway(
+def start_gateway(
     options: argparse.Namespace, token: str, callback_url: str
 ) -> subprocess.Popen[bytes]:
+    """Start a gateway; what it is told beside this is in our own environment."""
     command = shutil.which("learning-gateway", path=str(Path(sys.executable).parent))
     if command is None:
         raise DemoFailed("learning-gateway is not installed beside this Python; use make run")
@@ -175,7 +178,12 @@ def _spawn(
         )
 
 
-def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_up(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until a server answers.
+
+    Raises:
+        DemoFailed: It ended, with the end of its log, or did not answer in time.
+    """
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -189,7 +197,8 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     raise DemoFailed(f"{url} did not answer within {START_SECONDS} s, see {log}")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a server, by force if it does not within 30 seconds."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -199,9 +208,14 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             process.wait()
 
 
-def _call(
+def call(
     url: str, token: str, body: object = None, *, nonce: str | None = None
 ) -> Any:  # decoded JSON
+    """Return what the gateway answers, decoded.
+
+    Raises:
+        DemoFailed: It answered with an error.
+    """
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
     if nonce is not None:
         headers["X-Registration-Nonce"] = nonce
@@ -248,7 +262,7 @@ class _Product:
         """Post a provider's details, as the answer to the callback that brought the nonce."""
         details = {"id": provider_id, **self._providers[provider_id]}
         try:
-            _call(f"{self._gateway_url}/api/add-provider", self._token, details, nonce=nonce)
+            call(f"{self._gateway_url}/api/add-provider", self._token, details, nonce=nonce)
         except DemoFailed as error:
             print(f"The product could not register {provider_id}: {error}", file=sys.stderr)
 
@@ -256,10 +270,10 @@ class _Product:
 def _register_anew(url: str, token: str, providers: Mapping[str, Mapping[str, str]]) -> None:
     """Register those again that an earlier run left at another address."""
     query = {"query": "{ providers { providerId baseUrl } }"}
-    for known in _call(f"{url}/graphql", token, query)["data"]["providers"]:
+    for known in call(f"{url}/graphql", token, query)["data"]["providers"]:
         wanted = providers.get(known["providerId"])
         if wanted is not None and wanted["url"] != known["baseUrl"]:
-            _call(f"{url}/api/add-provider", token, {"id": known["providerId"], **wanted})
+            call(f"{url}/api/add-provider", token, {"id": known["providerId"], **wanted})
 
 
 _SIGN_IN = """mutation {
@@ -286,7 +300,7 @@ def _greet(
         f"  curl -H 'Authorization: Bearer {token}' '{url}/api/users?id={key}'" for key in providers
     ]
     query = '{ users(filter: {providerIds: ["2"]}, first: 50) { nodes { id displayName } } }'
-    found = _call(f"{url}/graphql", token, {"query": query})["data"]["users"]["nodes"]
+    found = call(f"{url}/graphql", token, {"query": query})["data"]["users"]["nodes"]
     cody = next(user for user in found if user["displayName"].startswith("Cody"))
     left = "; make stop-kolibri stops the Kolibri" if kind == "real" else ""
     print(
