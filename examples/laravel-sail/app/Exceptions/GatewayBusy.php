@@ -1,0 +1,7 @@
+<?php
+
+namespace App\Exceptions;
+
+final class GatewayBusy extends LearningGatewayError
+{
+}
