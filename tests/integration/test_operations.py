@@ -1,5 +1,6 @@
 """The operations in ``graphql/operations`` are valid, and answer what a product needs."""
 
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -31,11 +32,37 @@ def operation(name: str) -> str:
     return (FOLDER / f"{name}.graphql").read_text(encoding="utf-8")
 
 
+EXAMPLES = FOLDER.parents[1] / "examples"
+SOURCES = ("clients/*/*.js", "clients/*/src/*.ts", "clients/*/*.py", "laravel-sail/app/**/*.php")
+DOCUMENT = re.compile(  # as JavaScript, TypeScript, Python and PHP write them
+    r"(?<!/)\b(?:gql|graphql)\(?`([^`]+)`|gql\(\"{3}(.+?)\"{3}\)|<<<'GRAPHQL'(.+?)GRAPHQL;",
+    re.DOTALL,
+)
+FOR_RELAY_ITSELF = re.compile(r"@connection\([^)]*\)")
+
+
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.graphql")), ids=lambda path: path.stem)
 def test_an_operation_is_valid(path: Path) -> None:
     document = parse(path.read_text(encoding="utf-8"))
 
     assert validate(SCHEMA._schema, document) == []
+
+
+def test_the_documents_of_the_example_clients_are_valid() -> None:
+    found = [
+        (path.relative_to(EXAMPLES).parts[1], "".join(groups))
+        for source in SOURCES
+        for path in sorted(EXAMPLES.glob(source))
+        for groups in DOCUMENT.findall(path.read_text(encoding="utf-8"))
+    ]
+
+    assert {client for client, _ in found} == {
+        *("apollo", "urql", "relay", "typescript", "python"),
+        "app",  # of laravel-sail
+    }
+    for client, text in found:
+        document = parse(FOR_RELAY_ITSELF.sub("", text))
+        assert validate(SCHEMA._schema, document) == [], client
 
 
 async def test_importing_users_walks_every_page_of_the_chosen_providers() -> None:
