@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from gateway.access import KeyRegister, open_token
 from gateway.admission import Admission, AdmissionTerms
+from gateway.documents import Documents, open_documents
 from gateway.metrics import Metrics
 from gateway.settings import Settings
 from gateway.watching import Watching
@@ -25,6 +26,7 @@ from resolvers.importing import Importer, ImportSettings
 from resolvers.reading import ReadingTerms
 from resolvers.registration import ProviderRegistration
 from resolvers.writing import Writes, open_writes
+from schema.limits import DocumentLimits
 from sessions.addresses import AddressPolicy
 from sessions.manager import SessionManager, SessionSettings, new_owner
 from sessions.registry import Registry
@@ -35,6 +37,7 @@ from storage.cache import CacheStore
 from storage.callbacks import CallbackStore
 from storage.credentials import KeyRing, Secret
 from storage.database import Database, open_database
+from storage.documents import DocumentStore
 from storage.idempotency import IdempotencyStore
 from storage.imports import ImportStore
 from storage.leases import LeaseStore
@@ -55,6 +58,8 @@ class Gateway:
     providers: ProviderStore
     api_keys: ApiKeyStore
     keys: KeyRegister
+    trusted: DocumentStore
+    documents: Documents
     sessions: SessionManager
     platforms: Registry
     media: MediaStore
@@ -194,6 +199,14 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
         audit = AuditLog(AuditStore(database), leases, kept_seconds=settings.audit_days * 86_400.0)
         for work in (*importer.work(), audit.work()):
             sessions.add_work(work)
+        trusted = DocumentStore(database)
+        documents = await stack.enter_async_context(
+            open_documents(
+                trusted,
+                trusted_only=settings.documents == "trusted",
+                max_document_bytes=DocumentLimits.of_tokens(settings.max_document_tokens).max_bytes,
+            )
+        )
         api_keys = ApiKeyStore(database)
         yield Gateway(
             settings=settings,
@@ -202,6 +215,8 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             providers=providers,
             api_keys=api_keys,
             keys=KeyRegister(api_keys, token, open_to_all=settings.dev),
+            trusted=trusted,
+            documents=documents,
             sessions=sessions,
             platforms=platforms,
             media=media,

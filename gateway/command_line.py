@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import msgspec
+from graphql import GraphQLError
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -32,20 +33,25 @@ from rich.table import Table
 
 from gateway.access import KeyAccess, TokenFileUnusable, open_token
 from gateway.assembly import Gateway, open_gateway, open_key_ring
+from gateway.documents import parse_document_id
 from gateway.exporting import ExportForm, ExportKind, ExportOrder, atomic_file, export
 from gateway.logs import configure_logs
+from gateway.manifests import DocumentsUnusable, FoundDocument, parse_document, read_documents
 from gateway.serving import serve
 from gateway.settings import Settings, SettingsError, describe, read_settings
 from resolvers import importing
 from resolvers.auditing import AuditNote, registering
 from resolvers.context import ProviderDraft, Refusal, Scope
 from resolvers.errors import BadInput, RequestRefused
-from schema import sdl
+from schema import build_schema, sdl
+from schema.checking import DocumentChecker
+from schema.limits import DocumentLimits
 from sessions.base import SERVICE
 from sessions.errors import ProviderError, ProviderNotFound
 from storage.api_keys import parse_scopes
 from storage.audit import AuditDraft
 from storage.credentials import KeyRing, Secret
+from storage.documents import DocumentDraft
 from storage.errors import ScopeInvalid, StorageError
 from storage.imports import ImportRun, ImportState
 
@@ -54,6 +60,7 @@ _DURATION: Final = re.compile(r"(\d{1,6})([mhd])")
 _BAR_SECONDS: Final = 0.2
 _CHANGES_AT_ONCE: Final = 500
 _ENTRIES_AT_ONCE: Final = 500
+_MAX_CLIENT_CHARACTERS: Final = 200
 _SECONDS_BY_UNIT: Final = {"m": 60, "h": 3600, "d": 86_400}
 
 _Command = Callable[[Gateway, argparse.Namespace], Coroutine[Any, Any, int]]
@@ -77,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ProviderError,
         RequestRefused,
         TokenFileUnusable,
+        DocumentsUnusable,
         OSError,
     ) as error:
         print(f"learning-gateway: {error}", file=sys.stderr)
@@ -133,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     auditing.add_argument("--key", metavar="ID", help="only what the caller of this id did")
     _add_providers(commands)
     _add_keys(commands)
+    _add_documents(commands)
     return parser
 
 
@@ -190,6 +199,35 @@ def _add_keys(commands: Any) -> None:
     )
     rotate.add_argument("--new", action="store_true", help="put a fresh key into the key file")
     rotate.set_defaults(run=_rotate)
+
+
+def _add_documents(commands: Any) -> None:
+    documents = commands.add_parser("documents", help="trusted documents: GraphQL sent by hash")
+    actions = documents.add_subparsers(required=True, metavar="ACTION")
+    register = actions.add_parser(
+        "register",
+        help="register documents, all of them or none",
+        description="A .json file holds documents by hash, as relay-compiler and GraphQL Code"
+        " Generator write it. Of other files, or a folder of .graphql files, each operation is a"
+        " document, with the fragments it needs.",
+    )
+    register.add_argument("path", type=Path)
+    register.add_argument("--client", default="", help="whose they are, such as web@1.4")
+    register.set_defaults(run=_with(_register_documents))
+    actions.add_parser("list", help="list documents").set_defaults(run=_with(_list_documents))
+    remove = actions.add_parser("remove", help="remove documents by id, by client, or both")
+    remove.add_argument("id", nargs="*", help="as listed")
+    remove.add_argument("--client", help="only of this client; all of its own without ids")
+    remove.set_defaults(run=_with(_remove_documents))
+    check = actions.add_parser(
+        "check",
+        help="tell which documents a schema breaks",
+        description="Checks every registered document, and those of files given, against the"
+        " schema in use or another one; ends with 1 if any would be refused.",
+    )
+    check.add_argument("path", type=Path, nargs="*", help="files or folders, as for register")
+    check.add_argument("--schema", type=Path, metavar="FILE", help="another schema, as SDL")
+    check.set_defaults(run=_with(_check_documents))
 
 
 def _with(command: _Command) -> Callable[[argparse.Namespace], int]:
@@ -574,6 +612,94 @@ def _instant(text: str) -> datetime:
         raise _Failed(
             f"{text!r} is neither an instant nor a time such as 7d, 12h or 30m"
         ) from error
+
+
+async def _register_documents(gateway: Gateway, chosen: argparse.Namespace) -> int:
+    if not chosen.client.isprintable() or len(chosen.client) > _MAX_CLIENT_CHARACTERS:
+        raise _Failed(f"--client: At most {_MAX_CLIENT_CHARACTERS} printable characters")
+    found = read_documents(chosen.path)
+    checker = _checker(gateway)
+    broken = [
+        line for document in found for line in checker.check(document.text, document.node).broken
+    ]
+    if broken:
+        raise DocumentsUnusable([*dict.fromkeys(broken), "Nothing was registered"])
+    drafts = [DocumentDraft(id=one.id, text=one.text, names=one.names) for one in found]
+    async with _noting(gateway, "registerDocuments", client=chosen.client) as note:
+        new = await gateway.trusted.register(drafts, client=chosen.client)
+        note.done()
+    for draft in drafts:
+        print(draft.id, *draft.names)
+    print(f"{len(drafts)} registered, {new} of them new", file=sys.stderr)
+    return 0
+
+
+async def _list_documents(gateway: Gateway, _chosen: argparse.Namespace) -> int:
+    table = Table("id", "client", "operations", "registered")
+    for document in await gateway.trusted.list_all():
+        registered = _minute(document.registered_at)
+        table.add_row(document.id, document.client, " ".join(document.names), registered)
+    _print(table)
+    return 0
+
+
+async def _remove_documents(gateway: Gateway, chosen: argparse.Namespace) -> int:
+    if not chosen.id and chosen.client is None:
+        raise _Failed("Name documents by their ids, a client by --client, or both")
+    ids = [parse_document_id(given) for given in chosen.id]
+    known = [document_id for document_id in ids if document_id is not None]
+    given = {"ids": " ".join(known), "client": chosen.client or ""}
+    async with _noting(gateway, "removeDocuments", **given) as note:
+        removed = await gateway.trusted.remove(known if chosen.id else None, client=chosen.client)
+        if not removed:
+            note.refused(BadInput.code)
+            raise _Failed("No such document is registered")
+        note.done()
+    print(f"{removed} removed")
+    return 0
+
+
+async def _check_documents(gateway: Gateway, chosen: argparse.Namespace) -> int:
+    checker = _checker(gateway, chosen.schema)
+    documents = [
+        *(await _registered(gateway)),
+        *(document for path in chosen.path for document in read_documents(path)),
+    ]
+    breaking = 0
+    for document in documents:
+        findings = checker.check(document.text, document.node)
+        breaking += bool(findings.broken)
+        for line in findings.broken:
+            print(f"breaks: {line}")
+        for line in findings.deprecated:
+            print(f"deprecated: {line}")
+    print(f"{len(documents)} checked, {breaking} of them break", file=sys.stderr)
+    return 1 if breaking else 0
+
+
+def _checker(gateway: Gateway, path: Path | None = None) -> DocumentChecker:
+    schema = build_schema(DocumentLimits.of_tokens(gateway.settings.max_document_tokens))
+    if path is None:
+        return DocumentChecker(schema)
+    try:
+        return DocumentChecker(schema, path.read_text(encoding="utf-8"))
+    except (GraphQLError, TypeError, UnicodeDecodeError) as error:
+        raise _Failed(f"{path}: This is not a schema: {error}") from error
+
+
+async def _registered(gateway: Gateway) -> Sequence[FoundDocument]:
+    return [
+        FoundDocument(
+            id=document.id,
+            text=document.text,
+            names=document.names,
+            node=parse_document(
+                document.text,
+                place=" ".join((document.client, *document.names, f"[{document.id}]")).strip(),
+            ),
+        )
+        for document in await gateway.trusted.list_all()
+    ]
 
 
 def _from_now(text: str) -> datetime:

@@ -23,6 +23,7 @@ from starlette.types import Send
 
 from gateway.assembly import Gateway
 from gateway.bodies import decode_object, read_body
+from gateway.documents import DocumentNotFound, DocumentNotTrusted
 from gateway.problems import unauthenticated
 from resolvers.context import Access, RequestContext, Scope
 from resolvers.errors import BadInput, Forbidden, RequestLimitExceeded, RequestRefused
@@ -43,15 +44,15 @@ _LONGEST_STREAM_SECONDS: Final = 3600.0
 _MAX_STREAMS: Final = 200
 _RETRY_AFTER_SECONDS: Final = 5
 _DEBUG: Final = "Gateway-Debug"
-_STATUS_BY_REFUSAL: Final = {Forbidden: 403, RequestLimitExceeded: 413}
-_PARAMETERS: Final = ("query", "operationName", "variables", "extensions")
+_STATUS_BY_REFUSAL: Final = {Forbidden: 403, DocumentNotTrusted: 403, RequestLimitExceeded: 413}
+_DOCUMENT_PARAMETERS: Final = ("query", "documentId", "doc_id", "id")
 
 
 def wants_page(request: Request) -> bool:
     """Whether a browser came to look: a GET without a query, that prefers HTML."""
     return (
         request.method == "GET"
-        and "query" not in request.query_params
+        and not any(name in request.query_params for name in (*_DOCUMENT_PARAMETERS, "extensions"))
         and _preferred(request.headers.get("accept", ""), (_JSON, GRAPHQL_RESPONSE, _HTML)) == _HTML
     )
 
@@ -81,7 +82,8 @@ async def answer(
         challenge = {"WWW-Authenticate": refused.headers["www-authenticate"]}
         return _respond(401, body, accepted, headers=challenge)
     try:
-        asked = await _asked(request, max_bytes=gateway.settings.max_body_bytes)
+        sent = await _asked(request, max_bytes=gateway.settings.max_body_bytes)
+        asked = await gateway.documents.resolve(sent, access)
         context = _context(gateway, request, access)
         shown = _shown(request, context)
     except _UnsupportedMediaType:
@@ -91,7 +93,10 @@ async def answer(
         if isinstance(error, RequestLimitExceeded):
             gateway.metrics.on_limit(error.limit)
             told["errors"][0]["extensions"]["limit"] = error.limit
-        return _respond(_STATUS_BY_REFUSAL.get(type(error), 400), told, accepted)
+        status = _STATUS_BY_REFUSAL.get(type(error), 400)
+        if isinstance(error, DocumentNotFound) and accepted == _JSON:
+            status = 200  # the request was well formed
+        return _respond(status, told, accepted)
     if takes_events and is_subscription(schema, asked):
         return _subscribed(gateway, schema, request, asked, context)
     meter = Meter(max_calls=gateway.settings.max_upstream_calls)
@@ -252,7 +257,9 @@ async def _asked(request: Request, *, max_bytes: int) -> dict[str, Any]:
 
 def _from_query(parameters: Mapping[str, str]) -> dict[str, Any]:
     asked: dict[str, Any] = {
-        name: parameters[name] for name in ("query", "operationName") if name in parameters
+        name: parameters[name]
+        for name in (*_DOCUMENT_PARAMETERS, "operationName")
+        if name in parameters
     }
     for name in ("variables", "extensions"):
         if parameters.get(name):

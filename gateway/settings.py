@@ -69,6 +69,7 @@ class Settings:
     max_age_seconds: float
     cache_mib: int
     stream_seconds: float
+    documents: str
     heartbeat_seconds: float | None
     import_hours: int
     changes_days: int
@@ -542,6 +543,15 @@ SETTINGS: Final = (
         form="a number of seconds from 1 to 3600",
         default="300",
         read=_seconds(1, 3600),
+    ),
+    Setting(
+        name="GATEWAY_DOCUMENTS",
+        field="documents",
+        meaning="Which GraphQL documents are served: any, or only those that are registered (see "
+        "trusted-documents). Keys with the scope admin may always send any.",
+        form="any or trusted",
+        default="any",
+        read=_one_of("any", "trusted"),
     ),
     Setting(
         name="GATEWAY_HEARTBEAT_SECONDS",

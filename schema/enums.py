@@ -43,6 +43,9 @@ class ErrorCode(StrEnum):
     BAD_INPUT = "BAD_INPUT"
     BAD_MEDIA = "BAD_MEDIA"
     REQUEST_LIMIT_EXCEEDED = "REQUEST_LIMIT_EXCEEDED"
+    DOCUMENT_NOT_FOUND = "DOCUMENT_NOT_FOUND"
+    DOCUMENT_NOT_TRUSTED = "DOCUMENT_NOT_TRUSTED"
+    PERSISTED_QUERY_NOT_FOUND = "PERSISTED_QUERY_NOT_FOUND"
     GATEWAY_OVERLOADED = "GATEWAY_OVERLOADED"
     UNAUTHENTICATED = "UNAUTHENTICATED"
     FORBIDDEN = "FORBIDDEN"
@@ -86,6 +89,9 @@ _DESCRIPTIONS: dict[type[Enum], tuple[str, dict[str, str]]] = {
             "BAD_INPUT": "The document, a variable or an argument is wrong; the message says it.",
             "BAD_MEDIA": "A file is not what it claims to be, or too large.",
             "REQUEST_LIMIT_EXCEEDED": "The request would cost more than one request may.",
+            "DOCUMENT_NOT_FOUND": "No registered document has the hash that was sent.",
+            "DOCUMENT_NOT_TRUSTED": "Only registered documents are served, and this is none.",
+            "PERSISTED_QUERY_NOT_FOUND": "The hash is not known: send it with the document.",
             "GATEWAY_OVERLOADED": "The gateway has too much to do; ask again after Retry-After.",
             "UNAUTHENTICATED": "The key is missing or not valid.",
             "FORBIDDEN": "The key lacks a scope, or this is not done on behalf of users; the"

@@ -322,3 +322,20 @@ audit = Table(
     Index(None, "at"),
     Index(None, "caller", "id"),
 )
+
+document = Table(
+    "document",
+    metadata,
+    Column("id", Text, primary_key=True),  # hash of the text, in hex
+    Column("client", Text, primary_key=True),  # whose it is; empty for nobody's in particular
+    Column("text", Text, nullable=False),
+    Column("names", Text, nullable=False),  # of its operations, space separated
+    Column("registered_at", Instant, nullable=False),
+)
+
+document_revision = Table(
+    "document_revision",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),  # there is one row
+    Column("last", BigInteger, nullable=False),  # raised by every change of the documents
+)

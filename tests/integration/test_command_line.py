@@ -1,5 +1,6 @@
 import asyncio
 import csv
+import hashlib
 import io
 import json
 import logging
@@ -483,3 +484,132 @@ def test_changes_of_keys_and_providers_are_printed_without_secrets(
     assert PASSWORD not in printed.output
     assert (none.output, later.output) == ("", "")
     assert (wrong.code, "neither an instant" in wrong.errors) == (1, True)
+
+
+# Documents.
+
+TOOLS = Path(__file__).parent / "client_documents"
+RELAY = TOOLS / "relay-compiler-21.0.1-md5.json"
+USERS_ID = "3f1873bc326dbe02c16d49dceef47ac4"
+REMOVAL_ID = "c124fa2e71b3d5c4848357a42a941b7f"
+
+
+def test_documents_are_registered_listed_and_removed(run: Run) -> None:
+    new = run("documents", "register", str(RELAY), "--client", "web@1")
+    again = run("documents", "register", str(RELAY), "--client", "web@1")
+    other = run("documents", "register", str(RELAY))
+    listed = run("documents", "list")
+    one = run("documents", "remove", USERS_ID, "--client", "web@1")
+    rest = run("documents", "remove", "--client", "web@1")
+    nothing = run("documents", "remove", "--client", "web@1")
+    by_id = run("documents", "remove", USERS_ID, REMOVAL_ID)
+    empty = run("documents", "list")
+
+    lines = f"{USERS_ID} rosterUsersQuery\n{REMOVAL_ID} rosterRemoveProviderMutation\n"
+    assert new.output == again.output == other.output == lines
+    assert new.errors.endswith("2 registered, 2 of them new\n")
+    assert again.errors == "2 registered, 0 of them new\n"
+    assert other.errors == "2 registered, 2 of them new\n"
+    assert [listed.output.count(text) for text in (USERS_ID, REMOVAL_ID, "web@1")] == [2, 2, 2]
+    assert (one.output, rest.output, by_id.output) == ("1 removed\n", "1 removed\n", "2 removed\n")
+    assert nothing == Done(1, "", "learning-gateway: No such document is registered\n")
+    assert USERS_ID not in empty.output
+
+
+def test_of_a_folder_each_operation_is_registered_by_the_hash_of_what_is_sent(
+    run: Run, tmp_path: Path
+) -> None:
+    text = "query Whole { ...Some }\nfragment Some on Query { __typename }\n"
+    (tmp_path / "whole.graphql").write_text(text, encoding="utf-8")
+
+    done = run("documents", "register", str(tmp_path / "whole.graphql"))
+    folder = run("documents", "register", str(SDL.parent))
+
+    assert done.output == f"{hashlib.sha256(text.encode()).hexdigest()} Whole\n"
+    assert [line.split()[1] for line in folder.output.splitlines()] == [
+        "CoursesWithIcons",
+        "ImportUsers",
+        "LearnerRecord",
+        "LearnerWork",
+        "Providers",
+    ]
+
+
+def test_one_wrong_document_keeps_all_from_being_registered(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "good.graphql").write_text("query Good { __typename }", encoding="utf-8")
+    (tmp_path / "odd.gql").write_text("query Odd {\n  ...F\n}", encoding="utf-8")
+    fragment = tmp_path / "f.graphql"
+    fragment.write_text("fragment F on Query {\n  __typename\n  grades\n}", encoding="utf-8")
+
+    broken = run("documents", "register", str(tmp_path))
+    missing = run("documents", "register", str(tmp_path / "none"))
+    label = run("documents", "register", str(tmp_path / "good.graphql"), "--client", "a\nb")
+
+    assert (broken.code, broken.output) == (1, "")
+    problem = "Cannot query field 'grades' on type 'Query'. Did you mean 'nodes'?"
+    assert broken.errors.splitlines()[-2:] == [
+        f"learning-gateway: {fragment}:3:3: {problem}",
+        "Nothing was registered",
+    ]
+    assert missing.errors == f"learning-gateway: {tmp_path / 'none'}: No such file or directory\n"
+    assert "--client: At most 200 printable characters" in label.errors
+    assert "Good" not in run("documents", "list").output
+
+
+def test_a_document_beyond_the_limits_is_not_registered(run: Run, tmp_path: Path) -> None:
+    deep = "query Deep " + "{ users { nodes { provider " * 9 + "{ id }" + " } } }" * 9
+    wide = "query Wide {" + " __typename" * 900 + "}"
+    for name, text in {"deep": deep, "wide": wide}.items():
+        (tmp_path / f"{name}.graphql").write_text(text, encoding="utf-8")
+
+    done = run("documents", "register", str(tmp_path))
+
+    assert done.code == 1
+    assert "deep in fields, at most 16" in done.errors
+    assert "more than 800 tokens" in done.errors
+
+
+def test_what_a_schema_would_break_is_told_by_client_and_operation(
+    run: Run, tmp_path: Path
+) -> None:
+    run("documents", "register", str(RELAY), "--client", "web@1.4")
+    given = tmp_path / "given.graphql"
+    given.write_text("query Given { users { totalCount } }", encoding="utf-8")
+    sdl = SDL.read_text(encoding="utf-8")
+    without = tmp_path / "without.graphql"
+    without.write_text(
+        re.sub(r"\n  totalCount: Int\b", "\n  totalNumber: Int", sdl), encoding="utf-8"
+    )
+    aging = tmp_path / "aging.graphql"
+    aging.write_text(
+        re.sub(r"(\n  totalCount: Int\b!?)", r'\1 @deprecated(reason: "Count")', sdl),
+        encoding="utf-8",
+    )
+
+    good = run("documents", "check")
+    broken = run("documents", "check", str(given), "--schema", str(without))
+    deprecated = run("documents", "check", str(given), "--schema", str(aging))
+    wrong = run("documents", "check", "--schema", str(given))
+
+    registered = f"web@1.4 rosterUsersQuery [{USERS_ID}]:5:5"
+    problem = "Cannot query field 'totalCount' on type 'UserConnection'."
+    assert (good.code, good.output) == (0, "")
+    assert good.errors == "2 checked, 0 of them break\n"
+    assert broken.code == 1
+    assert [line.removesuffix(" Did you mean 'totalNumber'?") for line in lines_of(broken)] == [
+        f"breaks: {registered}: {problem}",
+        f"breaks: {given}:1:23: {problem}",
+    ]
+    assert broken.errors == "3 checked, 2 of them break\n"
+    assert (deprecated.code, deprecated.errors) == (0, "3 checked, 0 of them break\n")
+    warning = "The field UserConnection.totalCount is deprecated. Count"
+    assert lines_of(deprecated) == [
+        f"deprecated: {registered}: {warning}",
+        f"deprecated: {given}:1:23: {warning}",
+    ]
+    assert wrong.code == 1
+    assert f"{given}: This is not a schema" in wrong.errors
+
+
+def lines_of(done: Done) -> list[str]:
+    return done.output.splitlines()
