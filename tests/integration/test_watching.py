@@ -31,6 +31,7 @@ from storage.leases import Transition
 from storage.records import SessionState
 
 PAGE = Path(__file__).parents[2] / "docs" / "operations.md"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "observability"
 NAMES = "query Names { users(first: 3) { nodes { displayName } } }"
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 EVENTS = {"Accept": "text/event-stream"}
@@ -303,3 +304,45 @@ async def test_no_operation_is_slow_where_that_is_off(
 
     assert len(answer["data"]["users"]["nodes"]) == 3
     assert lines(logged, "slow_operation") == []
+
+
+# What is drawn of it.
+
+
+def test_dashboard_and_alerts_name_only_metrics_and_labels_that_there_are() -> None:
+    dashboard = json.loads((EXAMPLES / "dashboard.json").read_text(encoding="utf-8"))
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    asked += re.findall(r"expr: (.+)", (EXAMPLES / "alerts.yaml").read_text(encoding="utf-8"))
+    metrics = Metrics()
+    metrics.on_operation(Operation(), seconds=0.1, calls=1)
+    served = served_samples(written(metrics))
+
+    named = [
+        (name, label)
+        for text in asked
+        for name, selector in re.findall(
+            r"((?:learning_gateway|process)_\w+)(?:\{([^}]*)\})?", text
+        )
+        for label in ["", *re.findall(r"(\w+)[=!]", selector)]
+    ]
+    grouped = [
+        label
+        for text in asked
+        for labels_ in re.findall(r"by \(([^)]*)\)", text)
+        for label in labels_.split(", ")
+    ]
+
+    assert len(asked) == 17 + 7
+    assert {name for name, _ in named} <= set(served)
+    of_scraping = {"", "job", "instance"}
+    assert [one for one in named if one[1] not in of_scraping | served[one[0]]] == []
+    assert set(grouped) <= {"instance"}.union(*served.values())
+
+
+def served_samples(text: str) -> dict[str, frozenset[str]]:
+    """Return the labels of every sample by its name."""
+    return {
+        sample.name: frozenset(sample.labels)
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
