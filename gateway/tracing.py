@@ -72,7 +72,7 @@ class Tracing:
         """
         headers = Headers(scope=scope)
         context = _TRACE_CONTEXT.extract(
-            {name: headers[name] for name in _TRACE_CONTEXT.fields if name in headers}
+            {name: ",".join(headers.getlist(name)) for name in _TRACE_CONTEXT.fields}
         )
         token = _caller.set(context)
         try:

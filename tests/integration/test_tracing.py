@@ -25,6 +25,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
+from websockets.asyncio.client import connect
+from websockets.typing import Subprotocol
 
 from gateway.logs import configure_logs
 from gateway.settings import SettingsError, read_settings
@@ -236,6 +238,27 @@ async def test_a_trace_that_makes_no_sense_is_not_gone_on_with(traced: Traced, h
 
     (operation,) = traced.finished("query Odd")
     assert parent_of(operation) is None
+
+
+async def test_operations_of_a_socket_are_traces_of_their_own(traced: Traced) -> None:
+    async with connect(
+        traced.gateway.url.replace("http", "ws", 1) + "/graphql",
+        subprotocols=[Subprotocol("graphql-transport-ws")],
+        additional_headers={**CALLER, "Authorization": f"Bearer {TOKEN}"},
+        proxy=None,
+    ) as socket:
+        await socket.send('{"type": "connection_init"}')
+        await socket.recv()
+        for name in ("One", "Two"):
+            payload = {"query": NAMES.replace("Names", name)}
+            await socket.send(json.dumps({"id": name, "type": "subscribe", "payload": payload}))
+            for _ in ("next", "complete"):
+                await socket.recv()
+
+    (one, two) = traced.finished("query One") + traced.finished("query Two")
+    assert (parent_of(one), parent_of(two)) == (None, None)
+    assert len({trace_of(one), trace_of(two), TRACE_ID}) == 3
+    assert [len(traced.parts_of(span)) for span in (one, two)] == [1, 1]
 
 
 async def test_who_joins_anothers_read_is_linked_to_it(traced: Traced) -> None:
