@@ -30,7 +30,7 @@ from storage.leases import Outcome as TransitionOutcome
 from storage.leases import Transition
 from storage.records import SessionState
 
-_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_SECONDS: Final = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _SHORT_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 _MOST_OPERATIONS: Final = 100
 _LONGEST_NAME: Final = 100

@@ -344,7 +344,7 @@ async def test_an_error_a_user_reports_leads_to_the_call_that_failed(
 ) -> None:
     async with tracing(tmp_path, kolibri, tracing="upstream") as traced:
         path = "/api/auth/classroom/"
-        kolibri.outages.append(Outage(remaining=1, status=503, path=path))
+        kolibri.outages.append(Outage(remaining=1000, status=503, path=path))
         answer = await traced.gateway.client.post(
             "/graphql", json={"query": "query Report { courses { nodes { title } } }"}
         )
@@ -360,13 +360,17 @@ async def test_an_error_a_user_reports_leads_to_the_call_that_failed(
     ]
     failures = {told(span, "error.type")[0]: span for span in trace}
     failed = failures["PROVIDER_UNAVAILABLE"]
-    (asked,) = [headers for asked_path, headers in traced.asked if asked_path == path]
+    (asked,) = [
+        asked_path
+        for asked_path, headers in traced.asked
+        if headers["traceparent"].split("-")[1:3] == [line["trace_id"], id_of(failed)]
+    ]
     assert error["extensions"]["providerId"] == "1"
     assert set(failures) <= {None, "CANCELLED", "PROVIDER_UNAVAILABLE"}
     assert line["operation"] == "Report"
     names = ("learning_gateway.provider.id", "url.template", "http.response.status_code")
     assert told(failed, *names) == ["1", path, 503]
-    assert asked["traceparent"].split("-")[1:3] == [line["trace_id"], id_of(failed)]
+    assert asked == path
 
 
 async def test_no_span_holds_a_secret_a_query_or_the_document(traced: Traced) -> None:
@@ -438,6 +442,19 @@ async def test_a_collector_that_does_not_answer_costs_callers_nothing(
     assert len(answer["data"]["users"]["nodes"]) == 3
     assert ended_at - began_at < 20
     assert stopped_at - ended_at < 8
+
+
+async def test_a_trace_that_is_not_sampled_costs_no_span_and_is_told_on(
+    tmp_path: Path, kolibri: Kolibri, alone: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
+    async with tracing(tmp_path, kolibri, tracing="upstream") as traced:
+        answer = await traced.ask(NAMES, headers=CALLER)
+
+    (headers,) = [one for _, one in traced.asked if TRACE_ID in one.get("traceparent", "")]
+    assert len(answer["data"]["users"]["nodes"]) == 3
+    assert traced.spans.get_finished_spans() == ()
+    assert headers["traceparent"].endswith("-00")  # whoever comes after samples nothing either
 
 
 def test_a_way_of_sending_that_there_is_not_is_refused_by_name() -> None:
