@@ -1,7 +1,8 @@
 """Who calls, and what they may do.
 
 A caller shows a key as ``Authorization: Bearer <token>``, or bare, as existing products do: the
-bootstrap key of the environment, which has every scope, or a stored one with scopes of its own.
+bootstrap key of the environment, which has every scope, or a stored one with scopes of its own. A
+learner's browser shows a signed token in the place of a key (``gateway.tokens``).
 """
 
 from __future__ import annotations
@@ -9,10 +10,14 @@ from __future__ import annotations
 import hmac
 import os
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import structlog
+
+from gateway.tokens import TokenRefused, TokenVerifier, looks_like_one
 from resolvers.context import Scope
 from storage.api_keys import ApiKeyStore
 from storage.credentials import Secret
@@ -20,6 +25,8 @@ from storage.credentials import Secret
 _PROVIDER: Final = "provider:"
 _MAX_TOKEN_LENGTH: Final = 512
 _TOKEN_BYTES: Final = 32
+
+_log = structlog.get_logger(__name__)
 
 
 class TokenFileUnusable(Exception):
@@ -31,12 +38,15 @@ class KeyAccess:
     """What one key allows.
 
     Attributes:
-        key_id: For logs: the id of a stored key, ``bootstrap``, or ``dev``.
+        key_id: For logs: the id of a stored key, ``bootstrap``, ``dev``, or ``jwt:`` and the
+            learner's.
         scopes: ``admin`` includes all; ``provider:<id>`` narrows to the named providers.
+        accounts: A learner's own external ids by provider id; ``None`` for whoever is none.
     """
 
     key_id: str
     scopes: frozenset[str]
+    accounts: Mapping[str, str] | None = None
 
     def allows(self, scope: str, /) -> bool:
         """Whether the key has the scope, by itself or through ``admin``."""
@@ -44,12 +54,16 @@ class KeyAccess:
 
     def sees(self, provider_id: str, /) -> bool:
         """Whether the provider exists as far as this key is concerned."""
+        if self.accounts is not None:
+            return provider_id in self.accounts
         return not self.narrowed or f"{_PROVIDER}{provider_id}" in self.scopes
 
     @property
     def narrowed(self) -> bool:
         """Whether the key is for named providers only."""
-        return any(scope.startswith(_PROVIDER) for scope in self.scopes)
+        return self.accounts is not None or any(
+            scope.startswith(_PROVIDER) for scope in self.scopes
+        )
 
 
 class KeyRegister:
@@ -59,28 +73,53 @@ class KeyRegister:
         keys: Stored keys.
         bootstrap: The token of the environment.
         open_to_all: Whether a request without a key has every scope (``GATEWAY_DEV``).
+        verifier: Tells whose a learner's token is; ``None`` where learners have none.
+        learner_scopes: What learners may read of their own.
     """
 
-    def __init__(self, keys: ApiKeyStore, bootstrap: Secret[str], *, open_to_all: bool) -> None:
+    def __init__(
+        self,
+        keys: ApiKeyStore,
+        bootstrap: Secret[str],
+        *,
+        open_to_all: bool,
+        verifier: TokenVerifier | None = None,
+        learner_scopes: frozenset[str] = frozenset(),
+    ) -> None:
         self._keys = keys
         self._bootstrap = bootstrap
         self._open_to_all = open_to_all
+        self._verifier = verifier
+        self._learner_scopes = learner_scopes
 
     async def find(self, authorization: str | None) -> KeyAccess | None:
         """Return what the ``Authorization`` header allows; ``None`` when it shows no good key.
 
         Raises:
             StorageError: The database could not answer.
+            KeySetUnavailable: A learner's token cannot be judged now.
         """
         token = _token_of(authorization or "")
         if not token:
             return _DEV if self._open_to_all else None
+        if self._verifier is not None and looks_like_one(token):
+            return await self._learner(self._verifier, token)
         if len(token) > _MAX_TOKEN_LENGTH:
             return None
         if hmac.compare_digest(token.encode(errors="replace"), self._bootstrap.reveal().encode()):
             return _BOOTSTRAP
         key = await self._keys.verify(token)
         return None if key is None else KeyAccess(key_id=key.id, scopes=key.scopes)
+
+    async def _learner(self, verifier: TokenVerifier, token: str) -> KeyAccess | None:
+        try:
+            learner = await verifier.verify(token)
+        except TokenRefused as error:
+            _log.info("token_refused", problem=str(error))
+            return None
+        return KeyAccess(
+            key_id=f"jwt:{learner.id}", scopes=self._learner_scopes, accounts=learner.accounts
+        )
 
 
 _BOOTSTRAP: Final = KeyAccess(key_id="bootstrap", scopes=frozenset({Scope.ADMIN}))

@@ -37,6 +37,7 @@ from gateway.problems import (
 )
 from gateway.settings import Settings, read_settings
 from gateway.shedding import LoadShedding
+from gateway.tokens import KeySetUnavailable
 from gateway.watching import gathering
 from resolvers.authorizing import url_for_error
 from resolvers.context import Scope
@@ -88,6 +89,7 @@ def build_app(settings: Settings) -> Starlette:
             RequestRefused: _on_error,
             ProviderError: _on_error,
             StorageUnavailable: _on_storage_outage,
+            KeySetUnavailable: _on_missing_keys,
         },
     )
     app.state.sockets = sockets
@@ -147,7 +149,7 @@ def _keyed(handler: _Handler) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         access = await _access(request)
         if access is None:
-            return unauthenticated(request.state.request_id)
+            return unauthenticated(request)
         return await handler(_gateway(request), request, access)
 
     return endpoint
@@ -198,7 +200,7 @@ async def _ready(request: Request) -> Response:
 async def _metrics(gateway: Gateway, request: Request, access: KeyAccess | None) -> Response:
     if not gateway.settings.public_metrics:
         if access is None:
-            return unauthenticated(request.state.request_id)
+            return unauthenticated(request)
         if not access.allows(Scope.READ_METRICS):
             raise Forbidden(f"This needs a key with the scope {Scope.READ_METRICS}")
         if access.narrowed:
@@ -229,6 +231,16 @@ async def _on_storage_outage(request: Request, error: Exception) -> Response:
     return problem(
         "INTERNAL",
         "The gateway's database does not answer",
+        request_id=request.state.request_id,
+        status=503,
+        headers={"Retry-After": str(_RETRY_AFTER_SECONDS)},
+    )
+
+
+async def _on_missing_keys(request: Request, _error: Exception) -> Response:
+    return problem(
+        "INTERNAL",
+        "The keys that tokens are signed with cannot be had now",
         request_id=request.state.request_id,
         status=503,
         headers={"Retry-After": str(_RETRY_AFTER_SECONDS)},

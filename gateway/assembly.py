@@ -15,6 +15,7 @@ from gateway.admission import Admission, AdmissionTerms
 from gateway.documents import Documents, open_documents
 from gateway.metrics import Metrics
 from gateway.settings import Settings
+from gateway.tokens import TokenTerms, open_verifier
 from gateway.watching import Watching
 from resolvers.auditing import AuditLog
 from resolvers.authorizing import Authorizer
@@ -92,7 +93,8 @@ class Gateway:
         Args:
             access: What the caller may do.
             request_id: Shown to the caller; made here, when ``None``.
-            subjects: External ids of the users it acts for by provider id, if it acts for users.
+            subjects: External ids of the users it acts for by provider id, if it acts for users;
+                a learner acts for itself without being asked to.
 
         Raises:
             Forbidden: It is to act for users, and the caller's key may not.
@@ -208,13 +210,32 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             )
         )
         api_keys = ApiKeyStore(database)
+        verifier = None
+        if settings.jwt_keys is not None:
+            verifier = await stack.enter_async_context(
+                open_verifier(
+                    TokenTerms(
+                        keys=settings.jwt_keys,
+                        issuer=settings.jwt_issuer or "",
+                        audience=settings.jwt_audience or "",
+                        accounts_claim=settings.jwt_accounts_claim,
+                    ),
+                    observer=metrics.on_call,
+                )
+            )
         yield Gateway(
             settings=settings,
             database=database,
             key_ring=key_ring,
             providers=providers,
             api_keys=api_keys,
-            keys=KeyRegister(api_keys, token, open_to_all=settings.dev),
+            keys=KeyRegister(
+                api_keys,
+                token,
+                open_to_all=settings.dev,
+                verifier=verifier,
+                learner_scopes=settings.jwt_scopes,
+            ),
             trusted=trusted,
             documents=documents,
             sessions=sessions,

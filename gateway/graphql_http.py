@@ -77,7 +77,7 @@ async def answer(
             406, _refused("BAD_INPUT", f"accept: {_JSON} and {GRAPHQL_RESPONSE} can be had"), _JSON
         )
     if access is None:
-        refused = unauthenticated(request.state.request_id)
+        refused = unauthenticated(request)
         body = _refused("UNAUTHENTICATED", json.loads(bytes(refused.body))["detail"])
         challenge = {"WWW-Authenticate": refused.headers["www-authenticate"]}
         return _respond(401, body, accepted, headers=challenge)

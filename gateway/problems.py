@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
 
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from resolvers.errors import RequestLimitExceeded, RequestRefused
@@ -129,11 +130,23 @@ def of_error(
     )
 
 
-def unauthenticated(request_id: str) -> Response:
-    """Return the answer to a request without a good key."""
+def unauthenticated(request: Request) -> Response:
+    """Return the answer to a request without a good key.
+
+    What is wrong with a key or token that was shown is in the log, and told to nobody.
+
+    Source:
+        https://www.rfc-editor.org/rfc/rfc6750#section-3.1
+    """
+    challenge = 'Bearer realm="learning-gateway"'
+    if request.headers.get("authorization", "").strip():
+        challenge += (
+            ', error="invalid_token", error_description="The key or token is unknown, expired,'
+            ' revoked or malformed, or not for this gateway"'
+        )
     return problem(
         "UNAUTHENTICATED",
         "A key is needed, as 'Authorization: Bearer <key>'; the one shown, if any, is not good",
-        request_id=request_id,
-        headers={"WWW-Authenticate": 'Bearer realm="learning-gateway"'},
+        request_id=request.state.request_id,
+        headers={"WWW-Authenticate": challenge},
     )

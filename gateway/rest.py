@@ -107,7 +107,7 @@ async def add_provider(gateway: Gateway, request: Request, access: Access | None
     caller = _CALLBACK
     if nonce is None:
         if access is None:
-            return unauthenticated(request_id)
+            return unauthenticated(request)
         if not access.allows(Scope.WRITE_PROVIDERS) or not access.sees(draft.id):
             raise Forbidden(f"This needs a key with the scope {Scope.WRITE_PROVIDERS}")
         caller = access.key_id

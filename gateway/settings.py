@@ -22,6 +22,7 @@ from storage.errors import StorageError
 PREFIX: Final = "GATEWAY_"
 _TEST_PREFIX: Final = "GATEWAY_TEST_"
 _MIN_TOKEN_LENGTH: Final = 16
+_LEARNER_SCOPES: Final = ("read:users", "read:courses", "read:enrollments", "introspect")
 LOOPBACK_HOSTS: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 _OTEL_CHOICES: Final = {
@@ -47,6 +48,11 @@ class Settings:
     media_folder: Path
     token: Secret[str] | None
     keys: KeyRing | None
+    jwt_keys: str | None
+    jwt_issuer: str | None
+    jwt_audience: str | None
+    jwt_accounts_claim: str
+    jwt_scopes: frozenset[str]
     product_callback_url: str | None
     callback_seconds: float
     callback_pause_seconds: float
@@ -134,12 +140,28 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
             f"GATEWAY_DEV opens the API to everyone who reaches {settings.host}: "
             "expected GATEWAY_HOST=127.0.0.1 with it, or GATEWAY_DEV=off"
         )
+    _check_jwt(settings)
     return settings
 
 
 def describe(settings: Settings) -> Mapping[str, str]:
     """Return every setting's name and value as an operator may see them, secrets as ``***``."""
     return {setting.name: _shown(setting, getattr(settings, setting.field)) for setting in SETTINGS}
+
+
+def _check_jwt(settings: Settings) -> None:
+    """Let learners' tokens be set up altogether or not at all."""
+    given = {
+        "GATEWAY_JWT_KEYS": settings.jwt_keys,
+        "GATEWAY_JWT_ISSUER": settings.jwt_issuer,
+        "GATEWAY_JWT_AUDIENCE": settings.jwt_audience,
+    }
+    missing = [name for name, value in given.items() if value is None]
+    if missing and len(missing) < len(given):
+        raise SettingsError(
+            f"{missing[0]} is missing, without which no token would be believed: expected all of "
+            f"{', '.join(given)}, or none"
+        )
 
 
 def _value(setting: Setting, given: str) -> Any:
@@ -273,6 +295,18 @@ def _networks(value: str) -> tuple[str, ...]:
     return tuple(networks)
 
 
+def _key_set(value: str) -> str:
+    return _http_url(value) if "://" in value else value
+
+
+def _learner_scopes(value: str) -> frozenset[str]:
+    scopes = frozenset(part.strip() for part in value.split(",") if part.strip())
+    for scope in sorted(scopes):
+        if scope not in _LEARNER_SCOPES:
+            raise ValueError(f"holds {scope}, which learners cannot have")
+    return scopes
+
+
 def _ports(value: str) -> frozenset[int]:
     return frozenset(_whole(1, 65_535)(part.strip()) for part in value.split(","))
 
@@ -348,6 +382,48 @@ SETTINGS: Final = (
         default=None,
         read=KeyRing.parse,
         secret=True,
+    ),
+    Setting(
+        name="GATEWAY_JWT_KEYS",
+        field="jwt_keys",
+        meaning="Where the public keys are that learners' tokens are signed with (see access). "
+        "Learners have no tokens when not set.",
+        form="an http or https URL of a JSON Web Key Set, or the path of a file that holds one",
+        default=None,
+        read=_key_set,
+    ),
+    Setting(
+        name="GATEWAY_JWT_ISSUER",
+        field="jwt_issuer",
+        meaning="Who signs learners' tokens: what their claim iss must be, exactly.",
+        form="a text, such as https://login.example.org/",
+        default=None,
+        read=_text,
+    ),
+    Setting(
+        name="GATEWAY_JWT_AUDIENCE",
+        field="jwt_audience",
+        meaning="Whom learners' tokens are for: what their claim aud must be, or hold.",
+        form="a text, such as learning-gateway",
+        default=None,
+        read=_text,
+    ),
+    Setting(
+        name="GATEWAY_JWT_ACCOUNTS_CLAIM",
+        field="jwt_accounts_claim",
+        meaning="The claim of a learner's token that names the learner's accounts: an object of "
+        "the provider's id and the learner's external id there.",
+        form="a claim's name",
+        default="learning_accounts",
+        read=_text,
+    ),
+    Setting(
+        name="GATEWAY_JWT_SCOPES",
+        field="jwt_scopes",
+        meaning="What learners may read of their own.",
+        form=f"some of {', '.join(_LEARNER_SCOPES)}, separated by commas",
+        default="read:users,read:courses,read:enrollments",
+        read=_learner_scopes,
     ),
     Setting(
         name="GATEWAY_PRODUCT_CALLBACK_URL",

@@ -7,6 +7,7 @@ registration rules, tests with recording fakes.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
@@ -66,6 +67,7 @@ class Scope(StrEnum):
     WRITE_USERS = "write:users"
     WRITE_ENROLLMENTS = "write:enrollments"
     ACT_AS_USERS = "act:users"
+    INTROSPECT = "introspect"
     ADMIN = "admin"
 
 
@@ -75,6 +77,10 @@ class Access(Protocol):
     @property
     def key_id(self) -> str:
         """Which key it is; the same for as long as the key exists."""
+
+    @property
+    def accounts(self) -> Mapping[str, str] | None:
+        """A learner's own external ids by provider id; ``None`` for whoever is no learner."""
 
     def allows(self, scope: str, /) -> bool:
         """Whether the key has the scope, by itself or through ``admin``."""
@@ -339,6 +345,9 @@ class RequestContext:
     Then the providers not named there do not exist for it, and whatever it reads is read as that
     user: providers are reached through ``session`` and through nothing else.
 
+    A learner's request acts for the learner's own accounts. Where the platform knows no users'
+    sessions it is read with the organisation's, and then too no row of anybody else is read.
+
     Args:
         sessions: Where sessions are borrowed.
 
@@ -356,7 +365,8 @@ class RequestContext:
         cache: What is kept of providers' answers; ``None`` to read everything live.
         terms: How fresh answers are unless asked otherwise, and how long they are waited for.
         request_id: Shown to the caller and written to the log.
-        subjects: External ids of the users acted for by provider id; none for the organisation.
+        subjects: External ids of the users acted for by provider id; none for the organisation, or
+            for a learner without accounts.
         watcher: Hears of the operations it executes; ``None`` where nobody does.
         failures: Providers that failed so far without failing the request.
         loaders: This request's batches.
@@ -392,12 +402,41 @@ class RequestContext:
         """Raise ``Forbidden`` when it is to act for users and the caller's key may not."""
         if self.subjects:
             self.require(Scope.ACT_AS_USERS)
+        if self.access.accounts is not None:
+            self.subjects = self.access.accounts
         self._sessions = sessions
         self._begin_reading()
 
     def watched(self) -> AbstractContextManager[Operation]:
         """Have an operation watched over for as long as the block lasts."""
         return nullcontext(Operation()) if self.watcher is None else self.watcher.watch(self)
+
+    @property
+    def acts_for_users(self) -> bool:
+        """Whether it acts for users, and not for the organisation."""
+        return self.is_learners or bool(self.subjects)
+
+    @property
+    def is_learners(self) -> bool:
+        """Whether it is a learner's own."""
+        return self.access.accounts is not None
+
+    def refuse_learners(self) -> None:
+        """Refuse to tell a learner what is for whoever looks after providers.
+
+        Raises:
+            Forbidden: It is a learner's request.
+        """
+        if self.is_learners:
+            raise Forbidden("This is for whoever looks after providers, not for learners")
+
+    def shown(self, error: ProviderError) -> ProviderError:
+        """Return a provider's failure as the caller may see it: learners are told no address."""
+        if not self.is_learners:
+            return error
+        shown = copy.copy(error)
+        shown.message = "The provider could not do this"
+        return shown
 
     def count_nested_rows(self, count: int) -> None:
         """Take note of rows that go into the answer, wherever and however often they do.
@@ -431,7 +470,7 @@ class RequestContext:
         """
         if not self.access.allows(scope):
             raise Forbidden(f"This needs a key with the scope {scope}")
-        if self.subjects and scope is Scope.WRITE_PROVIDERS:
+        if self.acts_for_users and scope is Scope.WRITE_PROVIDERS:
             raise Forbidden(NOT_FOR_USERS)
 
     def session(self, provider_id: str, /) -> AbstractAsyncContextManager[ProviderSession]:
@@ -458,11 +497,14 @@ class RequestContext:
         Raises:
             ProviderNotFound: It acts for users, and for none of this provider's.
         """
-        if not self.subjects:
+        if not self.acts_for_users:
             return SERVICE
         provider = self.get_provider(provider_id)
         if provider is None or provider_id not in self.subjects:
             raise ProviderNotFound("No such provider is registered", provider_id=provider_id)
+        platform = self.platforms.get(provider.platform)
+        if self.is_learners and platform is not None and not platform.knows_users:
+            return SERVICE
         masquerades = provider.options.get(ACT_AS) == MASQUERADE
         kind = SubjectKind.MASQUERADE if masquerades else SubjectKind.USER
         return str(Subject(kind, self.subjects[provider_id]))
@@ -545,6 +587,7 @@ class RequestContext:
             reading=self.reading,
             page_size_of=self.page_size_of,
             max_collected_rows=self.limits.max_collected_rows,
+            own=self.access.accounts,
         )
         self.last_import = self._new_last_import()
 
@@ -555,5 +598,5 @@ class RequestContext:
         return BatchLoader(group_of=lambda _key: "", fetch=fetch)
 
     def _sees(self, provider_id: str) -> bool:
-        is_meant = not self.subjects or provider_id in self.subjects
+        is_meant = not self.acts_for_users or provider_id in self.subjects
         return is_meant and self.access.sees(provider_id)

@@ -698,7 +698,7 @@ def _imports(context: RequestContext) -> ImportStore:
 
 
 def _refuse_users(context: RequestContext) -> None:
-    if context.subjects:
+    if context.acts_for_users:
         raise Forbidden(_SERVICE_ONLY)
 
 

@@ -44,6 +44,7 @@ from resolvers.paging import (
 from sessions.base import ListOrder, Page
 from sessions.errors import ProviderError, ProviderNotFound
 from storage.records import (
+    Course,
     Enrollment,
     Provider,
     ProviderState,
@@ -191,6 +192,8 @@ async def answer(
     """Return a page of the list; providers that failed are in its sources and the context."""
     context.require(SCOPES[query.kind.name])
     context.note_max_age(page.max_age_seconds)
+    if context.is_learners:
+        query = _of_own(context, query)
     request = page_request(context, query.kind.name, query.fingerprint, page)
     providers, unknown = await _providers_meant(context, query.provider_ids)
     ages: dict[str, _Age] = {}
@@ -219,7 +222,10 @@ async def answer(
             chains=chains,
             wants_total=wants_total,
         )
-    sources = [*(_aged(source, ages) for source in connection.sources), *unknown]
+    sources = [
+        _shown(context, source)
+        for source in (*(_aged(source, ages) for source in connection.sources), *unknown)
+    ]
     for source in sources:
         if source.state is SourceState.FAILED and source.error is not None:
             context.failures.append(
@@ -228,6 +234,18 @@ async def answer(
     return dataclasses.replace(
         connection, sources=sources, total_count=None if unknown else connection.total_count
     )
+
+
+def _of_own(context: RequestContext, query: ListQuery[T]) -> ListQuery[T]:
+    """Return the list with a learner's own rows instead of everybody's."""
+    given = query.selection or Selection(collect=_nothing, matches=lambda _row: True)
+    collect = cast("Collect[T]", _OWN[query.kind.name](context))  # rows of its kind
+    own = dataclasses.replace(given, collect=collect, filtered=True, whole=False)
+    return dataclasses.replace(query, selection=own)
+
+
+async def _nothing(_provider: Provider) -> Collected[Any]:
+    return Collected(rows=(), age=_Age(as_of=None))
 
 
 async def _providers_meant(
@@ -406,6 +424,12 @@ def _aged(source: SourceStatus, ages: Mapping[str, _Age]) -> SourceStatus:
     return dataclasses.replace(source, state=SourceState.STALE, error=age.error, as_of=age.as_of)
 
 
+def _shown(context: RequestContext, source: SourceStatus) -> SourceStatus:
+    if source.error is None:
+        return source
+    return dataclasses.replace(source, error=context.shown(source.error))
+
+
 async def _merged(
     context: RequestContext,
     providers: Sequence[Provider],
@@ -458,7 +482,7 @@ def _sorting_providers(
     context: RequestContext, providers: Iterable[Provider], order: ListOrder | None
 ) -> frozenset[str]:
     """Return the providers that can list in an order themselves; acting for users, none is."""
-    if order is None or context.subjects:
+    if order is None or context.acts_for_users:
         return frozenset()
     platforms = ((provider.id, context.platform_of(provider.id)) for provider in providers)
     return frozenset(
@@ -538,7 +562,39 @@ def enrollments_under(
     return collect
 
 
-def _age_of(context: RequestContext, provider: Provider, rows: Sequence[User | Enrollment]) -> _Age:
+def _own_users(context: RequestContext) -> Collect[User]:
+    return users_by_id(context, [*context.subjects.items()])
+
+
+def _own_enrollments(context: RequestContext) -> Collect[Enrollment]:
+    own = [*context.subjects.items()]
+    return enrollments_under(context, context.loaders.enrollments_by_user, own)
+
+
+def _own_courses(context: RequestContext) -> Collect[Course]:
+    """Collect the courses a learner is enrolled in."""
+    places_of = _own_enrollments(context)
+
+    async def collect(provider: Provider) -> Collected[Course]:
+        places = await places_of(provider)
+        keys = dict.fromkeys((row.provider_id, row.course_id) for row in places.rows)
+        found = await context.loaders.course_by_id.load_many(keys)
+        rows = [row for row in found if row is not None]
+        return Collected(rows=rows, age=_age_of(context, provider, rows).and_also(places.age))
+
+    return collect
+
+
+_OWN: Final[Mapping[str, Callable[[RequestContext], Collect[Any]]]] = {
+    USERS.name: _own_users,
+    COURSES.name: _own_courses,
+    ENROLLMENTS.name: _own_enrollments,
+}
+
+
+def _age_of(
+    context: RequestContext, provider: Provider, rows: Sequence[User | Course | Enrollment]
+) -> _Age:
     """Return the age of rows by what each says of itself."""
     if not any(row.provenance.stale for row in rows):
         return _Age(as_of=min((row.provenance.fetched_at for row in rows), default=None))

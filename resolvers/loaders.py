@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
 import msgspec
 
 from resolvers.caching import Answers, Kept, Kind, Resource
-from resolvers.errors import RequestLimitExceeded
+from resolvers.errors import Forbidden, RequestLimitExceeded
 from resolvers.paging import Connection
 from resolvers.reading import Ask, Reading
 from sessions.base import ListOrder, Page, Pair, ProviderSession
@@ -67,6 +67,9 @@ PairKey: TypeAlias = tuple[str, str, str]
 
 ActivityKey: TypeAlias = tuple[str, str, int]
 """Provider id, a user's external id, and how many at most."""
+
+_UserKey = TypeVar("_UserKey", ExternalKey, PairKey, ActivityKey)
+"""A key whose second part is a user's external id."""
 
 IconKey: TypeAlias = tuple[str, str, int]
 """Provider id, the course's external id, and width in pixels."""
@@ -344,6 +347,8 @@ class Loaders:
         reading: How the request reads providers.
         page_size_of: The page size that suits a provider best.
         max_collected_rows: How many rows whole lists may have together.
+        own: External ids of the only users whose rows may be read, by provider id; ``None`` for
+            anybody's. Rows of others, and courses these are not enrolled in, do not exist then.
     """
 
     def __init__(
@@ -354,7 +359,9 @@ class Loaders:
         reading: Reading,
         page_size_of: Callable[[str], int],
         max_collected_rows: int,
+        own: Mapping[str, str] | None = None,
     ) -> None:
+        self._own = own
         self._statuses = statuses
         self._reading = reading
         self._page_size_of = page_size_of
@@ -466,31 +473,62 @@ class Loaders:
     async def _fetch_users(
         self, provider_id: str, keys: Sequence[ExternalKey]
     ) -> Mapping[ExternalKey, User | ProviderError]:
-        return await self._fetched(provider_id, _USER, keys, _ask_users)
+        return await self._fetched(provider_id, _USER, self._of_own(keys), _ask_users)
 
     async def _fetch_courses(
         self, provider_id: str, keys: Sequence[ExternalKey]
     ) -> Mapping[ExternalKey, Course | ProviderError]:
-        return await self._fetched(provider_id, _COURSE, keys, _ask_courses)
+        attended = await self._attended(provider_id, keys)
+        return await self._fetched(provider_id, _COURSE, attended, _ask_courses)
 
     async def _fetch_enrollments_by_user(
         self, provider_id: str, keys: Sequence[ExternalKey]
     ) -> Mapping[ExternalKey, Sequence[Enrollment] | ProviderError]:
-        return await self._fetched(provider_id, _BY_USER, keys, _ask_enrollments_by_user)
+        own = self._of_own(keys)
+        return await self._fetched(provider_id, _BY_USER, own, _ask_enrollments_by_user)
 
     async def _fetch_enrollments_by_course(
         self, provider_id: str, keys: Sequence[ExternalKey]
     ) -> Mapping[ExternalKey, Sequence[Enrollment] | ProviderError]:
-        return await self._fetched(provider_id, _BY_COURSE, keys, _ask_enrollments_by_course)
+        if self._own is None:
+            return await self._fetched(provider_id, _BY_COURSE, keys, _ask_enrollments_by_course)
+        places = await self._own_places(provider_id)
+        found = {key: [row for row in places if row.course_id == key[1]] for key in keys}
+        return {key: rows for key, rows in found.items() if rows}
 
     async def _fetch_sections_by_course(
         self, provider_id: str, keys: Sequence[ExternalKey]
     ) -> Mapping[ExternalKey, Sequence[Section] | ProviderError]:
-        return await self._fetched(provider_id, _SECTIONS, keys, _ask_sections_by_course)
+        attended = await self._attended(provider_id, keys)
+        return await self._fetched(provider_id, _SECTIONS, attended, _ask_sections_by_course)
+
+    def _of_own(self, keys: Sequence[_UserKey]) -> Sequence[_UserKey]:
+        """Return the keys of users whose rows may be read."""
+        if self._own is None:
+            return keys
+        return [key for key in keys if self._own.get(key[0]) == key[1]]
+
+    async def _attended(
+        self, provider_id: str, keys: Sequence[ExternalKey]
+    ) -> Sequence[ExternalKey]:
+        """Return the keys of courses that may be read: where only some users may, of theirs."""
+        if self._own is None:
+            return keys
+        ids = {row.course_id for row in await self._own_places(provider_id)}
+        return [key for key in keys if key[1] in ids]
+
+    async def _own_places(self, provider_id: str) -> Sequence[Enrollment]:
+        user_id = (self._own or {}).get(provider_id)
+        if user_id is None:
+            return ()
+        rows = await self.enrollments_by_user.load((provider_id, user_id))
+        return [row for row in rows or () if row.user_id == user_id]
 
     async def _fetched(
         self, provider_id: str, kind: Kind[V], keys: Sequence[ExternalKey], ask: Ask[V]
     ) -> Mapping[ExternalKey, V | ProviderError]:
+        if not keys:
+            return {}
         external_ids = [external_id for _provider_id, external_id in keys]
         found = await self._reading.answers(provider_id, kind, external_ids, ask)
         return {(provider_id, key): value for key, value in _values(found).items()}
@@ -516,7 +554,9 @@ class Loaders:
         keys: Sequence[PairKey],
         ask: Callable[[ProviderSession, Sequence[Pair]], Awaitable[Mapping[Pair, V]]],
     ) -> Mapping[PairKey, V | ProviderError]:
-        key_by_text = {_text_of(key[1:]): key for key in keys}
+        key_by_text = {_text_of(key[1:]): key for key in self._of_own(keys)}
+        if not key_by_text:
+            return {}
 
         async def ask_pairs(session: ProviderSession, texts: Sequence[str]) -> Mapping[str, V]:
             found = await ask(session, [key_by_text[text][1:] for text in texts])
@@ -528,6 +568,9 @@ class Loaders:
     async def _fetch_activity_by_user(
         self, provider_id: str, keys: Sequence[ActivityKey]
     ) -> Mapping[ActivityKey, Sequence[Activity] | ProviderError]:
+        keys = self._of_own(keys)
+        if not keys:
+            return {}
         limit = max(first for _provider_id, _user_id, first in keys)
 
         async def ask(
@@ -549,6 +592,9 @@ class Loaders:
     def _whole_list_fetcher(
         self, kind: ListKind[V], max_age_seconds: float | None
     ) -> FetchGroup[str, Kept[Sequence[V]]]:
+        if self._own is not None:
+            raise Forbidden("Whole lists are not for learners")
+
         async def ask(session: ProviderSession) -> Sequence[V]:
             rows: list[V] = []
             provider_id = session.provider.id

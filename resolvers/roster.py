@@ -18,7 +18,7 @@ from typing import TypeVar
 from resolvers.chains import NOTHING, Wanted
 from resolvers.collation import fold, sort_key
 from resolvers.context import RequestContext, Scope
-from resolvers.errors import BadInput, RequestRefused
+from resolvers.errors import BadInput, Forbidden, RequestRefused
 from resolvers.lists import (
     FIRST_PAGE,
     SCOPES,
@@ -595,6 +595,8 @@ async def _pages(
     context: RequestContext, provider_id: str, kind: ListKind[T]
 ) -> AsyncGenerator[Page[T], None]:
     context.require(SCOPES[kind.name])
+    if context.is_learners:
+        raise Forbidden("Learners read their own rows by GraphQL; whole lists are not for them")
     if await context.find_provider(provider_id) is None:
         raise not_found(provider_id)
     seen: set[str] = set()
@@ -627,11 +629,13 @@ def _providers_named(
 def _user_matcher(filter: UserFilter) -> Callable[[User], bool]:  # noqa: A002 - as in the API
     searched = fold(filter.search or "")
     roles = None if filter.roles is None else frozenset(filter.roles)
+    user_ids = None if filter.user_ids is None else frozenset(filter.user_ids)
     usernames = None if filter.usernames is None else frozenset(filter.usernames)
 
     def matches(user: User) -> bool:
         return (
-            (usernames is None or user.username in usernames)
+            (user_ids is None or (user.provider_id, user.external_id) in user_ids)
+            and (usernames is None or user.username in usernames)
             and (filter.active is None or user.active is filter.active)
             and (roles is None or any(role.value in roles for role in user.roles))
             and (searched in fold(user.display_name) or searched in fold(user.username or ""))

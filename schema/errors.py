@@ -80,7 +80,7 @@ def _of_graphql(
     cause = _cause_of(error)
     formatted = _place_of(error)
     if isinstance(cause, ProviderError):
-        formatted["message"] = cause.message
+        formatted["message"] = context.shown(cause).message
         formatted["extensions"] = _provider_extensions(cause, cause.provider_id, context)
     elif isinstance(cause, RequestRefused):
         formatted["message"] = cause.message

@@ -258,25 +258,47 @@ class Provider(Node):
     )
     platform: str = strawberry.field(description="Kind of software, in lower case: kolibri.")
     name: str = strawberry.field(description="For a person.")
-    base_url: str = strawberry.field(description="Where the gateway reaches it.")
-    account_id: str | None = strawberry.field(
-        description="Which part of the installation is meant (Kolibri: the facility id);"
-        " null for the one the account belongs to."
-    )
     state: ProviderState = strawberry.field(description="Where it is in its life.")
-    version: str | None = strawberry.field(
-        description="Software version last read from it; null before the first check."
-    )
     revision: int = strawberry.field(description="Rises by one with every change.")
-    problem: str | None = strawberry.field(
-        description="Why its last check failed, for a person; null when it did not."
-    )
     created_at: datetime = strawberry.field(description="When it was registered.")
     updated_at: datetime = strawberry.field(description="When it was last changed.")
     checked_at: datetime | None = strawberry.field(
         description="When it was last checked; null before the first check."
     )
     record: strawberry.Private[records.Provider]
+
+    @strawberry.field(description="Where the gateway reaches it. Not for learners.")
+    def base_url(self, info: GatewayInfo) -> str:
+        """Return where it is."""
+        info.context.refuse_learners()
+        return self.record.base_url
+
+    @strawberry.field(
+        description="Which part of the installation is meant (Kolibri: the facility id); null for"
+        " the one the account belongs to. Not for learners."
+    )
+    def account_id(self, info: GatewayInfo) -> str | None:
+        """Return which part of the installation is meant."""
+        info.context.refuse_learners()
+        return self.record.account_id
+
+    @strawberry.field(
+        description="Software version last read from it; null before the first check. Not for"
+        " learners."
+    )
+    def version(self, info: GatewayInfo) -> str | None:
+        """Return its version."""
+        info.context.refuse_learners()
+        return self.record.version
+
+    @strawberry.field(
+        description="Why its last check failed, for a person; null when it did not. Not for"
+        " learners."
+    )
+    def problem(self, info: GatewayInfo) -> str | None:
+        """Return why its last check failed."""
+        info.context.refuse_learners()
+        return self.record.problem
 
     @strawberry.field(description="What it can be asked for, in alphabetical order.")
     def capabilities(self, info: GatewayInfo) -> list[Capability]:
@@ -351,12 +373,8 @@ class Provider(Node):
             provider_id=strawberry.ID(record.id),
             platform=record.platform,
             name=record.name,
-            base_url=record.base_url,
-            account_id=record.account_id,
             state=record.state,
-            version=record.version,
             revision=record.revision,
-            problem=record.problem,
             created_at=record.created_at,
             updated_at=record.updated_at,
             checked_at=record.checked_at,

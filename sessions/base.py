@@ -437,6 +437,11 @@ class Platform:
     progress_by_call: bool = False
     sorted_lists: frozenset[ListOrder] = frozenset()
 
+    @property
+    def knows_users(self) -> bool:
+        """Whether it has sessions that act for a user."""
+        return bool(self.subjects - {SubjectKind.SERVICE})
+
 
 class ProviderSession(ABC):
     """One authenticated conversation with one provider on behalf of one subject.

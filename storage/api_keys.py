@@ -36,6 +36,7 @@ _NAMED_SCOPES: Final = (
     "write:users",
     "write:enrollments",
     "act:users",
+    "introspect",
 )
 _PROVIDER_SCOPE: Final = re.compile(r"provider:[A-Za-z0-9_-]{1,64}")
 _TOKEN: Final = re.compile(r"gw_([a-z0-9]{8})_[A-Za-z0-9_-]{43}")
@@ -87,7 +88,7 @@ def parse_scopes(scopes: Collection[str]) -> frozenset[str]:
     ``admin`` may do everything. ``read:users``, ``read:courses``, ``read:enrollments``,
     ``read:providers``, ``read:metrics``, ``write:providers``, ``write:users`` and
     ``write:enrollments`` allow what they say. ``act:users`` allows to act for users who agreed, and
-    to ask them.
+    to ask them; ``introspect`` to see the schema.
     ``provider:<id>`` allows nothing by itself, but a key with any of them sees the named
     providers only; a key with none of them sees all.
 

@@ -391,11 +391,14 @@ class Key:
     scopes: frozenset[str] = ALL_SCOPES
     hidden: frozenset[str] = frozenset()
     key_id: str = "key"
+    accounts: Mapping[str, str] | None = None
 
     def allows(self, scope: str, /) -> bool:
         return "admin" in self.scopes or scope in self.scopes
 
     def sees(self, provider_id: str, /) -> bool:
+        if self.accounts is not None:
+            return provider_id in self.accounts
         return provider_id not in self.hidden
 
 

@@ -219,3 +219,25 @@ def _outcome(environment: dict[str, str]) -> Settings | str:
         return read_settings(environment)
     except SettingsError as error:
         return str(error)
+
+
+def test_learners_tokens_are_set_up_altogether_or_not_at_all() -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings(jwt_keys="/etc/keys.json", jwt_issuer="https://login.example.org/")
+    found = settings(
+        jwt_keys="https://login.example.org/keys",
+        jwt_issuer="https://login.example.org/",
+        jwt_audience="learning-gateway",
+        jwt_scopes="read:users, introspect",
+    )
+
+    assert str(caught.value).startswith("GATEWAY_JWT_AUDIENCE is missing")
+    assert found.jwt_issuer == "https://login.example.org/"  # exactly as it was written
+    assert found.jwt_scopes == {"read:users", "introspect"}
+    assert found.jwt_accounts_claim == "learning_accounts"
+
+
+@pytest.mark.parametrize("scope", ["admin", "write:users", "act:users", "read:grades"])
+def test_learners_can_be_given_nothing_that_is_not_their_own(scope: str) -> None:
+    with pytest.raises(SettingsError, match=f"holds {scope}, which learners cannot have"):
+        settings(jwt_scopes=f"read:users,{scope}")
