@@ -21,6 +21,7 @@ from gateway.settings import Settings
 _APPLICATION: Final = "gateway.app:create_app"  # each worker reads the environment for itself
 _MAX_HEAD_BYTES: Final = 64 * 1024
 _KEEP_ALIVE_SECONDS: Final = 65  # longer than load balancers keep a connection they may use again
+_WORKER_SECONDS: Final = 60  # a busy machine is no reason to kill who starts, and to begin again
 _PING_SECONDS: Final = 20.0  # proxies cut off what is silent for longer, some after 30
 
 _log = structlog.get_logger(__name__)
@@ -47,6 +48,7 @@ def serve(settings: Settings) -> bool:
         **socket_options(max_bytes=settings.max_body_bytes),
         lifespan="on",
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_worker_healthcheck=_WORKER_SECONDS,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
     )
     server = _DrainingServer(config, drain_seconds=settings.drain_seconds)
