@@ -26,12 +26,13 @@ from gateway.access import KeyAccess
 from gateway.admission import Refused, Slot
 from gateway.assembly import Gateway
 from gateway.bodies import decode_object
+from gateway.documents import DocumentNotTrusted
 from gateway.problems import problem
 from gateway.settings import LOOPBACK_HOSTS, Settings
 from gateway.shedding import HOLD_SECONDS, LONGEST_RETRY_SECONDS, OVERLOADED, STRANGERS
 from gateway.watching import gathering
 from resolvers.context import RequestContext
-from resolvers.errors import BadInput, Forbidden, RequestLimitExceeded
+from resolvers.errors import BadInput, Forbidden, RequestLimitExceeded, RequestRefused
 from schema.errors import refusal
 from schema.execution import execute, is_subscription, subscribe
 from schema.global_ids import ON_BEHALF_OF, read_subjects
@@ -54,6 +55,7 @@ _ROUTE: Final = "graphql-ws"
 _MAX_REASON_BYTES: Final = 123  # what a close frame has room for
 _MAX_ID_CHARACTERS: Final = 256
 _CLIENT_LEFT: Final = 499
+_STATUS_BY_REFUSAL: Final = {Forbidden: 403, DocumentNotTrusted: 403}
 _NO_KEY: Final = "A good key is needed, as Authorization in connection_init's payload"
 _NO_DATABASE: Final = "The gateway's database does not answer"
 _STOPPING: Final = "The gateway is stopping; connect again"
@@ -326,8 +328,10 @@ class _Connection:
         except Refused:
             await asyncio.sleep(HOLD_SECONDS)
             status, told = 503, _overloaded(OVERLOADED)
-        except Forbidden as error:
-            status, told = 403, refusal(error)
+        except RequestRefused as error:
+            status, told = _STATUS_BY_REFUSAL.get(type(error), 400), refusal(error)
+            if isinstance(error, RequestLimitExceeded):
+                self._gateway.metrics.on_limit(error.limit)
         except StorageUnavailable as error:
             _log.error("storage_unavailable", problem=str(error))
             status, told = 503, _error("INTERNAL", _NO_DATABASE)
@@ -342,6 +346,7 @@ class _Connection:
             if access is None:
                 await self._close(FORBIDDEN, _NO_KEY)
                 return 401
+            asked = await self._gateway.documents.resolve(asked, access)
             context = self._gateway.request_context(access, request_id, subjects=self._subjects)
             if is_subscription(self._sockets.schema, asked):
                 return await self._stream(operation_id, asked, context, slot)

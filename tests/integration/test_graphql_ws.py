@@ -1,6 +1,7 @@
 """GraphQL over WebSocket, case by case, with a raw client on a running application."""
 
 import asyncio
+import hashlib
 import json
 import os
 import subprocess
@@ -31,6 +32,7 @@ from gateway.admission import Load
 from simulators.kolibri.app import running
 from simulators.kolibri.population import build_population
 from simulators.kolibri.state import Kolibri
+from storage.documents import DocumentDraft
 from storage.errors import StorageUnavailable
 
 INIT = {"type": "connection_init", "payload": {"Authorization": f"Bearer {TOKEN}"}}
@@ -472,6 +474,30 @@ async def test_pings_are_answered_with_what_they_carry_and_pongs_are_taken(
             echo = {"payload": {"at": 1}} if payload.get("payload") else {}
 
             assert await talk.hear() == {"type": "pong", **echo}
+
+
+async def test_where_only_trusted_documents_are_served_a_socket_serves_no_others(
+    tmp_path: Path,
+) -> None:
+    text = "query Type { __typename }"
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    async with running_gateway(tmp_path, documents="trusted") as gateway:
+        draft = DocumentDraft(id=sha256, text=text, names=())
+        await gateway.parts.trusted.register([draft], client="web@1")
+        key = await gateway.key("read:users")
+        async with opened(gateway, headers=key) as talk:
+            await talk.say({"type": "connection_init"})
+            await talk.hear()
+            heard = []
+            for payload in ({"query": "{ __typename }"}, {"query": CHANGES}, {"documentId": "x"}):
+                await talk.say({"id": "1", "type": "subscribe", "payload": payload})
+                heard.append(await talk.hear())
+            await talk.say({"id": "1", "type": "subscribe", "payload": {"documentId": sha256}})
+
+            refused = [codes(one["payload"]) for one in heard]
+            assert refused == [["DOCUMENT_NOT_TRUSTED"], ["DOCUMENT_NOT_TRUSTED"], ["BAD_INPUT"]]
+            assert (await talk.hear())["payload"] == {"data": {"__typename": "Query"}}
+            assert (await talk.hear())["type"] == "complete"
 
 
 # Hostile messages.
