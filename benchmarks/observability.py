@@ -86,7 +86,9 @@ async def _inside(
         )
         watchers: Mapping[str, OperationWatcher | None] = {
             "nobody": None,
-            "metrics and log": Watching(parts.metrics, None, slow_seconds=1),
+            "metrics and log": Watching(
+                parts.metrics, None, is_trusted=parts.documents.trusted.knows, slow_seconds=1
+            ),
             "spans besides": parts.watching,
         }
         found: dict[str, list[float]] = {name: [] for name in watchers}

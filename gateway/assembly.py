@@ -277,7 +277,12 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             ),
             metrics=metrics,
             tracing=tracing,
-            watching=Watching(metrics, tracing, slow_seconds=settings.slow_seconds),
+            watching=Watching(
+                metrics,
+                tracing,
+                is_trusted=documents.trusted.knows,
+                slow_seconds=settings.slow_seconds,
+            ),
             admission=Admission(
                 AdmissionTerms(
                     most=settings.max_requests,

@@ -257,6 +257,10 @@ class _TrustedTexts:
             await self._look()
         return text in self._texts
 
+    def knows(self, text: str) -> bool:
+        """Whether this is a trusted document, as far as memory tells."""
+        return text in self._texts
+
     async def follow(self) -> None:
         """Keep up with what other processes register and remove, for ever."""
         is_failing = False

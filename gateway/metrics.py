@@ -199,9 +199,18 @@ class Metrics:
         if calls is not None:
             self._request_calls.labels(route).inc(calls)
 
-    def on_operation(self, operation: Operation, *, seconds: float, calls: int) -> None:
-        """Take note of a GraphQL operation, and of its calls to providers."""
-        name = self._operation_names.label_of(operation)
+    def on_operation(
+        self, operation: Operation, *, seconds: float, calls: int, is_trusted: bool = False
+    ) -> None:
+        """Take note of a GraphQL operation, and of its calls to providers.
+
+        Args:
+            operation: What it was, and what became of it.
+            seconds: How long it took.
+            calls: How many requests were sent for it.
+            is_trusted: Whether its document is registered, so that its name is no caller's.
+        """
+        name = self._operation_names.label_of(operation, is_trusted=is_trusted)
         kind = "unknown" if operation.kind is None else operation.kind.value
         self._operation_seconds.labels(name, kind, operation.outcome.value).observe(seconds)
         self._operation_calls.labels(name, kind).inc(calls)
@@ -350,14 +359,14 @@ class _Names:
         self._most = most
         self._known: set[str] = set()
 
-    def label_of(self, operation: Operation) -> str:
+    def label_of(self, operation: Operation, *, is_trusted: bool) -> str:
         """Return the operation's label; none of these is a name that GraphQL allows."""
         if operation.kind is None:
             return "(unknown)"
         name = operation.name
         if name is None:
             return "(anonymous)"
-        if name in self._known:
+        if is_trusted or name in self._known:
             return name
         was_executed = operation.outcome not in {Outcome.REFUSED, Outcome.CANCELLED}
         if not was_executed or len(self._known) >= self._most or len(name) > _LONGEST_NAME:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
@@ -28,12 +28,21 @@ class Watching:
     Args:
         metrics: Hear of each.
         tracing: Makes a span of each; ``None`` when nothing is traced.
+        is_trusted: Whether a document is one that the operator registered.
         slow_seconds: One that takes longer has a log line of its own; 0 for none.
     """
 
-    def __init__(self, metrics: Metrics, tracing: Tracing | None, *, slow_seconds: float) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        tracing: Tracing | None,
+        *,
+        is_trusted: Callable[[str], bool],
+        slow_seconds: float,
+    ) -> None:
         self._metrics = metrics
         self._tracing = tracing
+        self._is_trusted = is_trusted
         self._slow_seconds = slow_seconds
 
     @contextmanager
@@ -55,7 +64,12 @@ class Watching:
     def _tell(
         self, context: RequestContext, operation: Operation, meter: Meter, *, seconds: float
     ) -> None:
-        self._metrics.on_operation(operation, seconds=seconds, calls=meter.calls)
+        self._metrics.on_operation(
+            operation,
+            seconds=seconds,
+            calls=meter.calls,
+            is_trusted=self._is_trusted(operation.document),
+        )
         named = _named(operation)
         _members.get({}).update(named, **traced())
         if 0 < self._slow_seconds <= seconds:

@@ -26,6 +26,7 @@ from sessions.resilience import BreakerState, ProviderHealth, RefusalReason
 from simulators.kolibri.app import running
 from simulators.kolibri.population import build_population
 from simulators.kolibri.state import Kolibri, Outage
+from storage.documents import DocumentDraft
 from storage.leases import Outcome as TransitionOutcome
 from storage.leases import Transition
 from storage.records import SessionState
@@ -165,6 +166,12 @@ def test_callers_cannot_make_more_series_than_a_hundred_names() -> None:
     metrics.on_operation(
         Operation(kind=OperationKind.QUERY, name="N" * 101, outcome=Outcome.OK), seconds=1, calls=0
     )
+    metrics.on_operation(
+        Operation(kind=OperationKind.QUERY, name="Registered", outcome=Outcome.OK),
+        seconds=1,
+        calls=0,
+        is_trusted=True,
+    )
 
     counted = {
         (sample.labels["operation"], sample.labels["outcome"]): sample.value
@@ -173,11 +180,28 @@ def test_callers_cannot_make_more_series_than_a_hundred_names() -> None:
         if sample.name == "learning_gateway_operation_seconds_count"
     }
 
-    assert len(counted) == 100 + 2
+    assert len(counted) == 100 + 1 + 2
+    assert counted["Registered", "ok"] == 1
     assert counted["Q99", "ok"] == 2
     assert ("Q100", "ok") not in counted
     assert counted["(other)", "ok"] == 2 * 50 + 1
     assert counted["(other)", "refused"] == 150  # a name is worth nothing until it is executed
+
+
+async def test_the_name_of_a_trusted_document_is_counted_whatever_callers_have_sent(
+    gateway: RunningGateway,
+) -> None:
+    trusted = "query Registered { __typename }"
+    draft = DocumentDraft(id=hashlib.sha256(trusted.encode()).hexdigest(), text=trusted, names=())
+    await gateway.parts.trusted.register([draft], client="web@1")
+    for number in range(101):
+        await ask(gateway, f"query Q{number} {{ __typename }}")
+
+    await gateway.client.post("/graphql", json={"documentId": draft.id})
+
+    counted = await measured(gateway, "operation_seconds_count")
+    assert counted["(other)", "ok", "query"] == 1
+    assert counted["Registered", "ok", "query"] == 1
 
 
 def written(metrics: Metrics) -> str:
