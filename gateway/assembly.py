@@ -197,6 +197,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
                 interval_seconds=settings.import_hours * 3600 or None,
                 changes_kept_seconds=settings.changes_days * 86_400,
             ),
+            tracer=tracing,
         )
         audit = AuditLog(AuditStore(database), leases, kept_seconds=settings.audit_days * 86_400.0)
         for work in (*importer.work(), audit.work()):

@@ -1,6 +1,6 @@
-"""OpenTelemetry spans: one for each GraphQL operation, REST request, transition and upstream call.
+"""OpenTelemetry spans: of GraphQL operations, REST requests, work for everybody, upstream calls.
 
-Never one for a field. Imported only when tracing is on, because OpenTelemetry is an extra.
+Never of a field. Imported only when tracing is on, because OpenTelemetry is an extra.
 
 Sources:
     https://opentelemetry.io/docs/specs/semconv/graphql/graphql-spans/
@@ -40,8 +40,6 @@ from resolvers.context import RequestContext
 from resolvers.operations import Operation, Outcome
 from sessions import tracing
 from sessions.tracing import OutgoingCall, current_span, spanning
-from storage.leases import Outcome as TransitionOutcome
-from storage.leases import Transition
 
 _OWN: Final = "learning_gateway"
 _REST_PREFIX: Final = "/api/"
@@ -103,21 +101,14 @@ class Tracing:
             span.end()
 
     @contextmanager
-    def transition(
-        self, provider_id: str | None, transition: Transition
-    ) -> Iterator[tracing.TransitionSpan]:
-        """Have a span of a session's transition, as ``sessions.tracing.Tracer`` has it."""
+    def work(self, name: str, *, provider_id: str | None) -> Iterator[tracing.WorkSpan]:
+        """Have a span of some work, as ``sessions.tracing.Tracer`` has it."""
         span = self._tracer.start_span(
-            f"session {transition.value}",
+            name,
             context=_parent(),
-            attributes=_known(
-                {
-                    f"{_OWN}.provider.id": provider_id,
-                    f"{_OWN}.session.transition": transition.value,
-                }
-            ),
+            attributes=_known({f"{_OWN}.provider.id": provider_id}),
         )
-        ours = _TransitionSpan(span)
+        ours = _WorkSpan(span)
         try:
             with spanning(ours):
                 yield ours
@@ -193,9 +184,9 @@ class _Span:
             self.span.add_link(other.span.get_span_context())
 
 
-class _TransitionSpan(_Span):
-    def note_outcome(self, outcome: TransitionOutcome) -> None:
-        self.span.set_attribute(f"{_OWN}.session.outcome", outcome.value)
+class _WorkSpan(_Span):
+    def note_outcome(self, outcome: str) -> None:
+        self.span.set_attribute(f"{_OWN}.outcome", outcome)
 
 
 class _CallSpan:

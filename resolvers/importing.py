@@ -41,6 +41,7 @@ from sessions.errors import (
     ProviderUnavailable,
 )
 from sessions.scheduler import ScheduledWork
+from sessions.tracing import Tracer, working
 from storage.errors import StorageUnavailable
 from storage.imports import (
     IMPORT_JOB,
@@ -192,6 +193,7 @@ class Importer:
         providers: What is registered.
         platforms: What is installed.
         settings: When, and how long things may take.
+        tracer: Makes a span of each run; ``None`` when nothing is traced.
     """
 
     def __init__(
@@ -203,6 +205,7 @@ class Importer:
         providers: ProviderStore,
         platforms: Platforms,
         settings: ImportSettings,
+        tracer: Tracer | None = None,
     ) -> None:
         self._imports = imports
         self._leases = leases
@@ -210,6 +213,7 @@ class Importer:
         self._providers = providers
         self._platforms = platforms
         self._settings = settings
+        self._tracer = tracer
 
     def work(self) -> Sequence[ScheduledWork]:
         """Return the kinds of jobs this does."""
@@ -303,7 +307,12 @@ class Importer:
         )
         if run is None or provider is None:
             return
-        work = asyncio.ensure_future(self._carry_out(claim, run, provider))
+        with working(self._tracer, "import", provider_id=provider.id):
+            work = asyncio.ensure_future(self._carry_out(claim, run, provider))
+            await self._while_held(claim, work)
+
+    async def _while_held(self, claim: JobClaim, work: asyncio.Task[None]) -> None:
+        """Wait for the work to end, or give it up when somebody takes the job over."""
         renewals = asyncio.create_task(self._renew_while_held(claim))
         try:
             await asyncio.wait({work, renewals}, return_when=asyncio.FIRST_COMPLETED)

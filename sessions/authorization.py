@@ -68,7 +68,7 @@ from sessions.resilience import (
     ResilienceObserver,
     ahead_of_line,
 )
-from sessions.tracing import Span, TransitionSpan, current_span, link_to
+from sessions.tracing import Span, WorkSpan, current_span, link_to, working
 from storage.credentials import Secret
 from storage.errors import StorageError, StorageUnavailable
 from storage.leases import (
@@ -1020,17 +1020,16 @@ class SharedAuthorization:
 
     async def _traced(self, claim: Claim, work: Awaitable[T]) -> T:
         """Do a transition's work, which has a span of its own: it serves whoever waits for it."""
-        if self._http.tracer is None:
-            return await work
-        with self._http.tracer.transition(self._provider.id, claim.transition) as span:
+        name = f"session {claim.transition.value}"
+        with working(self._http.tracer, name, provider_id=self._provider.id) as span:
             if claim.transition is not Transition.KEEP_ALIVE:
                 self._span = span
             return await work
 
     def _observe(self, claim: Claim, outcome: Outcome) -> None:
         span = current_span()
-        if isinstance(span, TransitionSpan):
-            span.note_outcome(outcome)
+        if isinstance(span, WorkSpan):
+            span.note_outcome(outcome.value)
         self._observer.on_transition(
             self._provider.id,
             claim.transition,

@@ -48,7 +48,7 @@ from sessions.exports import TimedExports
 from sessions.http import HttpLimits, Observer, ProviderHttp
 from sessions.registry import Registry
 from sessions.resilience import BreakerState, RefusalReason, ResilienceObserver
-from sessions.tracing import Tracer
+from sessions.tracing import Tracer, working
 from storage.cache import CacheStore
 from storage.credentials import Secret
 from storage.errors import CredentialsMissing, CredentialsUnreadable
@@ -369,6 +369,11 @@ class Installations:
         subject = _supported(owner, text)
         if subject.kind is SubjectKind.MASQUERADE:
             return _masqueraded(owner, subject)
+
+        async def export(name: str) -> bytes:
+            with working(owner.http.tracer, f"export {name}", provider_id=owner.provider.id):
+                return await authorization.session.export(name)
+
         exports = TimedExports(
             owner.provider,
             platform=owner.platform,
@@ -376,7 +381,7 @@ class Installations:
             leases=self._leases,
             cache=self._cache,
             settings=self._settings,
-            run=lambda name: authorization.session.export(name),  # noqa: PLW0108 - made below
+            run=export,
         )
         is_user = subject.kind is SubjectKind.USER
         authorization = SharedAuthorization(

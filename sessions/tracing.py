@@ -7,12 +7,10 @@ has a span of its own or of whoever began it; the others' spans are linked to th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
-
-from storage.leases import Outcome, Transition
 
 
 class Span(Protocol):
@@ -31,10 +29,10 @@ class Span(Protocol):
 
 
 @runtime_checkable
-class TransitionSpan(Span, Protocol):
-    """That of a session's transition."""
+class WorkSpan(Span, Protocol):
+    """That of something done for everybody: a session's transition, a timed export, an import."""
 
-    def note_outcome(self, outcome: Outcome, /) -> None:
+    def note_outcome(self, outcome: str, /) -> None:
         """Say what came of it."""
 
 
@@ -82,10 +80,8 @@ class Tracer(Protocol):
     def begin_call(self, call: OutgoingCall, /) -> CallSpan:
         """Begin the span of a request, as part of the current one."""
 
-    def transition(
-        self, provider_id: str | None, transition: Transition, /
-    ) -> AbstractContextManager[TransitionSpan]:
-        """Have a span of a transition, which is current for as long as the block lasts."""
+    def work(self, name: str, /, *, provider_id: str | None) -> AbstractContextManager[WorkSpan]:
+        """Have a span of some work, which is current for as long as the block lasts."""
 
 
 def current_span() -> Span | None:
@@ -101,6 +97,13 @@ def spanning(span: Span) -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
+
+
+def working(
+    tracer: Tracer | None, name: str, *, provider_id: str | None
+) -> AbstractContextManager[WorkSpan | None]:
+    """Have a span of some work done inside, if it is traced."""
+    return nullcontext() if tracer is None else tracer.work(name, provider_id=provider_id)
 
 
 def link_to(span: Span | None) -> None:

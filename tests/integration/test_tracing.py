@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode, format_span_id, format_trace_id
+from pretend_platform import until
 from running_gateway import TOKEN, RunningGateway, address_of, listening, running_gateway, serving
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -115,7 +116,9 @@ async def tracing(folder: Path, kolibri: Kolibri, **settings: str) -> AsyncItera
             ) as gateway,
         ):
             await gateway.add_kolibri(address_of(listener))
-            await gateway.users()  # logged in, and settled
+            exported = ("GET", "/api/auth/classroom/")  # the last that the first export asks for
+            await until(lambda: kolibri.counts.calls[exported] > 0, seconds=20)
+            await until(lambda: kolibri.counts.requests_running == 0, seconds=20)
             spans = InMemorySpanExporter()
             assert gateway.parts.tracing is not None
             gateway.parts.tracing.provider.add_span_processor(SimpleSpanProcessor(spans))
@@ -288,7 +291,7 @@ async def test_a_login_is_a_trace_of_its_own_linked_to_by_all_who_waited(traced:
     (login,) = traced.finished("session log_in")
     calls = traced.parts_of(login)
     assert parent_of(login) is None
-    assert told(login, "learning_gateway.provider.id", "learning_gateway.session.outcome") == [
+    assert told(login, "learning_gateway.provider.id", "learning_gateway.outcome") == [
         "1",
         "committed",
     ]
@@ -297,6 +300,23 @@ async def test_a_login_is_a_trace_of_its_own_linked_to_by_all_who_waited(traced:
     for name in ("query First", "query Second"):
         (operation,) = traced.finished(name)
         assert id_of(login) in links_of(operation)
+
+
+async def test_an_import_is_one_trace_of_all_its_calls(traced: Traced) -> None:
+    await traced.ask('mutation Go { refreshProvider(input: {providerId: "1"}) { __typename } }')
+    await until(lambda: bool(traced.finished("import")))
+
+    (run,) = traced.finished("import")
+    calls = traced.parts_of(run)
+    assert parent_of(run) is None
+    assert told(run, "learning_gateway.provider.id") == ["1"]
+    assert {call.kind for call in calls} == {SpanKind.CLIENT}
+    assert {parent_of(call) for call in calls} == {id_of(run)}
+    assert {call.name for call in calls} >= {
+        "GET /api/auth/facilityuser/",
+        "GET /api/auth/membership/",
+        "GET /api/content/channel/",
+    }
 
 
 async def test_what_is_wrong_with_an_operation_shows_in_its_span(traced: Traced) -> None:

@@ -130,12 +130,12 @@ async def test_each_event_of_a_subscription_is_an_operation(gateway: RunningGate
 
 async def test_the_rest_surface_counts_its_calls_by_route(gateway: RunningGateway) -> None:
     await gateway.users()
-    await gateway.get("/api/enrollments", params={"id": "1"})
+    await gateway.users()
     await gateway.get("/api/courses")
 
     calls = await measured(gateway, "request_upstream_calls_total")
     assert calls.pop(("add-provider",)) > 0  # its check
-    assert calls == {("users",): 1, ("enrollments",): 3, ("courses",): 0}
+    assert calls == {("users",): 2, ("courses",): 0}
 
 
 async def test_refusals_are_counted_by_the_limit_that_callers_are_told(tmp_path: Path) -> None:
