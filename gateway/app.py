@@ -37,7 +37,7 @@ from gateway.problems import (
 )
 from gateway.settings import Settings, read_settings
 from gateway.shedding import LoadShedding
-from gateway.tokens import KeySetUnavailable
+from gateway.tokens import NO_KEY_SET, KeySetUnavailable
 from gateway.watching import gathering
 from resolvers.authorizing import url_for_error
 from resolvers.context import Scope
@@ -240,7 +240,7 @@ async def _on_storage_outage(request: Request, error: Exception) -> Response:
 async def _on_missing_keys(request: Request, _error: Exception) -> Response:
     return problem(
         "INTERNAL",
-        "The keys that tokens are signed with cannot be had now",
+        NO_KEY_SET,
         request_id=request.state.request_id,
         status=503,
         headers={"Retry-After": str(_RETRY_AFTER_SECONDS)},

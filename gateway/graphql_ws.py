@@ -30,6 +30,7 @@ from gateway.documents import DocumentNotTrusted
 from gateway.problems import problem
 from gateway.settings import LOOPBACK_HOSTS, Settings
 from gateway.shedding import HOLD_SECONDS, LONGEST_RETRY_SECONDS, OVERLOADED, STRANGERS
+from gateway.tokens import NO_KEY_SET, KeySetUnavailable
 from gateway.watching import gathering
 from resolvers.context import RequestContext
 from resolvers.errors import BadInput, Forbidden, RequestLimitExceeded, RequestRefused
@@ -253,6 +254,8 @@ class _Connection:
         except StorageUnavailable as error:
             _log.error("storage_unavailable", problem=str(error))
             raise _End(TRY_AGAIN_LATER, _NO_DATABASE) from None
+        except KeySetUnavailable:
+            raise _End(TRY_AGAIN_LATER, NO_KEY_SET) from None
         finally:
             slot.release()
 
@@ -335,6 +338,8 @@ class _Connection:
         except StorageUnavailable as error:
             _log.error("storage_unavailable", problem=str(error))
             status, told = 503, _error("INTERNAL", _NO_DATABASE)
+        except KeySetUnavailable:
+            status, told = 503, _error("INTERNAL", NO_KEY_SET)
         await self._refuse(operation_id, told)
         return status
 
@@ -446,7 +451,7 @@ class _Connection:
     async def _key_is_good(self) -> bool:
         try:
             return await self._gateway.keys.find(self._authorization) is not None
-        except StorageUnavailable:
+        except (StorageUnavailable, KeySetUnavailable):
             return True  # nobody says that it is not; it is asked again soon
 
 

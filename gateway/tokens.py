@@ -45,6 +45,8 @@ ALGORITHMS: Final = (
 
 MAX_TOKEN_LENGTH: Final = 8192
 
+NO_KEY_SET: Final = "The keys that tokens are signed with cannot be had now"
+
 _LEEWAY_SECONDS: Final = 60
 _MAX_ACCOUNTS: Final = 20
 _MAX_KEYS: Final = 100

@@ -18,6 +18,7 @@ from resolvers.authorizing import url_for_error
 from resolvers.context import RequestContext, SourceFailure
 from resolvers.errors import RequestLimitExceeded, RequestRefused
 from schema.enums import ErrorCode
+from schema.visibility import sees_schema, suggestionless
 from sessions.errors import ProviderError, UpstreamCallsSpent
 
 _ABOUT_A_VARIABLE: Final = re.compile(
@@ -86,6 +87,8 @@ def _of_graphql(
         formatted["message"] = cause.message
         formatted["extensions"] = refusal_extensions(cause)
     elif cause is None:
+        if not sees_schema(context.access):
+            formatted["message"] = suggestionless(formatted["message"])
         formatted["extensions"] = {"code": ErrorCode.BAD_INPUT.value}
     else:
         # One cause can fail many fields; it is logged, and numbered, once.

@@ -34,6 +34,7 @@ from resolvers.operations import Operation, OperationKind
 from schema.errors import formatted_errors, internal_error, refusal
 from schema.limits import DocumentLimits, check_document, check_text, check_variables
 from schema.validation import validate
+from schema.visibility import check_introspection, sees_schema, without_suggestion
 from sessions.http import deadline
 from sessions.metering import ProviderUsage, current_meter
 from sessions.strategies import Choice, listening
@@ -159,7 +160,7 @@ async def _masked(
 def is_subscription(schema: strawberry.Schema, body: Mapping[str, Any]) -> bool:
     """Whether a request is a subscription; not when it is wrong, which executing it will say."""
     try:
-        _, operation = _read(schema, _request_of(body))
+        _, operation = _read(schema, _request_of(body), None)
     except RequestRefused:
         return False
     return operation is not None and operation.operation is OperationType.SUBSCRIPTION
@@ -182,7 +183,7 @@ async def _execute(
 ) -> Answer:
     request = _request_of(body)
     watched.document = request.query
-    document, operation = _read(schema, request)
+    document, operation = _read(schema, request, context)
     if document.errors:
         return _BAD_REQUEST, {"errors": [refusal(error) for error in document.errors]}
     _tell(watched, operation)
@@ -216,7 +217,7 @@ async def _events(
     event_seconds: float,
 ) -> AsyncGenerator[dict[str, Any], None]:
     request = _request_of(body)
-    document, operation = _read(schema, request)
+    document, operation = _read(schema, request, context)
     if document.errors:
         answer = {"errors": [refusal(error) for error in document.errors]}
         yield _unexecuted(answer, body, context)
@@ -256,17 +257,21 @@ async def _events(
 
 
 def _read(
-    schema: strawberry.Schema, request: _Request
+    schema: strawberry.Schema, request: _Request, context: RequestContext | None
 ) -> tuple[_Read, OperationDefinitionNode | None]:
     """Return the document, with what is wrong with it, and the operation that is meant.
 
     Raises:
         RequestLimitExceeded: The document, or what comes in variables, is larger than allowed.
+        Forbidden: It asks for the schema, which the caller is not shown.
     """
     if not isinstance(schema, GatewaySchema):
         raise TypeError("The schema comes from build_schema")
     document = schema.documents.read(request.query)
     check_variables(request.variables, schema.documents.limits)
+    if context is not None and not sees_schema(context.access):
+        check_introspection(request.query, context.access)
+        document = _Read(document.node, [*map(without_suggestion, document.errors)])
     return document, get_operation_ast(document.node, request.operation_name)
 
 
