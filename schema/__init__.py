@@ -8,6 +8,7 @@ import strawberry
 from strawberry.schema.config import StrawberryConfig
 
 from resolvers.context import RequestContext
+from schema.access import check_rules
 from schema.execution import GatewaySchema
 from schema.imports import Subscription
 from schema.limits import DocumentLimits
@@ -25,7 +26,7 @@ def build_schema(limits: DocumentLimits | None = None) -> strawberry.Schema:
     Args:
         limits: How large documents may be.
     """
-    return GatewaySchema(
+    schema = GatewaySchema(
         query=Query,
         mutation=Mutation,
         subscription=Subscription,
@@ -33,6 +34,8 @@ def build_schema(limits: DocumentLimits | None = None) -> strawberry.Schema:
         config=StrawberryConfig(scalar_map={datetime: DATE_TIME}),
         limits=limits or DocumentLimits(),
     )
+    check_rules(schema)
+    return schema
 
 
 def sdl() -> str:
