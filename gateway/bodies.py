@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from math import isfinite
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -10,8 +12,9 @@ from starlette.requests import Request
 from resolvers.errors import BadInput, RequestLimitExceeded
 
 _MAX_DEPTH: Final = 64
-_OPENING: Final = frozenset("[{")
-_CLOSING: Final = frozenset("]}")
+_OPENING: Final = "[{"
+_BRACKET: Final = re.compile(r"[\[\]{}]")
+_STRING: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 
 
 async def read_body(request: Request, *, max_bytes: int) -> bytes:
@@ -34,7 +37,7 @@ async def read_body(request: Request, *, max_bytes: int) -> bytes:
 
 
 def decode_object(body: bytes) -> dict[str, Any]:
-    """Return the JSON object a body holds.
+    """Return the JSON object a body holds; of a name that comes twice, the last one counts.
 
     Raises:
         BadInput: It is not UTF-8, not JSON, nested too deeply, has numbers out of range or lone
@@ -47,13 +50,15 @@ def decode_object(body: bytes) -> dict[str, Any]:
     if _depth(text) > _MAX_DEPTH:
         raise BadInput("body", f"It is nested deeper than {_MAX_DEPTH} levels")
     try:
-        decoded = json.loads(text, parse_constant=_refuse_constant)
+        decoded = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except json.JSONDecodeError as error:
         raise BadInput(
             "body", f"It is not JSON: {error.msg} in line {error.lineno}, column {error.colno}"
         ) from None
     except ValueError:
         raise BadInput("body", "It holds a number that is out of range") from None
+    if isinstance(decoded, list):
+        raise BadInput("body", "A JSON object is needed here; batches are not taken")
     if not isinstance(decoded, dict):
         raise BadInput("body", "A JSON object is needed here")
     try:
@@ -65,24 +70,20 @@ def decode_object(body: bytes) -> dict[str, Any]:
 
 def _depth(text: str) -> int:
     """Return how deeply a text nests, brackets inside strings not counted."""
+    if sum(map(text.count, _OPENING)) <= _MAX_DEPTH:
+        return 0  # however they lie, they are not too deep
     depth = deepest = 0
-    in_string = escaped = False
-    for character in text:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif character == "\\":
-                escaped = True
-            elif character == '"':
-                in_string = False
-        elif character == '"':
-            in_string = True
-        elif character in _OPENING:
-            depth += 1
-            deepest = max(deepest, depth)
-        elif character in _CLOSING:
-            depth -= 1
+    for bracket in _BRACKET.findall(_STRING.sub("", text)):
+        depth += 1 if bracket in _OPENING else -1
+        deepest = max(deepest, depth)
     return deepest
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(text)
+    return number
 
 
 def _refuse_constant(name: str) -> None:

@@ -80,6 +80,7 @@ class Settings:
     import_hours: int
     changes_days: int
     audit_days: int
+    new_statuses: bool
     graphiql: bool
     dev: bool
     public_metrics: bool
@@ -663,6 +664,16 @@ SETTINGS: Final = (
         form="a whole number from 1 to 3650",
         default="365",
         read=_whole(1, 3650),
+    ),
+    Setting(
+        name="GATEWAY_NEW_STATUSES",
+        field="new_statuses",
+        meaning="Whether application/graphql-response+json is answered with the statuses of the "
+        "newest draft: 422 for what can be read and not executed, 294 for data with errors. Off: "
+        "400 and 200, which every client knows (see graphql-over-http, Statuses).",
+        form="on or off",
+        default="off",
+        read=_switch,
     ),
     Setting(
         name="GATEWAY_GRAPHIQL",

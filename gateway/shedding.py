@@ -25,6 +25,8 @@ _OPEN_PATHS: Final = frozenset({"/health", "/ready", "/metrics"})
 _OPEN_PREFIX: Final = "/media/"
 _EXPORTS: Final = frozenset({"/api/users", "/api/courses", "/api/content", "/api/enrollments"})
 _EVENT_STREAM: Final = b"text/event-stream"
+_PARTS: Final = b"multipart/mixed"
+_SUBSCRIPTION: Final = b"subscriptionSpec"
 LONGEST_RETRY_SECONDS: Final = 4
 HOLD_SECONDS: Final = 0.05
 _GRAPHQL: Final = "/graphql"
@@ -75,9 +77,16 @@ class LoadShedding:
             await _refuse(scope, send)
             return
         try:
-            exchange = _Exchange(scope, receive, send, slot, body_seconds=self._body_seconds)
+            exchange = _Exchange(
+                scope,
+                receive,
+                send,
+                slot,
+                body_seconds=self._body_seconds,
+                stream_seconds=self._stream_seconds,
+            )
             if is_export:
-                exchange.ends_at = time.monotonic() + self._stream_seconds
+                exchange.bound()
             await self._app(scope, exchange.receive, exchange.send)
         finally:
             slot.release()
@@ -94,16 +103,20 @@ class LoadShedding:
 
 
 class _Exchange:
-    """One request's messages: none may hold a place by sending or reading slowly.
-
-    Attributes:
-        ends_at: When the answer must have been read, by the monotonic clock; ``None`` for never.
-    """
+    """One request's messages: none may hold a place by sending or reading slowly."""
 
     def __init__(
-        self, scope: AsgiScope, receive: Receive, send: Send, slot: Slot, *, body_seconds: float
+        self,
+        scope: AsgiScope,
+        receive: Receive,
+        send: Send,
+        slot: Slot,
+        *,
+        body_seconds: float,
+        stream_seconds: float,
     ) -> None:
-        self.ends_at: float | None = None
+        self._ends_at: float | None = None
+        self._stream_seconds = stream_seconds
         self._scope = scope
         self._receive = receive
         self._send = send
@@ -111,6 +124,10 @@ class _Exchange:
         self._has_body = False
         self._body_seconds = body_seconds
         self._body_ends_at = time.monotonic() + body_seconds
+
+    def bound(self) -> None:
+        """Have the answer read within the time that one in pieces may take."""
+        self._ends_at = time.monotonic() + self._stream_seconds
 
     async def receive(self) -> Message:
         if self._has_body:
@@ -124,13 +141,17 @@ class _Exchange:
         return message
 
     async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start" and _is_event_stream(message):
-            self._become_subscription()
-        if self.ends_at is None:
+        if message["type"] == "http.response.start":
+            media_type = _content_type(message)
+            if media_type.startswith(_EVENT_STREAM) or _SUBSCRIPTION in media_type:
+                self._become_subscription()
+            elif media_type.startswith(_PARTS):
+                self.bound()
+        if self._ends_at is None:
             await self._send(message)
             return
         try:
-            async with asyncio.timeout(self.ends_at - time.monotonic()):
+            async with asyncio.timeout(self._ends_at - time.monotonic()):
                 await self._send(message)
         except TimeoutError:
             raise AnswerCutShort("The caller did not read the answer in time") from None
@@ -153,11 +174,9 @@ def _header(scope: AsgiScope, name: bytes) -> bytes:
     return next((value for found, value in scope["headers"] if found == name), b"")
 
 
-def _is_event_stream(message: Message) -> bool:
-    return any(
-        name.lower() == b"content-type" and value.startswith(_EVENT_STREAM)
-        for name, value in message["headers"]
-    )
+def _content_type(message: Message) -> bytes:
+    headers = message["headers"]
+    return next((value for name, value in headers if name.lower() == b"content-type"), b"")
 
 
 async def _refuse(scope: AsgiScope, send: Send) -> None:

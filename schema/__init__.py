@@ -31,7 +31,9 @@ def build_schema(limits: DocumentLimits | None = None) -> strawberry.Schema:
         mutation=Mutation,
         subscription=Subscription,
         types=[Provider, User, Course, Enrollment],
-        config=StrawberryConfig(scalar_map={datetime: DATE_TIME}),
+        config=StrawberryConfig(
+            scalar_map={datetime: DATE_TIME}, enable_experimental_incremental_execution=True
+        ),
         limits=limits or DocumentLimits(),
     )
     check_rules(schema)

@@ -32,14 +32,23 @@ _log = structlog.get_logger("schema")
 
 
 def formatted_errors(
-    errors: Sequence[GraphQLError] | None, context: RequestContext
+    errors: Sequence[GraphQLError] | None,
+    context: RequestContext,
+    *,
+    failures: Sequence[SourceFailure] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the errors of an answer as JSON holds them.
+    """Return the errors of an answer, or of a part of one, as JSON holds them.
 
     A provider's failure is told once for each field it emptied, however many objects have that
     field: its path is the first one's.
+
+    Args:
+        errors: What execution gives.
+        context: Of the request.
+        failures: Of providers, to be told here; all of the request's when not given.
     """
-    formatted = [_of_source(failure, context) for failure in context.failures]
+    told = context.failures if failures is None else failures
+    formatted = [_of_source(failure, context) for failure in told]
     causes: dict[int, str] = {}
     formatted += [_of_graphql(error, context, causes) for error in errors or ()]
     return list(_told_once(formatted))

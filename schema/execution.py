@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeAlias
@@ -14,6 +15,7 @@ import strawberry
 from graphql import (
     DocumentNode,
     ExecutionResult,
+    ExperimentalIncrementalExecutionResults,
     GraphQLError,
     GraphQLSchema,
     GraphQLSyntaxError,
@@ -24,14 +26,12 @@ from graphql import (
     get_operation_ast,
     parse,
 )
-from graphql import (
-    execute as execute_document,
-)
 
 from resolvers.context import RequestContext
 from resolvers.errors import BadInput, RequestRefused
 from resolvers.operations import Operation, OperationKind
 from schema.errors import formatted_errors, internal_error, refusal
+from schema.incremental import Delivery, PartsExecutor, WholeExecutor
 from schema.limits import DocumentLimits, check_document, check_text, check_variables
 from schema.validation import validate
 from schema.visibility import check_introspection, sees_schema, without_suggestion
@@ -42,8 +42,11 @@ from sessions.strategies import Choice, listening
 Answer: TypeAlias = tuple[int, dict[str, Any]]
 """HTTP status, and the response body of the GraphQL specification."""
 
+_Executor: TypeAlias = WholeExecutor | PartsExecutor
+
 _OK = 200
 _BAD_REQUEST = 400
+_UNPROCESSABLE = 422
 _METHOD_NOT_ALLOWED = 405
 _INTERNAL_ERROR = 500
 _MAX_CACHED_DOCUMENTS = 500
@@ -91,16 +94,32 @@ async def execute(
         shown: What to tell in the answer's extensions.
 
     Returns:
-        200 with data, perhaps partial; 400 without data when the document or a variable is
-        wrong; 405 for a mutation where only queries are allowed; 500 for a fault of ours.
-        Nothing is raised but cancellation.
+        200 with data, perhaps partial; 400 without data when the document cannot be read, 422
+        when it, a variable or the request is wrong otherwise; 405 for a mutation where only
+        queries are allowed; 500 for a fault of ours. Nothing is raised but cancellation.
     """
-    with context.watched() as watched:
-        status, answer = await _masked(
-            schema, body, context, watched, queries_only=queries_only, shown=shown
-        )
-        watched.note_answer(answer)
-    return status, answer
+    answers = _answers(schema, body, context, queries_only=queries_only, shown=shown)
+    async with aclosing(answers):
+        return await anext(answers)
+
+
+def execute_in_parts(
+    schema: strawberry.Schema,
+    body: Mapping[str, Any],
+    context: RequestContext,
+    *,
+    queries_only: bool = False,
+    shown: Collection[Shown] = (),
+) -> AsyncGenerator[Answer, None]:
+    """Yield the answer to one request, and then what its ``@defer`` and ``@stream`` put off.
+
+    There are more answers than one exactly when the first has ``hasNext``; the last one, which has
+    it false, tells what ``shown`` asks for. Arguments and statuses are those of ``execute``. All
+    steps must be made in one ``contextvars.Context``.
+    """
+    return _answers(
+        schema, body, context, queries_only=queries_only, shown=shown, executor_class=PartsExecutor
+    )
 
 
 async def subscribe(
@@ -132,31 +151,6 @@ async def subscribe(
         context.loaders.cancel()
 
 
-async def _masked(
-    schema: strawberry.Schema,
-    body: Mapping[str, Any],
-    context: RequestContext,
-    watched: Operation,
-    *,
-    queries_only: bool,
-    shown: Collection[Shown],
-) -> Answer:
-    try:
-        if not shown:
-            return await _execute(schema, body, context, watched, queries_only=queries_only)
-        with listening() as choices:
-            status, answer = await _execute(
-                schema, body, context, watched, queries_only=queries_only
-            )
-        return status, {**answer, "extensions": _extensions(shown, choices)}
-    except RequestRefused as error:
-        return _BAD_REQUEST, {"errors": [refusal(error)]}
-    except Exception as error:  # noqa: BLE001 - the mask: whatever it is, the caller sees an id only
-        return _INTERNAL_ERROR, {"errors": [internal_error(error, context)]}
-    finally:
-        context.loaders.cancel()
-
-
 def is_subscription(schema: strawberry.Schema, body: Mapping[str, Any]) -> bool:
     """Whether a request is a subscription; not when it is wrong, which executing it will say."""
     try:
@@ -173,6 +167,57 @@ class _Request:
     variables: dict[str, Any]
 
 
+async def _answers(
+    schema: strawberry.Schema,
+    body: Mapping[str, Any],
+    context: RequestContext,
+    *,
+    queries_only: bool,
+    shown: Collection[Shown],
+    executor_class: type[_Executor] = WholeExecutor,
+) -> AsyncGenerator[Answer, None]:
+    delivery = None
+    listened: AbstractContextManager[Sequence[Choice]] = listening() if shown else nullcontext(())
+    with context.watched() as watched, listened as choices:
+        try:
+            begun = await _execute(
+                schema,
+                body,
+                context,
+                watched,
+                queries_only=queries_only,
+                executor_class=executor_class,
+            )
+            if isinstance(begun, Delivery):
+                delivery = begun
+                yield _OK, delivery.first()
+                async for part in delivery.rest():
+                    if part["hasNext"]:
+                        yield _OK, part
+                    else:
+                        watched.note_answer(delivery.told)
+                        yield _OK, _showing(part, shown, choices)
+            else:
+                status, answer = begun
+                watched.note_answer(answer)
+                yield status, _showing(answer, shown, choices)
+        except RequestRefused as error:
+            answer = {"errors": [refusal(error)]}
+            watched.note_answer(answer)
+            yield _UNPROCESSABLE, answer
+        except Exception as error:  # noqa: BLE001 - the mask: whatever it is, the caller sees an id only
+            answer = {"errors": [internal_error(error, context)]}
+            watched.note_answer(answer)
+            if delivery is None:
+                yield _INTERNAL_ERROR, answer
+            else:
+                yield _OK, delivery.broken_off(answer["errors"])
+        finally:
+            if delivery is not None:
+                await delivery.cancel()
+            context.loaders.cancel()
+
+
 async def _execute(
     schema: strawberry.Schema,
     body: Mapping[str, Any],
@@ -180,12 +225,14 @@ async def _execute(
     watched: Operation,
     *,
     queries_only: bool,
-) -> Answer:
+    executor_class: type[_Executor],
+) -> Answer | Delivery:
     request = _request_of(body)
     watched.document = request.query
     document, operation = _read(schema, request, context)
     if document.errors:
-        return _BAD_REQUEST, {"errors": [refusal(error) for error in document.errors]}
+        status = _BAD_REQUEST if document.node is _NO_DOCUMENT else _UNPROCESSABLE
+        return status, {"errors": [refusal(error) for error in document.errors]}
     _tell(watched, operation)
     if operation is None:
         raise BadInput("operationName", _which_operation(document.node, request.operation_name))
@@ -194,18 +241,29 @@ async def _execute(
     if queries_only and operation.operation is not OperationType.QUERY:
         error = BadInput("query", "Only queries can be sent by GET; send this by POST")
         return _METHOD_NOT_ALLOWED, {"errors": [refusal(error)]}
-    result = execute_document(
+    executor = executor_class.build(
         schema._schema,  # noqa: SLF001 - Strawberry offers no other way to a document parsed before
         document.node,
         context_value=context,
-        variable_values=request.variables,
+        raw_variable_values=request.variables,
         operation_name=request.operation_name,
-        executor_class=schema.execution_context_class,
+        # Batches are made of what is begun together. A mutation begins them anew, though, and
+        # what was begun early would be given up with the others.
+        enable_early_execution=operation.operation is OperationType.QUERY,
         operation_extensions={},
         max_coercion_errors=_MAX_ERRORS,
     )
-    if inspect.isawaitable(result):
-        result = await result
+    if isinstance(executor, list):
+        return _UNPROCESSABLE, {"errors": formatted_errors(executor, context)}
+    try:
+        result = executor.execute_operation()
+        if inspect.isawaitable(result):
+            result = await result
+    except asyncio.CancelledError:
+        await executor.cancel_incremental_work()
+        raise
+    if isinstance(result, ExperimentalIncrementalExecutionResults):
+        return Delivery(result, executor, context)
     return _answer(result, context)
 
 
@@ -222,7 +280,7 @@ async def _events(
         answer = {"errors": [refusal(error) for error in document.errors]}
         yield _unexecuted(answer, body, context)
         return
-    executor = schema.execution_context_class.build(
+    executor = WholeExecutor.build(
         schema._schema,  # noqa: SLF001 - as in ``_execute``
         document.node,
         context_value=context,
@@ -296,11 +354,17 @@ def _tell(watched: Operation, operation: OperationDefinitionNode | None) -> None
 def _answer(result: ExecutionResult, context: RequestContext) -> Answer:
     errors = formatted_errors(result.errors, context)
     if result.data is None and not any("path" in error for error in errors):
-        return _BAD_REQUEST, {"errors": errors}  # nothing was executed: a variable is wrong
+        return _UNPROCESSABLE, {"errors": errors}  # nothing was executed: a variable is wrong
     answer: dict[str, Any] = {"data": result.data}
     if errors:
         answer["errors"] = errors
     return _OK, answer
+
+
+def _showing(
+    answer: dict[str, Any], shown: Collection[Shown], choices: Sequence[Choice]
+) -> dict[str, Any]:
+    return {**answer, "extensions": _extensions(shown, choices)} if shown else answer
 
 
 def _extensions(shown: Collection[Shown], choices: Sequence[Choice]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pretend_platform import until
 from pretend_roster import Key, World, a_context, a_user, an_enrollment
 from running_gateway import RunningGateway, running_gateway
 
-from gateway import graphql_http
+from gateway import streams
 from resolvers.importing import content_of
 from schema import build_schema
 from schema.execution import execute, subscribe
@@ -273,8 +273,13 @@ async def test_a_silent_stream_is_kept_alive_for_as_long_as_its_key_is_good() ->
     async def may_go_on() -> bool:
         return looks.pop(0)
 
-    written = graphql_http._written(
-        silent(), may_go_on=may_go_on, is_stopping=lambda: False, comment_seconds=0.01
+    written = streams.written(
+        streams.Steps(silent()),
+        streams.EVENT_STREAM,
+        body_of=lambda body: body,
+        may_go_on=may_go_on,
+        is_stopping=lambda: False,
+        beat_seconds=0.01,
     )
     pieces = [piece async for piece in written]
 
