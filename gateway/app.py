@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Send
@@ -24,6 +24,7 @@ from starlette.types import Scope as AsgiScope
 from gateway import explorer, graphql_http, media, oauth, rest
 from gateway.access import KeyAccess
 from gateway.assembly import Gateway, open_gateway
+from gateway.browsers import CrossOrigin
 from gateway.graphql_ws import Sockets
 from gateway.logs import configure_logs
 from gateway.problems import (
@@ -51,6 +52,7 @@ from storage.errors import StorageUnavailable
 _REST_PREFIX: Final = "/api/"
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _READY_SECONDS: Final = 5.0
+_CALLER_LEFT: Final = 499  # as other servers log it
 _RETRY_AFTER_SECONDS: Final = 5
 _FIRST_OF_A_SOCKET: Final = frozenset({"websocket.accept", "websocket.http.response.start"})
 _LAST_OF_A_SOCKET: Final = frozenset({"websocket.close", "websocket.http.response.body"})
@@ -81,6 +83,7 @@ def build_app(settings: Settings) -> Starlette:
         routes=_routes(schema, sockets, settings),
         lifespan=lambda app: _lifespan(app, settings),
         middleware=[
+            Middleware(CrossOrigin, origins=settings.cors_origins),
             Middleware(LoadShedding, stream_seconds=settings.stream_seconds),
             Middleware(_Requests),
         ],
@@ -90,6 +93,7 @@ def build_app(settings: Settings) -> Starlette:
             ProviderError: _on_error,
             StorageUnavailable: _on_storage_outage,
             KeySetUnavailable: _on_missing_keys,
+            ClientDisconnect: _on_caller_left,
         },
     )
     app.state.sockets = sockets
@@ -147,6 +151,7 @@ def _keyed(handler: _Handler) -> Callable[[Request], Awaitable[Response]]:
     """Return an endpoint that needs a good key."""
 
     async def endpoint(request: Request) -> Response:
+        _gateway(request).browsers.require_known(request)
         access = await _access(request)
         if access is None:
             return unauthenticated(request)
@@ -159,6 +164,7 @@ def _open(handler: _OpenHandler) -> Callable[[Request], Awaitable[Response]]:
     """Return an endpoint that decides itself whether it needs a key."""
 
     async def endpoint(request: Request) -> Response:
+        _gateway(request).browsers.require_known(request)
         return await handler(_gateway(request), request, await _access(request))
 
     return endpoint
@@ -245,6 +251,11 @@ async def _on_missing_keys(request: Request, _error: Exception) -> Response:
         status=503,
         headers={"Retry-After": str(_RETRY_AFTER_SECONDS)},
     )
+
+
+async def _on_caller_left(_request: Request, _error: Exception) -> Response:
+    """Answer nobody, for the log and the metrics: the caller left before its body was whole."""
+    return Response(status_code=_CALLER_LEFT)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:

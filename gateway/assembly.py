@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from gateway.access import KeyRegister, open_token
 from gateway.admission import Admission, AdmissionTerms
+from gateway.browsers import Browsers
 from gateway.documents import Documents, open_documents
 from gateway.metrics import Metrics
 from gateway.settings import Settings
@@ -79,6 +80,7 @@ class Gateway:
     tracing: Tracing | None
     watching: Watching
     admission: Admission
+    browsers: Browsers
     token_made: Secret[str] | None
 
     def request_context(
@@ -236,6 +238,9 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
                 open_to_all=settings.dev,
                 verifier=verifier,
                 learner_scopes=settings.jwt_scopes,
+            ),
+            browsers=Browsers(
+                settings.cors_origins, public_url=settings.public_url, open_to_all=settings.dev
             ),
             trusted=trusted,
             documents=documents,

@@ -77,6 +77,7 @@ async def answer(
         refused = _NotAcceptable()
         return _respond(406, _refused(refused.code, refused.message), JSON)
     try:
+        gateway.browsers.require_known(request)
         if access is None:
             return _unauthenticated(request, forms)
         sent = await _asked(request, max_bytes=gateway.settings.max_body_bytes)

@@ -521,13 +521,13 @@ def _is_stopping(socket: WebSocket) -> bool:
 
 
 def _may_open(socket: WebSocket, settings: Settings) -> bool:
-    """Whether the page that opens the socket, if it is one, is of the gateway's own origin.
+    """Whether the page that opens the socket, if it is one, is the gateway's own or a named one.
 
     Browsers let any page open a websocket anywhere, and say which page it is. Where nobody needs
     a key, a name that was made to point here is not taken for our own.
     """
     origin = socket.headers.get("origin")
-    if origin is None:
+    if origin is None or origin.lower() in settings.cors_origins:
         return True
     try:
         page, own = urlsplit(origin), urlsplit(settings.public_url)

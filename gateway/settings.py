@@ -81,6 +81,7 @@ class Settings:
     changes_days: int
     audit_days: int
     new_statuses: bool
+    cors_origins: tuple[str, ...]
     graphiql: bool
     dev: bool
     public_metrics: bool
@@ -129,6 +130,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         given = environment.get(setting.name, "").strip() or setting.default
         values[setting.field] = None if given is None else _value(setting, given)
     values["allowed_provider_urls"] = values["allowed_provider_urls"] or ()
+    values["cors_origins"] = values["cors_origins"] or ()
     folder: Path = values["data_folder"]
     values["database_url"] = values["database_url"] or f"sqlite:///{folder.resolve()}/gateway.db"
     values["media_folder"] = values["media_folder"] or folder / "media"
@@ -277,6 +279,13 @@ def _http_url(value: str) -> str:
 
 def _http_urls(value: str) -> tuple[str, ...]:
     return tuple(_http_url(part.strip()) for part in value.split(",") if part.strip())
+
+
+def _origins(value: str) -> tuple[str, ...]:
+    origins = _http_urls(value)
+    if any(urlsplit(origin).path for origin in origins):
+        raise ValueError("has a path, which no origin has")
+    return tuple(origin.lower() for origin in origins)
 
 
 def _token(value: str) -> Secret[str]:
@@ -674,6 +683,15 @@ SETTINGS: Final = (
         form="on or off",
         default="off",
         read=_switch,
+    ),
+    Setting(
+        name="GATEWAY_CORS_ORIGINS",
+        field="cors_origins",
+        meaning="Origins of web pages that may use the API from a browser. Only pages of the "
+        "gateway's own when not set (see graphql-over-http, Browsers).",
+        form="origins separated by commas, such as https://app.example.org,http://localhost:3000",
+        default=None,
+        read=_origins,
     ),
     Setting(
         name="GATEWAY_GRAPHIQL",

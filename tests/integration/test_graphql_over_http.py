@@ -1,14 +1,21 @@
-"""GraphQL over HTTP: forms and statuses."""
+"""GraphQL over HTTP: forms, statuses, what web pages may do, and callers that leave."""
 
 import asyncio
+import io
 import json
-from collections.abc import AsyncIterator, Mapping
+import logging
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from running_gateway import RunningGateway, running_gateway
+import structlog
+from running_gateway import TOKEN, RunningGateway, problem_of, running_gateway
+
+from gateway.logs import configure_logs
 
 JSON = "application/json"
 GRAPHQL = "application/graphql-response+json"
@@ -22,12 +29,25 @@ APOLLO_SUBSCRIPTION = (
     "application/graphql-response+json,application/json;q=0.9"
 )
 CHANGES = "subscription { changes { cursor } }"
+PAGE = "https://app.example.org"
 
 
 @pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[RunningGateway]:
     async with running_gateway(tmp_path) as running_one:
         yield running_one
+
+
+@pytest.fixture
+def logged() -> Iterator[io.StringIO]:
+    """Write the logs of everything as in production; yields what was written."""
+    written = io.StringIO()
+    root = logging.getLogger()
+    before = (root.handlers, root.level)
+    configure_logs(level="debug", form="json", stream=written)
+    yield written
+    root.handlers, root.level = before
+    structlog.reset_defaults()
 
 
 async def ask(gateway: RunningGateway, body: Any = None, **headers: str) -> httpx.Response:
@@ -179,3 +199,156 @@ async def test_the_newest_drafts_statuses_are_a_setting(tmp_path: Path, switch: 
     assert found == {
         name: newer if switch == "on" else older for name, (_, older, newer) in STATUSES.items()
     }
+
+
+# What web pages may do.
+
+
+async def test_pages_of_other_sites_may_do_nothing_unless_they_are_named(tmp_path: Path) -> None:
+    cases: list[tuple[Mapping[str, str], int]] = [
+        ({"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site", "Origin": "https://blog.example.org"}, 403),
+        ({"Sec-Fetch-Site": "anything"}, 403),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Origin": PAGE}, 200),
+        ({"Sec-Fetch-Site": "same-site", "Origin": PAGE.upper()}, 200),
+        ({"Origin": PAGE}, 200),
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Sec-Fetch-Site": "none"}, 200),
+        ({}, 200),
+    ]
+    async with running_gateway(tmp_path, cors_origins=PAGE) as gateway:
+        for headers, status in cases:
+            posted = await gateway.client.post("/graphql", json=TYPENAME, headers=headers)
+            got = await gateway.client.get("/graphql", params=TYPENAME, headers=headers)
+            rest = await gateway.client.get("/api/users", params={"id": "none"}, headers=headers)
+
+            assert (posted.status_code, got.status_code) == (status, status), headers
+            assert rest.status_code == (404 if status == 200 else 403), headers
+            if status == 403:
+                assert posted.json()["errors"][0]["extensions"]["code"] == "FORBIDDEN"
+                assert problem_of(rest) == (403, "FORBIDDEN")
+
+
+async def test_our_own_pages_may_ask_and_anybodys_may_lead_to_them(
+    gateway: RunningGateway,
+) -> None:
+    own = await ask(gateway, origin=gateway.url)
+    led = await gateway.get(
+        "/graphql", headers={"Accept": "text/html", "Sec-Fetch-Site": "cross-site"}
+    )
+
+    assert (own.status_code, led.status_code) == (200, 200)
+    assert led.headers["content-type"].startswith("text/html")
+
+
+async def test_where_no_key_is_needed_a_get_must_show_that_no_other_page_made_it(
+    tmp_path: Path,
+) -> None:
+    cases: list[tuple[Mapping[str, str], int]] = [
+        ({}, 403),
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Sec-Fetch-Site": "none"}, 200),
+        ({"Content-Type": "application/json"}, 200),
+        ({"X-Requested-With": "curl"}, 200),
+        ({"Authorization": f"Bearer {TOKEN}"}, 200),
+        ({"Sec-Fetch-Site": "none", "Host": "evil.example:8080"}, 403),
+        ({"Sec-Fetch-Site": "none", "Host": "[::1"}, 200),
+        ({"Sec-Fetch-Site": "none", "Host": "[::1]:8080"}, 200),
+        ({"Sec-Fetch-Site": "none", "Host": "gateway.localhost:8080"}, 200),
+        ({"Sec-Fetch-Site": "none", "Host": "LOCALHOST"}, 200),
+    ]
+    async with running_gateway(tmp_path, dev="on") as gateway:
+        del gateway.client.headers["authorization"]
+        for headers, status in cases:
+            answer = await gateway.client.get("/graphql", params=TYPENAME, headers=headers)
+
+            assert answer.status_code == status, headers
+
+
+async def test_where_no_key_is_needed_no_page_can_register_a_provider(tmp_path: Path) -> None:
+    details = json.dumps({"id": "1", "type": "kolibri", "url": "http://127.0.0.1:1"})
+    async with running_gateway(tmp_path, dev="on") as gateway:
+        del gateway.client.headers["authorization"]
+        refused = await gateway.client.post(
+            "/api/add-provider", content=details, headers={"Content-Type": "text/plain"}
+        )
+        known = await gateway.graphql("{ providers { providerId } }")
+
+    assert problem_of(refused) == (403, "FORBIDDEN")
+    assert known == {"data": {"providers": []}}
+
+
+async def test_a_named_page_is_told_that_it_may(tmp_path: Path) -> None:
+    preflight = {
+        "Origin": PAGE,
+        "Sec-Fetch-Site": "cross-site",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type",
+    }
+    async with running_gateway(tmp_path, cors_origins=f"http://x.test, {PAGE}") as gateway:
+        del gateway.client.headers["authorization"]
+        asked = await gateway.client.options("/graphql", headers=preflight)
+        rest = await gateway.client.options("/api/users", headers=preflight)
+        answer = await ask(gateway, origin=PAGE, authorization=f"Bearer {TOKEN}")
+        keyless = await ask(gateway, origin=PAGE)
+        stranger = await gateway.client.options(
+            "/graphql", headers={**preflight, "Origin": "https://evil.example"}
+        )
+        elsewhere = await gateway.client.options("/health", headers=preflight)
+
+    assert (asked.status_code, rest.status_code) == (204, 204)
+    assert dict(asked.headers) | {
+        "access-control-allow-origin": PAGE,
+        "access-control-allow-methods": "GET, POST",
+        "access-control-allow-headers": "authorization,content-type",
+        "access-control-max-age": "7200",
+        "vary": "Origin, Access-Control-Request-Method, Access-Control-Request-Headers",
+    } == dict(asked.headers)
+    for given in (answer, keyless):
+        assert given.headers["access-control-allow-origin"] == PAGE
+        assert "X-Request-ID" in given.headers["access-control-expose-headers"]
+        assert given.headers["vary"] == "Accept, Origin"
+    assert (answer.status_code, keyless.status_code) == (200, 401)
+    assert "access-control-allow-origin" not in stranger.headers
+    assert "access-control-allow-origin" not in elsewhere.headers
+    assert (stranger.status_code, elsewhere.status_code) == (405, 405)
+
+
+async def test_without_the_setting_no_page_is_told_anything(gateway: RunningGateway) -> None:
+    answer = await ask(gateway, origin=gateway.url)
+
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+    assert answer.headers["vary"] == "Accept"
+
+
+# Callers that leave.
+
+
+async def test_a_caller_who_leaves_in_the_middle_of_its_body_is_no_fault(
+    gateway: RunningGateway, logged: io.StringIO
+) -> None:
+    target = urlsplit(gateway.url)
+    for path in ("/graphql", "/api/add-provider"):
+        _, writer = await asyncio.open_connection(target.hostname, target.port)
+        writer.write(
+            f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+            "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{".encode()
+        )
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        writer.close()
+        await writer.wait_closed()
+
+    def left() -> list[Any]:
+        lines = map(json.loads, logged.getvalue().splitlines())
+        return [line["status"] for line in lines if line["event"] == "request"]
+
+    async with asyncio.timeout(10):
+        while len(left()) < 2:  # noqa: ASYNC110 - the log has no event
+            await asyncio.sleep(0.01)
+    assert left() == [499, 499]
+    assert not re.search("error|exception|Traceback", logged.getvalue())
