@@ -10,7 +10,7 @@ CLIENTS := examples/clients
 CLIENTS_READY := $(CLIENTS)/node_modules/.package-lock.json
 PHP_PACKAGES := php-cli php-curl php-sqlite3 php-laravel-framework php-guzzlehttp-guzzle
 
-.PHONY: help run run-kolibri stop-kolibri test test-kolibri test-all clients lint format schema lock wheel clean
+.PHONY: help run run-kolibri stop-kolibri test test-kolibri test-all audit clients lint format schema lock wheel clean
 
 help: ## list what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ test-kolibri: $(READY) ## the suite against a real Kolibri (installs it into .ko
 	$(BIN)/python -m pytest -m e2e --timeout 900
 
 test-all: test test-kolibri ## both
+
+audit: $(READY) ## the 61 audits of GraphQL over HTTP against the real application (needs Node)
+	$(BIN)/python tests/audit/audit.py
 
 $(CLIENTS_READY): $(CLIENTS)/package-lock.json
 	@command -v npm >/dev/null || { echo "Node from 20 on with npm is needed" >&2; exit 1; }
