@@ -5,6 +5,7 @@ import base64
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,19 @@ from learners import (
     new_key,
     running_login_service,
 )
+from pretend_roster import (
+    Key,
+    World,
+    a_milestone,
+    a_section,
+    an_activity,
+    an_enrollment,
+    answer_of,
+)
 from running_gateway import RunningGateway, problem_of
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+from websockets.typing import Subprotocol
 
 from gateway.tokens import KeySet, KeySetTerms, KeySetUnavailable
 from schema.global_ids import COURSE, USER, GlobalId, enrollment_id
@@ -30,6 +43,7 @@ from simulators.kolibri.app import running
 from simulators.kolibri.population import build_population
 from simulators.kolibri.state import Kolibri
 
+SCOPES = ("read:users", "read:courses", "read:enrollments")
 PLACE = "id userId courseId progress { ratio } course { id title } user { id displayName }"
 EVERYTHING = f"""{{
   users {{ totalCount nodes {{ externalId enrollments {{ totalCount nodes {{ {PLACE} }} }} }}
@@ -181,6 +195,78 @@ async def test_what_is_anybody_elses_does_not_exist_however_it_is_asked_for(
     assert {row["userId"] for row in seen["ofCourse"]["nodes"]} == {own_id}
     assert {row["userId"] for row in seen["shared"]["enrollments"]["nodes"]} == {own_id}
     assert seen["elsewhere"] is None
+
+
+EVERY_FIELD = """query ($user: ID!, $course: ID!, $place: ID!, $own: ID!) {
+    users { totalCount nodes { ...user } edges { node { id } } }
+    byName: users(filter: {usernames: ["u2"], roles: [STUDENT], active: true}) { nodes { id } }
+    byId: users(filter: {userIds: [$user, $own]}) { nodes { ...user } }
+    byUsername: users(orderBy: {field: USERNAME, direction: DESC}) { nodes { id } }
+    courses { totalCount nodes { ...course } }
+    byTitle: courses(orderBy: {field: TITLE}, filter: {search: "o"}) { nodes { id } }
+    enrollments(filter: {}) { totalCount nodes { ...place } }
+    ofUser: enrollments(filter: {userIds: [$user, $own]}) { nodes { ...place } }
+    ofCourse: enrollments(filter: {courseIds: [$course]}) { nodes { id } }
+    modified: enrollments(filter: {states: [ACTIVE]}, orderBy: {field: MODIFIED}) { nodes { id } }
+    user(id: $user) { id } course(id: $course) { id } node(id: $place) { id }
+    nodes(ids: [$user, $course, $place]) { id } }
+  fragment user on User { id activity { externalId } enrollments { nodes { ...place } } }
+  fragment course on Course { id sections { externalId } iconUrl
+    enrollments { totalCount nodes { id userId user { id } } } }
+  fragment place on Enrollment { id userId user { id } course { ...course } section { title }
+    milestones { title } progress { ratio } }"""
+
+
+@pytest.mark.parametrize("page_size", [1000, 1])
+async def test_nothing_of_others_is_even_read(page_size: int) -> None:
+    world = World()
+    world.platform = replace(world.platform, progress_by_call=True, page_size=page_size)
+    school = world.add("a", user_count=3, course_count=3)
+    places = [("u0", "c0"), ("u0", "c1"), ("u1", "c0"), ("u1", "c1"), ("u2", "c0"), ("u2", "c2")]
+    school.enrollments = [an_enrollment("a", *place) for place in places]
+    school.sections = [a_section("a", f"c{number}", number) for number in range(3)]
+    school.milestones = [a_milestone("a", *place, 0) for place in places]
+    school.activities = [an_activity("a", f"u{number}", number) for number in range(3)]
+    ids = {
+        "user": GlobalId(USER, "a", "u2").encode(),
+        "course": GlobalId(COURSE, "a", "c2").encode(),
+        "place": enrollment_id("a", "u2", "u2-c0").encode(),
+        "own": GlobalId(USER, "a", "u1").encode(),
+    }
+    learner = Key(frozenset(SCOPES), accounts={"a": "u1", "b": "u0"})
+
+    data = await answer_of(world, EVERY_FIELD, ids, key=learner)
+
+    asked = {(name, repr(given)) for name, given in school.calls}
+    own = {"c0", "c1"}
+    for name, given in school.calls:
+        if name in {"fetch_users", "fetch_enrollments_by_user"}:
+            assert given == ["u1"], name
+        elif name in {"fetch_courses", "fetch_sections_by_course"}:
+            assert isinstance(given, list)
+            assert {*given} <= own, name
+        elif name in {"fetch_milestones", "fetch_progress"}:
+            assert isinstance(given, list)
+            assert {*given} <= {("u1", course) for course in own}, name
+        else:
+            assert (name, given) == ("fetch_activity_by_user", (["u1"], 50))
+    assert len(asked) == len(school.calls) == 7
+    own_places = [f"u1-{course}" for course in ("c0", "c1")]
+    own_ids = [enrollment_id("a", "u1", place).encode() for place in own_places]
+    text = json.dumps(data)
+    assert [row["id"] for row in data["enrollments"]["nodes"]] == own_ids
+    assert [row["id"] for row in data["courses"]["nodes"][0]["enrollments"]["nodes"]] == own_ids[:1]
+    assert (data["users"]["totalCount"], data["courses"]["totalCount"]) == (1, 2)
+    assert (data["byName"]["nodes"], data["ofCourse"]["nodes"]) == ([], [])
+    assert (data["user"], data["course"], data["node"], data["nodes"]) == (
+        None,
+        None,
+        None,
+        [None] * 3,
+    )
+    for other in ("u0", "u2"):
+        assert GlobalId(USER, "a", other).encode() not in text
+        assert enrollment_id("a", other, f"{other}-c0").encode() not in text
 
 
 MUTATIONS = [
@@ -434,6 +520,18 @@ async def test_every_other_token_is_refused_and_challenged(
     assert nothing.headers["www-authenticate"] == 'Bearer realm="learning-gateway"'
 
 
+async def test_a_bootstrap_key_that_looks_like_a_token_is_still_the_bootstrap_key(
+    tmp_path: Path, login: LoginService
+) -> None:
+    token = "a.bootstrap-key.with-two-dots"
+    async with gateway_with_learners(tmp_path, login, token=token) as gateway:
+        shown = {"Authorization": f"Bearer {token}"}
+        answer = await posted(gateway, shown, "{ auditLog { edges { action } } }")
+
+    assert answer.json() == {"data": {"auditLog": {"edges": []}}}
+    assert login.fetches == 0
+
+
 @pytest.mark.parametrize(
     ("key", "algorithm"),
     [
@@ -602,3 +700,38 @@ async def test_ids_of_courses_and_enrollments_alone_open_nothing(
     )
 
     assert seen["nodes"] == [None, None, None]
+
+
+async def test_over_a_websocket_a_learner_sees_no_more(
+    gateway: RunningGateway, login: LoginService
+) -> None:
+    one, _, _ = await two_classmates(gateway)
+    address = gateway.url.replace("http://", "ws://") + "/graphql"
+    subprotocols = [Subprotocol("graphql-transport-ws")]
+    good = login.headers({"1": one["externalId"]})
+    heard = []
+    async with connect(address, subprotocols=subprotocols, proxy=None) as socket:
+        await socket.send(json.dumps({"type": "connection_init", "payload": good}))
+        for number, query in enumerate(
+            ("{ users { totalCount nodes { externalId } } }", "subscription { changes { cursor } }")
+        ):
+            heard.append(json.loads(await socket.recv()))
+            payload = {"query": query}
+            subscribe = {"id": str(number), "type": "subscribe", "payload": payload}
+            await socket.send(json.dumps(subscribe))
+            heard.append(json.loads(await socket.recv()))
+    async with connect(address, subprotocols=subprotocols, proxy=None) as socket:
+        bad = login.headers({"1": one["externalId"]}, exp=1)
+        await socket.send(json.dumps({"type": "connection_init", "payload": bad}))
+        with pytest.raises(ConnectionClosed) as closed:
+            await socket.recv()
+
+    ack, users, complete, changes = heard
+    assert (ack["type"], complete["type"]) == ("connection_ack", "complete")
+    assert users["payload"]["data"]["users"] == {
+        "totalCount": 1,
+        "nodes": [{"externalId": one["externalId"]}],
+    }
+    assert [error["extensions"]["code"] for error in changes["payload"]] == ["FORBIDDEN"]
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 4403
