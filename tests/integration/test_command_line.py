@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,8 @@ from gateway.settings import SETTINGS
 from simulators.kolibri.app import app_for
 from simulators.kolibri.population import PASSWORD, build_population
 from simulators.kolibri.state import Kolibri, Outage
+from storage.api_keys import ApiKeyStore
+from storage.database import open_database
 
 SDL = Path(__file__).parents[2] / "graphql" / "schema.graphql"
 
@@ -325,6 +328,34 @@ def test_a_key_is_made_listed_replaced_and_revoked(run: Run) -> None:
     assert "revoked" in listed.output
     assert "works" in listed.output
     assert made.output.strip() not in listed.output
+
+
+def test_the_list_says_of_each_key_what_it_may_until_when_and_when_it_was_used(
+    run: Run, tmp_path: Path
+) -> None:
+    token = run(
+        *("keys", "create", "product", "--scope", "read:users", "--scope", "provider:1"),
+        *("--expires-in", "90d"),
+    ).output.strip()
+    old = run("keys", "create", "old one", "--scope", "admin", "--expires-in", "0m").output[3:11]
+    never = run("keys", "list")
+
+    async def use() -> None:
+        async with open_database(f"sqlite:///{tmp_path}/data/gateway.db") as database:
+            assert await ApiKeyStore(database).verify(token) is not None
+
+    asyncio.run(use())
+    listed = run("keys", "list")
+
+    today, end = (datetime.now(UTC) + timedelta(days=days) for days in (0, 90))
+    (before,) = [line for line in never.output.splitlines() if "product" in line]
+    (used,) = [line for line in listed.output.splitlines() if "product" in line]
+    (expired,) = [line for line in listed.output.splitlines() if "old one" in line]
+    assert "provider:1 read:users" in used
+    assert f"{end:%Y-%m-%d}" in used
+    assert [line.count(f"{today:%Y-%m-%d}") for line in (before, used)] == [1, 2]
+    assert used.rstrip().endswith("works")
+    assert (expired.split()[0], expired.split()[-1]) == (old, "expired")
 
 
 @pytest.mark.parametrize(
