@@ -2,15 +2,19 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import structlog
 from running_gateway import RunningGateway, running_gateway
 from sqlalchemy import event
+from websockets.asyncio.client import connect
+from websockets.typing import Subprotocol
 
 from gateway.manifests import read_documents
 from simulators.moving_time import moving_time
@@ -280,6 +284,82 @@ async def test_a_trusted_subscription_is_followed_by_its_hash(tmp_path: Path) ->
 
     assert (answer.status_code, first) == (200, b":\n\n")
     assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+
+
+# Over a websocket.
+
+
+@asynccontextmanager
+async def socket_to(
+    gateway: RunningGateway, key: Mapping[str, str]
+) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
+    """Yield what sends an operation, and returns the first message that it is answered with."""
+    url = gateway.url.replace("http://", "ws://")
+    protocols = [Subprotocol("graphql-transport-ws")]
+    async with connect(f"{url}/graphql", subprotocols=protocols, proxy=None) as socket:
+        await socket.send(json.dumps({"type": "connection_init", "payload": dict(key)}))
+        assert json.loads(await socket.recv()) == {"type": "connection_ack"}
+        numbers = count()
+
+        async def ask(**payload: Any) -> Any:
+            operation_id = f"{next(numbers)}"
+            message = {"id": operation_id, "type": "subscribe", "payload": payload}
+            await socket.send(json.dumps(message))
+            while True:
+                heard = json.loads(await socket.recv())
+                if heard["id"] == operation_id:
+                    return heard
+
+        yield ask
+
+
+def heard(message: Any) -> Any:
+    """Return the data, or the one error's code."""
+    if message["type"] == "next":
+        return message["payload"]["data"]
+    (error,) = message["payload"]
+    return error["extensions"]["code"]
+
+
+async def test_a_socket_takes_hashes_and_only_trusted_documents_like_a_request(
+    tmp_path: Path,
+) -> None:
+    async with running_gateway(tmp_path, documents="trusted") as gateway:
+        await register(gateway, QUERY)
+        key = await gateway.key("read:users")
+        with structlog.testing.capture_logs() as logs:
+            async with socket_to(gateway, key) as ask:
+                answers = [
+                    await ask(documentId=f"sha256:{digest(QUERY)}"),
+                    await ask(extensions=automatic(QUERY)),
+                    await ask(query=QUERY),
+                    await ask(query=OTHER),
+                    await ask(query="{"),
+                    await ask(documentId=digest(OTHER)),
+                    await ask(documentId="users"),
+                ]
+
+    assert [heard(answer) for answer in answers] == [
+        *[{"providers": []}] * 3,
+        *["DOCUMENT_NOT_TRUSTED"] * 2,
+        "DOCUMENT_NOT_FOUND",
+        "BAD_INPUT",
+    ]
+    statuses = [line["status"] for line in logs if line.get("method") == "WEBSOCKET"]
+    assert statuses == [200, 200, 200, 403, 403, 400, 400]
+
+
+async def test_a_socket_and_requests_share_automatic_documents(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path) as gateway:
+        async with socket_to(gateway, await gateway.key("read:users")) as ask:
+            unknown = await ask(extensions=automatic(QUERY))
+            registered = await ask(query=QUERY, extensions=automatic(QUERY))
+            known = await ask(extensions=automatic(QUERY))
+        by_request = await post(gateway, extensions=automatic(QUERY))
+
+    assert heard(unknown) == "PERSISTED_QUERY_NOT_FOUND"
+    assert heard(registered) == heard(known) == {"providers": []}
+    assert told(by_request) == (200, {"providers": []})
 
 
 # Automatic documents.
