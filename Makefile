@@ -8,9 +8,10 @@ CANVAS_PORT ?= 8200
 PORT ?= 8180
 CLIENTS := examples/clients
 CLIENTS_READY := $(CLIENTS)/node_modules/.package-lock.json
+INSPECTOR := graphql/inspector
 PHP_PACKAGES := php-cli php-curl php-sqlite3 php-laravel-framework php-guzzlehttp-guzzle
 
-.PHONY: help run run-kolibri stop-kolibri test test-kolibri test-all audit clients lint format schema lock wheel clean
+.PHONY: help run run-kolibri stop-kolibri test test-kolibri test-all audit clients inspect lint format schema lock wheel clean
 
 help: ## list what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,15 +43,20 @@ test-all: test test-kolibri ## both
 audit: $(READY) ## the 61 audits of GraphQL over HTTP against the real application (needs Node)
 	$(BIN)/python tests/audit/audit.py
 
-$(CLIENTS_READY): $(CLIENTS)/package-lock.json
+%/node_modules/.package-lock.json: %/package-lock.json
 	@command -v npm >/dev/null || { echo "Node from 20 on with npm is needed" >&2; exit 1; }
-	cd $(CLIENTS) && npm ci --silent --no-audit --no-fund --ignore-scripts
+	cd $* && npm ci --silent --no-audit --no-fund --ignore-scripts
 
 clients: $(READY) $(CLIENTS_READY) ## every example client against the gateway; needs Node and PHP
 	@php -r 'exit(@include("Illuminate/autoload.php") && @include("GuzzleHttp/autoload.php") ? 0 : 1);' >/dev/null 2>&1 \
 	  || { [ "$$(id -u)" = 0 ] && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PHP_PACKAGES) >/dev/null; } \
 	  || { echo "Needed: $(PHP_PACKAGES)" >&2; exit 1; }
 	$(BIN)/python -m examples.clients.run
+
+inspect: $(READY) $(INSPECTOR)/node_modules/.package-lock.json ## what the schema breaks, for clients and for our own operations; needs Node
+	node $(INSPECTOR)/inspect.js
+	data=$$(mktemp -d) && trap 'rm -rf "$$data"' EXIT \
+	  && GATEWAY_DATA_FOLDER=$$data $(BIN)/learning-gateway documents check graphql/operations
 
 lint: $(READY) ## formatting, rules, types, imports
 	$(BIN)/ruff format --check .

@@ -134,7 +134,11 @@ def _text_of(path: Path) -> str:
 
 
 def _files_in(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.suffix in _SUFFIXES and path.is_file())
+    for path in folder.rglob("*"):
+        folders = path.relative_to(folder).parts[:-1]
+        is_ours = not any(name == "node_modules" or name.startswith(".") for name in folders)
+        if is_ours and path.suffix in _SUFFIXES and path.is_file():
+            yield path
 
 
 def _of_files(files: Iterable[Path], problems: list[str]) -> Iterator[FoundDocument]:

@@ -186,6 +186,8 @@ def test_a_file_with_one_operation_and_what_it_needs_is_the_document_as_it_stand
 ) -> None:
     text = "# why\nquery Q { ...F }\nfragment F on Query { __typename }\n"
     write(tmp_path, whole=text, schema="type Query { a: Int }")
+    write(tmp_path / "node_modules", other="query Other { a }")
+    write(tmp_path / "deep" / ".cache", other="query Other { a }")
 
     (found,) = read_documents(tmp_path)
 
