@@ -1,7 +1,10 @@
 """Documents sent by their hash, through the whole application."""
 
+import asyncio
 import hashlib
 import json
+import os
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from itertools import count
@@ -21,6 +24,8 @@ from simulators.moving_time import moving_time
 from storage.documents import DocumentDraft
 
 FOLDER = Path(__file__).parent / "client_documents"
+ROOT = Path(__file__).parents[2]
+RELAY_USERS = "b243d5da0e17dfc7c6f5752bdf7da81335b0e5ec4516764ec2cf434bb2b73fd6"
 QUERY = "query Ids { providers { id } }"
 MUTATION = 'mutation Remove { removeProvider(providerId: "9") { __typename } }'
 OTHER = "query Names { providers { name } }"
@@ -208,6 +213,31 @@ async def test_gateways_of_one_database_see_what_the_other_registers_and_removes
     assert told(registered) == (200, {"providers": []})
     assert told(served_on) == (200, {"providers": []})
     assert told(removed) == (200, "DOCUMENT_NOT_FOUND")
+
+
+async def test_what_the_command_line_registers_is_served_by_a_gateway_that_runs(
+    tmp_path: Path,
+) -> None:
+    words = ["documents", "register", str(FOLDER / "relay-compiler-21.0.1-sha256.json")]
+    environment = {"GATEWAY_DATA_FOLDER": str(tmp_path / "data"), "PATH": os.environ["PATH"]}
+    with moving_time() as time:
+        async with running_gateway(tmp_path) as gateway:
+            before = await post(gateway, documentId=RELAY_USERS, variables={"first": 1})
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "gateway.command_line", *words),
+                cwd=ROOT,
+                env=environment,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+            registered, _ = await process.communicate()
+            time.advance(1.1)
+            after = await post(gateway, documentId=RELAY_USERS, variables={"first": 1})
+
+    assert process.returncode == 0
+    assert f"{RELAY_USERS} rosterUsersQuery" in registered.decode().splitlines()
+    assert told(before) == (200, "DOCUMENT_NOT_FOUND")
+    assert told(after) == (200, {"users": {"totalCount": 0, "nodes": []}})
 
 
 async def test_unknown_hashes_cost_one_statement_a_second_however_many_come(

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import structlog
 from graphql import parse, print_ast
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,12 +20,15 @@ from gateway.documents import (
     Documents,
     PersistedQueryNotFound,
     document_hash,
+    open_documents,
     parse_document_id,
 )
 from gateway.manifests import DocumentsUnusable, read_documents
 from resolvers.errors import BadInput
+from simulators.moving_time import moving_time
 from storage.database import open_database
 from storage.documents import DocumentDraft, DocumentStore
+from storage.errors import StorageUnavailable
 
 CALLER = KeyAccess(key_id="caller", scopes=frozenset({"read:users"}))
 ADMIN = KeyAccess(key_id="admin", scopes=frozenset({"admin"}))
@@ -331,6 +335,43 @@ async def test_where_only_trusted_documents_are_served_an_admin_may_send_any(
     with pytest.raises(DocumentNotFound) as caught:  # what an admin sent is trusted by nobody else
         await asked.resolve(automatic(digest(QUERY)), CALLER)
     assert caught.value.code == "DOCUMENT_NOT_FOUND"
+
+
+async def test_while_the_database_does_not_answer_documents_are_served_on(
+    store: DocumentStore,
+) -> None:
+    await store.register([DocumentDraft(id=digest(QUERY), text=QUERY, names=())], client="")
+    failing = _Failing(store)
+    with moving_time() as time, structlog.testing.capture_logs() as logs:
+        async with open_documents(failing, trusted_only=True, max_document_bytes=1000) as asked:
+            await asked.resolve({"documentId": digest(QUERY)}, CALLER)
+            for is_failing in (True, True, False, True):
+                failing.is_failing = is_failing
+                asked_before = failing.asked
+                while failing.asked == asked_before:
+                    time.advance(5.1)
+                    await asyncio.sleep(0.01)
+                assert await asked.resolve({"query": QUERY}, CALLER) == {"query": QUERY}
+            with pytest.raises(StorageUnavailable):
+                await asked.resolve({"query": "{ unknown }"}, CALLER)
+
+    assert [line["event"] for line in logs] == ["documents_not_followed"] * 2
+    assert {line["problem"] for line in logs} == {"The database is away"}
+
+
+class _Failing(DocumentStore):
+    """A store whose database sometimes does not answer."""
+
+    def __init__(self, store: DocumentStore) -> None:
+        super().__init__(store._database)
+        self.is_failing = False
+        self.asked = 0
+
+    async def get_revision(self) -> int:
+        self.asked += 1
+        if self.is_failing:
+            raise StorageUnavailable("The database is away")
+        return await super().get_revision()
 
 
 class _Nothing(DocumentStore):
