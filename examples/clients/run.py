@@ -61,19 +61,31 @@ class Client:
     commands: Sequence[Sequence[str]]
 
 
+_GATEWAY = str(Path(sys.executable).with_name("learning-gateway"))
+
+
+def _register(path: str, client: str) -> Sequence[str]:
+    return [_GATEWAY, "documents", "register", path, "--client", f"{client}@1"]
+
+
 CLIENTS: Mapping[str, Client] = {
     "laravel": Client(title="Laravel HTTP client", commands=[["php", "laravel/tour.php"]]),
     "apollo": Client(title="Apollo Client 4", commands=[["node", "apollo/tour.js"]]),
     "urql": Client(title="urql 6", commands=[["node", "urql/tour.js"]]),
     "relay": Client(
         title="Relay 21",
-        commands=[["npm", "run", "--silent", "compile"], ["node", "relay/tour.js"]],
+        commands=[
+            ["npm", "run", "--silent", "compile"],
+            _register("relay/persisted.json", "relay"),
+            ["node", "relay/tour.js"],
+        ],
     ),
     "typescript": Client(
         title="graphql-codegen, typed",
         commands=[
             ["npm", "run", "--silent", "generate"],
             ["npm", "run", "--silent", "build"],
+            _register("typescript/src/generated/persisted-documents.json", "typescript"),
             ["node", "typescript/built/tour.js"],
         ],
     ),
@@ -140,8 +152,9 @@ def _servers(folder: Path) -> Iterator[Mapping[str, str]]:
             demo.call(f"{url}/api/add-provider", key, {"id": provider_id, **details})
         demo.stop(switched_off)
         yield {
-            "GATEWAY_URL": url,
-            "GATEWAY_KEY": key,
+            "LEARNING_GATEWAY_URL": url,
+            "LEARNING_GATEWAY_TOKEN": key,
+            "GATEWAY_DATA_FOLDER": str(folder / "data"),
             "EXPECTED": json.dumps(_expected()),
             "KOLIBRI_URL": providers["1"]["url"],
             "KOLIBRI_USERNAME": providers["1"]["username"],

@@ -1,5 +1,6 @@
 """The operations in ``graphql/operations`` are valid, and answer what a product needs."""
 
+import json
 import re
 from datetime import timedelta
 from pathlib import Path
@@ -55,6 +56,9 @@ def test_the_documents_of_the_example_clients_are_valid() -> None:
         for path in sorted(EXAMPLES.glob(source))
         for groups in DOCUMENT.findall(path.read_text(encoding="utf-8"))
     ]
+
+    registered = json.loads((EXAMPLES / "clients/relay/persisted.json").read_text("utf-8"))
+    found += [("relay", text) for text in registered.values()]
 
     assert {client for client, _ in found} == {
         *("apollo", "urql", "relay", "typescript", "python"),

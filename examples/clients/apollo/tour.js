@@ -1,13 +1,13 @@
 // What a product does with the gateway, in Apollo Client: node apollo/tour.js
 
 import { CombinedGraphQLErrors, gql } from "@apollo/client";
-import { filter, firstValueFrom, lastValueFrom, toArray } from "rxjs";
+import { filter, firstValueFrom, lastValueFrom, tap, toArray } from "rxjs";
 import WebSocket from "ws";
 
 import { assert, expected, key, shown, url } from "../report.js";
-import { gatewayClient } from "./gateway.js";
+import { gatewayClient, gatewaySockets } from "./gateway.js";
 
-const client = gatewayClient({ url, key, webSocketImpl: WebSocket });
+const client = gatewayClient({ url, key });
 
 // ---- query -----------------------------------------------------------------------------
 
@@ -157,7 +157,7 @@ const USERS = gql`
 {
   // What the server says arrives as one kind of error, whatever the HTTP status was.
   const codes = [];
-  const stranger = gatewayClient({ url, key: "not a key", webSocketImpl: WebSocket });
+  const stranger = gatewayClient({ url, key: "not a key" });
   for (const [asking, variables] of [
     [client, { first: 5, after: "not a cursor" }],
     [stranger, { first: 5 }],
@@ -170,31 +170,88 @@ const USERS = gql`
   shown("error codes", codes.join(" and "));
 }
 
-// ---- a subscription -------------------------------------------------------------------------
+// ---- documents by their hash ------------------------------------------------------------------
 
 {
-  const { data } = await client.mutate({
-    mutation: gql`
-      mutation Refresh($input: RefreshProviderInput!) {
-        refreshProvider(input: $input) {
-          ... on ImportRequested { run { id state } }
-          ... on ProviderRefused { code message }
+  const sent = [];
+  const watched = gatewayClient({
+    url,
+    key,
+    fetch: (address, options) => {
+      sent.push(JSON.parse(options.body));
+      return fetch(address, options);
+    },
+  });
+  const document = `query Providers${Date.now()} { providers { id name } }`;
+  for (let times = 0; times < 2; times += 1) {
+    const fetchPolicy = "network-only";
+    const { data } = await watched.query({ query: gql(document), fetchPolicy });
+    assert.equal(data.providers.length, 3);
+  }
+  const hasText = sent.map((body) => body.query !== undefined);
+  assert.deepEqual(hasText, [false, true, false]);
+  shown("APQ", "asked by hash, told the text once, asked by hash again");
+}
+
+// ---- a slow provider later ------------------------------------------------------------------
+
+{
+  // Of the slow providers one is down: its error comes with the later part.
+  const dashboard = client.watchQuery({
+    query: gql`
+      query Dashboard($quick: [ID!], $slow: [ID!]) {
+        quick: users(filter: { providerIds: $quick }, first: 5) { edges { node { id } } }
+        ... @defer {
+          slow: users(filter: { providerIds: $slow }, first: 50) { edges { node { id } } }
         }
       }
     `,
-    variables: { input: { providerId: "1" } },
+    variables: { quick: ["1"], slow: ["2", "3"] },
   });
+  const parts = [];
+  const isWhole = ({ dataState }) => dataState === "complete";
+  const whole = await firstValueFrom(
+    dashboard.pipe(tap((part) => parts.push(part)), filter(isWhole)),
+  );
+  const early = parts.find(({ dataState }) => dataState === "streaming");
+  assert.equal(early.data.quick.edges.length, 5);
+  assert.equal(early.data.slow, undefined);
+  assert.equal(whole.data.slow.edges.length, expected.users["2"]);
+  assert.equal(whole.error.errors[0].extensions.code, "PROVIDER_UNAVAILABLE");
+  shown("@defer", `provider 1 first, ${whole.data.slow.edges.length} users of provider 2 later`);
+}
+
+// ---- a subscription, both ways --------------------------------------------------------------
+
+{
+  const REFRESH = gql`
+    mutation Refresh($input: RefreshProviderInput!) {
+      refreshProvider(input: $input) {
+        ... on ImportRequested { run { id state } }
+        ... on ProviderRefused { code message }
+      }
+    }
+  `;
   const PROGRESS = gql`
     subscription Progress($providerId: ID!) {
       importProgress(providerId: $providerId) { id state reading counts { kind read total } }
     }
   `;
-  const events = await lastValueFrom(
-    client.subscribe({ query: PROGRESS, variables: { providerId: "1" } }).pipe(toArray()),
-  );
-  const last = events.at(-1).data.importProgress;
-  assert.equal(last.id, data.refreshProvider.run.id);
-  assert.equal(last.state, "DONE");
-  assert.equal(last.counts.find((count) => count.kind === "USERS").read, expected.users["1"]);
-  shown("websocket", `${events.length} events of an import, the last one ${last.state}`);
+  const variables = { providerId: "1" };
+  const sockets = gatewaySockets({ url, key, webSocketImpl: WebSocket });
+  for (const [feature, watching] of [
+    ["multipart", client],
+    ["websocket", gatewayClient({ url, key, sockets })],
+  ]) {
+    const { data } = await client.mutate({ mutation: REFRESH, variables: { input: variables } });
+    const events = await lastValueFrom(
+      watching.subscribe({ query: PROGRESS, variables }).pipe(toArray()),
+    );
+    const last = events.at(-1).data.importProgress;
+    assert.equal(last.id, data.refreshProvider.run.id);
+    assert.equal(last.state, "DONE");
+    assert.equal(last.counts.find((count) => count.kind === "USERS").read, expected.users["1"]);
+    shown(feature, `${events.length} events of an import, the last one ${last.state}`);
+  }
+  await sockets.dispose();
 }

@@ -27,9 +27,6 @@ spl_autoload_register(static function (string $class): void {
     }
 });
 
-putenv('LEARNING_GATEWAY_URL=' . getenv('GATEWAY_URL'));
-putenv('LEARNING_GATEWAY_TOKEN=' . getenv('GATEWAY_KEY'));
-
 $app = new Application(sys_get_temp_dir());
 $app->instance('config', new Repository([
     'app' => ['locale' => 'en', 'fallback_locale' => 'en', 'env' => 'production', 'debug' => false],

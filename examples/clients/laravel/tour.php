@@ -74,7 +74,7 @@ shown('mutation', "enrolled, once, and ended; refused with $code");
 
 // ---- errors by their code -------------------------------------------------------------------
 
-$stranger = new LearningGateway(getenv('GATEWAY_URL'), 'not a key');
+$stranger = new LearningGateway(getenv('LEARNING_GATEWAY_URL'), 'not a key');
 $codes = [
     codeOf(GatewayRefused::class, fn () => $gateway->query('{ users(after: "not a cursor") { nodes { id } } }')),
     codeOf(GatewayRefused::class, fn () => $stranger->providers()),
@@ -97,8 +97,8 @@ shown('SSE', count($events) . " events of an import, the last one {$last['state'
 $endless = ['query' => 'subscription { changes { type } }'];
 $open = [];
 do {
-    $open[] = Http::withToken(getenv('GATEWAY_KEY'))->accept('text/event-stream')
-        ->withOptions(['stream' => true])->post(getenv('GATEWAY_URL') . '/graphql', $endless);
+    $open[] = Http::withToken(getenv('LEARNING_GATEWAY_TOKEN'))->accept('text/event-stream')
+        ->withOptions(['stream' => true])->post(getenv('LEARNING_GATEWAY_URL') . '/graphql', $endless);
 } while (end($open)->ok());
 same(end($open)->status(), 503);
 $waited = [];
@@ -108,7 +108,7 @@ $sleep = static function (int $seconds) use (&$waited, &$open): void {
     gc_collect_cycles(); // hangs up: the responses are in cycles of objects
     sleep($seconds);
 };
-$patient = new LearningGateway(getenv('GATEWAY_URL'), getenv('GATEWAY_KEY'), sleep: $sleep);
+$patient = new LearningGateway(getenv('LEARNING_GATEWAY_URL'), getenv('LEARNING_GATEWAY_TOKEN'), sleep: $sleep);
 $events = iterator_to_array($patient->watch('subscription { importProgress(providerId: "1") { state } }'));
 same(count($waited), 1);
 same($events, [['importProgress' => ['state' => 'DONE']]]);

@@ -12,8 +12,8 @@ from gql.client import AsyncClientSession
 from gql.transport.exceptions import TransportQueryError
 from learning_gateway import USERS, ask, each_user, gateway, gateway_socket
 
-URL = os.environ.get("GATEWAY_URL", "http://127.0.0.1:8180")
-KEY = os.environ["GATEWAY_KEY"]
+URL = os.environ.get("LEARNING_GATEWAY_URL", "http://127.0.0.1:8180")
+KEY = os.environ["LEARNING_GATEWAY_TOKEN"]
 EXPECTED = json.loads(os.environ["EXPECTED"])
 
 COURSES = gql("""

@@ -128,3 +128,4 @@ const mutate = (mutation, variables) =>
   assert.equal(last.counts.find((count) => count.kind === "USERS").read, expected.users["1"]);
   shown("websocket", `${events.length} events of an import, the last one ${last.state}`);
 }
+shown("trusted documents", "all of the above was asked by the hashes in persisted.json");

@@ -7,7 +7,7 @@ const config: CodegenConfig = {
   generates: {
     "typescript/src/generated/": {
       preset: "client",
-      presetConfig: { fragmentMasking: false },
+      presetConfig: { fragmentMasking: false, persistedDocuments: true },
       config: {
         documentMode: "string",
         enumsAsTypes: true,

@@ -1,6 +1,7 @@
 // urql for learning-gateway: copy this file.
 
 import { Client, fetchExchange, subscriptionExchange } from "@urql/core";
+import { persistedExchange } from "@urql/exchange-persisted";
 import { createClient } from "graphql-ws";
 
 /**
@@ -9,20 +10,22 @@ import { createClient } from "graphql-ws";
  * Subscriptions go by fetch, as server-sent events: no second connection, nothing else to install.
  * With `sockets` they go through one websocket; that is a client of graphql-ws.
  */
-export function gatewayClient({ url, key, sockets }) {
+export function gatewayClient({ url, key, sockets, fetch }) {
   const byWebsocket = subscriptionExchange({
     forwardSubscription: ({ query, ...rest }) => ({
       subscribe: (sink) => ({ unsubscribe: sockets.subscribe({ query, ...rest }, sink) }),
     }),
   });
+  // A document is sent once with its hash, and by its hash alone from then on. Both by POST: in an
+  // address variables would stand in the logs of whatever is in between.
+  const byHash = persistedExchange({ preferGetForPersistedQueries: false, enableForMutation: true });
   return new Client({
     url: `${url}/graphql`,
-    // urql sends short queries by GET unless told otherwise. The gateway takes both; POST keeps
-    // variables out of the logs of whatever is in between.
     preferGetMethod: false,
     fetchOptions: { headers: { Authorization: `Bearer ${key}` } },
-    exchanges: sockets ? [fetchExchange, byWebsocket] : [fetchExchange],
+    exchanges: sockets ? [byHash, fetchExchange, byWebsocket] : [byHash, fetchExchange],
     fetchSubscriptions: !sockets,
+    fetch,
   });
 }
 

@@ -146,6 +146,54 @@ async function* allUsers(providerIds, first) {
   shown("error codes", codes.join(" and "));
 }
 
+// ---- documents by their hash ------------------------------------------------------------------
+
+{
+  const sent = [];
+  const watched = gatewayClient({
+    url,
+    key,
+    fetch: (address, options) => {
+      sent.push(JSON.parse(options.body));
+      return fetch(address, options);
+    },
+  });
+  const document = `query Providers${Date.now()} { providers { id name } }`;
+  for (let times = 0; times < 2; times += 1) {
+    const { data } = await watched.query(document, {});
+    assert.equal(data.providers.length, 3);
+  }
+  const hasText = sent.map((body) => body.query !== undefined);
+  assert.deepEqual(hasText, [false, true, false]);
+  shown("APQ", "asked by hash, told the text once, asked by hash again");
+}
+
+// ---- a slow provider later ------------------------------------------------------------------
+
+{
+  // Of the slow providers one is down: its error comes with the later part.
+  const DASHBOARD = gql`
+    query Dashboard($quick: [ID!], $slow: [ID!]) {
+      quick: users(filter: { providerIds: $quick }, first: 5) { nodes { id } }
+      ... @defer { slow: users(filter: { providerIds: $slow }, first: 50) { nodes { id } } }
+    }
+  `;
+  const results = [];
+  await new Promise((resolve) => {
+    client.query(DASHBOARD, { quick: ["1"], slow: ["2", "3"] }).subscribe((result) => {
+      results.push(result);
+      if (!result.hasNext) resolve();
+    });
+  });
+  const [early] = results;
+  const whole = results.at(-1);
+  assert.equal(early.data.quick.nodes.length, 5);
+  assert.equal(early.data.slow, undefined);
+  assert.equal(whole.data.slow.nodes.length, expected.users["2"]);
+  assert.equal(whole.error.graphQLErrors[0].extensions.code, "PROVIDER_UNAVAILABLE");
+  shown("@defer", `provider 1 first, ${whole.data.slow.nodes.length} users of provider 2 later`);
+}
+
 // ---- a subscription, both ways --------------------------------------------------------------
 
 {

@@ -1,6 +1,6 @@
 // learning-gateway with the types of graphql-codegen's client preset: copy this file.
 
-import { createClient, type Client } from "graphql-sse";
+import { createClient, type Client, type RequestParams } from "graphql-sse";
 
 import type { TypedDocumentString } from "./generated/graphql.js";
 
@@ -26,6 +26,12 @@ export class GatewayError extends Error {
   get codes(): string[] {
     return this.problems.flatMap((problem) => problem.extensions?.code ?? []);
   }
+}
+
+/** Return the hash in persisted-documents.json, which the gateway was told beforehand:
+ * `learning-gateway documents register persisted-documents.json`. */
+function idOf<Data, Variables>(document: TypedDocumentString<Data, Variables>): string {
+  return document.__meta__?.["hash"];
 }
 
 type VariablesOf<Variables> = Variables extends Record<string, never> ? [] : [Variables];
@@ -54,7 +60,7 @@ export class Gateway {
         Accept: "application/graphql-response+json, application/json",
         "Content-Type": "application/json",
       },
-      body: JSON.stringify({ query: document.toString(), variables }),
+      body: JSON.stringify({ documentId: idOf(document), variables }),
     });
     const answer = (await response.json()) as { data?: Data | null; errors?: Problem[] };
     return this.#checked(answer);
@@ -65,8 +71,9 @@ export class Gateway {
     document: TypedDocumentString<Data, Variables>,
     ...[variables]: VariablesOf<Variables>
   ): AsyncGenerator<Data> {
-    const query = document.toString();
-    const events = this.#events.iterate<Data>({ query, variables: { ...variables } });
+    const asked = { documentId: idOf(document), variables };
+    // graphql-sse sends what it is given, and its types know documents by text only.
+    const events = this.#events.iterate<Data>(asked as unknown as RequestParams);
     for await (const event of events) yield this.#checked(event as { data?: Data }).data;
   }
 

@@ -7,8 +7,8 @@ import { Gateway, GatewayError, type Answer } from "./gateway.js";
 import { graphql } from "./generated/index.js";
 import type { UsersQuery, UsersQueryVariables } from "./generated/graphql.js";
 
-const url = process.env["GATEWAY_URL"] ?? "http://127.0.0.1:8180";
-const gateway = new Gateway({ url, key: process.env["GATEWAY_KEY"] ?? "" });
+const url = process.env["LEARNING_GATEWAY_URL"] ?? "http://127.0.0.1:8180";
+const gateway = new Gateway({ url, key: process.env["LEARNING_GATEWAY_TOKEN"] ?? "" });
 const expected: Record<string, Record<string, number>> = JSON.parse(process.env["EXPECTED"] ?? "");
 const held = (what: string, providerId: string): number => expected[what]?.[providerId] ?? NaN;
 
@@ -193,3 +193,4 @@ const PROGRESS = graphql(`
   assert.equal(last?.counts.find((count) => count.kind === "USERS")?.read, held("users", "1"));
   shown("SSE", `${events.length} events of an import, the last one ${last?.state}`);
 }
+shown("trusted documents", "all of the above was asked by the hashes in persisted-documents.json");

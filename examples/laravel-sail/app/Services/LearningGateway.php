@@ -2,6 +2,7 @@
 
 namespace App\Services;
 
+use App\Exceptions\GatewayBusy;
 use App\Exceptions\LearningGatewayError;
 use Closure;
 use Generator;
@@ -164,9 +165,13 @@ final class LearningGateway
                 $received = substr($received, $end + 2);
                 if (str_starts_with($event, "event: next\ndata: ")) {
                     yield $this->read(json_decode(substr($event, 18), true, flags: JSON_THROW_ON_ERROR));
+                } elseif (str_starts_with($event, 'event: complete')) {
+                    return;
                 }
             }
         }
+        // After an hour, and when the gateway is restarted.
+        throw new GatewayBusy('learning-gateway: The stream was cut off; watch again', 'GATEWAY_OVERLOADED', retryable: true);
     }
 
     // ---- how it is sent and read ------------------------------------------------------------
