@@ -121,7 +121,11 @@ async def written(
     is_stopping: Callable[[], bool],
     beat_seconds: float = _BEAT_SECONDS,
 ) -> AsyncGenerator[bytes, None]:
-    """Yield answers as pieces, with beats while there are none, until they end or must."""
+    """Yield answers as pieces, with beats while there are none, until they end or must.
+
+    What is cut off lacks its ending: for clients the difference between being done and having to
+    ask again.
+    """
     yield framing.opening
     beat_at = time.monotonic()
     waiting = answers.following()
@@ -131,6 +135,7 @@ async def written(
             if waiting.done():
                 answer = waiting.result()
                 if answer is None:
+                    yield framing.ending
                     break
                 waiting = answers.following()
                 yield framing.write(body_of(answer))
@@ -140,7 +145,6 @@ async def written(
                     break
                 if framing.beat:
                     yield framing.beat
-        yield framing.ending
     finally:
         with anyio.CancelScope(shield=True):
             waiting.cancel()
