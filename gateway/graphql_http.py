@@ -58,7 +58,7 @@ def wants_page(request: Request) -> bool:
     return (
         request.method in _READING
         and not any(name in request.query_params for name in (*_DOCUMENT_PARAMETERS, "extensions"))
-        and prefers_page(request.headers.get("accept", ""))
+        and prefers_page(_accepts(request))
     )
 
 
@@ -72,7 +72,7 @@ async def answer(
     What ``@defer`` and ``@stream`` put off, and a subscription's events, are streamed to those
     who name a type that can be; other callers get whole answers, and no events.
     """
-    forms = forms_of(request.headers.get("accept", ""))
+    forms = forms_of(_accepts(request))
     if forms is None:
         refused = _NotAcceptable()
         return _respond(406, _refused(refused.code, refused.message), JSON)
@@ -142,6 +142,11 @@ async def _in_parts(
         is_stopping=lambda: False,
     )
     return Streamed(pieces, framing, answers=steps)
+
+
+def _accepts(request: Request) -> str:
+    """Return the header ``Accept``; several lines of it are one list."""
+    return ", ".join(request.headers.getlist("accept"))
 
 
 def _whole(gateway: Gateway, status: int, body: Mapping[str, Any], forms: Forms) -> Response:

@@ -58,6 +58,16 @@ async def ask(gateway: RunningGateway, body: Any = None, **headers: str) -> http
 # Forms.
 
 
+async def test_several_lines_of_accept_are_one_list(gateway: RunningGateway) -> None:
+    answer = await gateway.client.post(
+        "/graphql",
+        json={"query": "subscription { nothing }"},
+        headers=[("Accept", JSON), ("Accept", "text/event-stream")],  # as Laravel writes them
+    )
+
+    assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+
+
 async def test_a_query_of_urql_is_json_though_it_names_every_stream(
     gateway: RunningGateway,
 ) -> None:
