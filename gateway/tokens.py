@@ -57,8 +57,7 @@ _PROVIDER_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _MAX_EXTERNAL_ID: Final = 255
 _OK: Final = 200
 _PUBLIC: Final = frozenset({"kty", "crv", "x", "y", "n", "e"})
-_CURVES: Final = (None, "P-256", "P-384", "P-521", "Ed25519")
-_KEY_TYPES: Final = ("RSA", "EC", "OKP")
+_CURVES_BY_TYPE: Final = {"EC": ("P-256", "P-384", "P-521"), "OKP": ("Ed25519",), "RSA": (None,)}
 
 _log = structlog.get_logger(__name__)
 
@@ -401,13 +400,14 @@ def _signer(given: Mapping[str, Any]) -> _Signer | None:
 
 
 def _is_for_signatures(given: Mapping[str, Any]) -> bool:
-    operations = given.get("key_ops")
+    kind, operations = given.get("kty"), given.get("key_ops")
+    if not isinstance(kind, str) or given.get("crv") not in _CURVES_BY_TYPE.get(kind, ()):
+        return False
     return (
-        given.get("kty") in _KEY_TYPES
-        and (given["kty"] != "RSA" or _bits(given.get("n")) >= _MIN_RSA_BITS)
+        all(isinstance(given[name], str) for name in _PUBLIC if name in given)
+        and (kind != "RSA" or _bits(given.get("n")) >= _MIN_RSA_BITS)
         and given.get("use", "sig") == "sig"
         and (not isinstance(operations, list) or "verify" in operations)
-        and given.get("crv") in _CURVES
     )
 
 

@@ -557,11 +557,16 @@ async def test_keys_that_are_short_secret_or_for_something_else_sign_nothing(
     with pytest.warns(SecurityWarning):
         short = RSAKey.generate_key(1024, {"kid": "short"})
     encrypting, meant, signing = new_key("encrypting"), new_key("meant"), new_key("signing")
-    login.keys = [new_key(), short, encrypting, meant, signing]
+    odd = [new_key(f"odd{number}") for number in range(4)]
+    login.keys = [new_key(), short, encrypting, *odd, meant, signing]
     login.said_of_keys = {
         "encrypting": {"use": "enc"},
         "meant": {"alg": "ES384"},
         "signing": {"use": "sig", "alg": "ES256"},
+        "odd0": {"kty": "OKP"},
+        "odd1": {"crv": "Ed25519"},
+        "odd2": {"x": ""},
+        "odd3": {"kty": "RSA", "n": "é"},
     }
 
     answers = [
@@ -570,11 +575,12 @@ async def test_keys_that_are_short_secret_or_for_something_else_sign_nothing(
             (short, {"alg": "RS256"}),
             (encrypting, {}),
             (meant, {}),
+            *((key, {}) for key in odd),
             (signing, {}),
         )
     ]
 
-    assert [answer.status_code for answer in answers] == [401, 401, 401, 200]
+    assert [answer.status_code for answer in answers] == [401] * 7 + [200]
     assert login.fetches == 1
 
 
