@@ -4,7 +4,8 @@ A table of the database is taken away, so that a resolver fails with a message t
 """
 
 import json
-from collections.abc import AsyncIterator, Mapping
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,23 @@ from websockets.typing import Subprotocol
 QUERY = "{ auditLog { edges { action } } }"
 NULL = {"data": {"auditLog": None}}
 MUTATION = 'mutation { removeProvider(providerId: "1") { __typename } }'
+DEFERRED = "{ __typename ... @defer { auditLog { edges { action } } } }"
 SUBSCRIPTION = "subscription { changes { cursor } }"
 HINTS = ("audit_", "elsewhere", "no such table", "sqlite", "Sqlite", "Traceback", "SELECT ")
+
+
+_OBJECT = re.compile(r"^(?:data: )?(\{.*\})\s*$", re.MULTILINE)
+
+
+def errors_in(value: Any) -> Iterator[Any]:
+    """Yield every error anywhere in an answer."""
+    if isinstance(value, dict):
+        yield from value.get("errors") or ()
+        for each in value.values():
+            yield from errors_in(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from errors_in(each)
 
 
 @pytest.fixture
@@ -81,6 +97,25 @@ async def test_in_a_subscription_by_events(gateway: RunningGateway) -> None:
 
     (line,) = [line for line in answer.text.splitlines() if line.startswith("data: {")]
     masked(json.loads(line.removeprefix("data: ")), answer.text, logs)
+
+
+@pytest.mark.parametrize(
+    ("accept", "query"),
+    [
+        ("multipart/mixed", DEFERRED),
+        ("text/event-stream", DEFERRED),
+        ("multipart/mixed;subscriptionSpec=1.0", SUBSCRIPTION),
+    ],
+)
+async def test_in_parts(gateway: RunningGateway, accept: str, query: str) -> None:
+    with structlog.testing.capture_logs() as logs:
+        answer = await gateway.client.post(
+            "/graphql", json={"query": query}, headers={"Accept": accept}
+        )
+
+    pieces = [json.loads(text) for text in _OBJECT.findall(answer.text)]
+    assert answer.headers["content-type"].startswith(accept.partition(";")[0])
+    masked({"errors": [*errors_in(pieces)]}, answer.text, logs)
 
 
 @pytest.mark.parametrize("query", [QUERY, MUTATION, SUBSCRIPTION])

@@ -24,6 +24,7 @@ INTROSPECTION = [
     "query A { providers { id } } query B { ...F } fragment F on Query { __schema { __typename } }",
     "subscription { __schema { types { name } } }",
     "mutation { __schema { types { name } } }",
+    "{ __typename ... @defer { __schema { types { name } } } }",
 ]
 SUGGESTING = [
     ("{ providerz { id } }", {}, "Cannot query field 'providerz' on type 'Query'."),
@@ -66,7 +67,7 @@ async def test_a_key_without_the_scope_is_not_shown_the_schema(
 ) -> None:
     headers = await gateway.key(*ALL_BUT_THE_SCHEMA)
 
-    for more in ({}, {"Accept": "text/event-stream"}):
+    for more in ({}, {"Accept": "text/event-stream"}, {"Accept": "multipart/mixed"}):
         answer = await posted(gateway, {**headers, **more}, query)
 
         assert "FORBIDDEN" in answer.text
