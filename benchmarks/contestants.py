@@ -88,6 +88,33 @@ def gateway(folder: Path, *, extra_path: Path | None = None, **settings: str) ->
         yield Program(url=program.url, process=program.process, headers=headers)
 
 
+@contextmanager
+def python_server(
+    application: str, folder: Path, *, fast: bool = True, **environment: str
+) -> Iterator[Program]:
+    """Serve an ASGI application of this folder by uvicorn.
+
+    Args:
+        application: Its module and name.
+        folder: Where the server may begin.
+        fast: With uvloop and httptools; otherwise with asyncio and h11.
+        environment: Its environment, beside this process's.
+    """
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", application, "--port", str(port)]
+    command += ["--no-access-log", "--log-level", "warning"]
+    if not fast:
+        command += ["--loop", "asyncio", "--http", "h11"]
+    here = str(Path(__file__).parent)
+    paths = [str(ROOT), here, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {"PYTHONPATH": os.pathsep.join(paths), **environment}
+    url = f"http://127.0.0.1:{port}"
+    with _running(
+        command, url, ready="/ready", environment=environment, working_folder=folder
+    ) as program:
+        yield program
+
+
 def register(program: Program, provider_id: str, **details: str) -> None:
     """Register a provider at a gateway."""
     answer = httpx.post(

@@ -45,6 +45,7 @@ from resolvers.context import ProviderDraft, Refusal, Scope
 from resolvers.errors import BadInput, RequestRefused
 from schema import build_schema, sdl
 from schema.checking import DocumentChecker
+from schema.execution import explain
 from schema.limits import DocumentLimits
 from sessions.base import SERVICE
 from sessions.errors import ProviderError, ProviderNotFound
@@ -108,6 +109,13 @@ def _parser() -> argparse.ArgumentParser:
 
     add("serve", "serve until stopped", _serve)
     add("schema", "print the GraphQL schema", _schema)
+    explain = add("explain", "print the plan by which a document is executed", _explain)
+    explain.add_argument("file", type=Path, help="with the document, or - for standard input")
+    explain.add_argument("--operation", metavar="NAME", help="which one, if there are several")
+    explain.add_argument("--variables", metavar="JSON", default="{}", help="an object")
+    explain.add_argument(
+        "--source", action="store_true", help="also the functions that make the rows"
+    )
     add("check", "show the settings, and try the database and every provider", _with(_check))
     exporter = add("export", "write a whole roster to a file", _with(_export))
     exporter.add_argument("resource", choices=[kind.value for kind in ExportKind])
@@ -266,6 +274,16 @@ def _serve(_chosen: argparse.Namespace) -> int:
 
 def _schema(_chosen: argparse.Namespace) -> int:
     sys.stdout.write(sdl())
+    return 0
+
+
+def _explain(chosen: argparse.Namespace) -> int:
+    text = sys.stdin.read() if str(chosen.file) == "-" else chosen.file.read_text("utf-8")
+    try:
+        variables = msgspec.json.decode(chosen.variables, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise _Failed(f"--variables is no JSON object: {error}") from None
+    print(explain(build_schema(), text, variables, chosen.operation, source=chosen.source))
     return 0
 
 

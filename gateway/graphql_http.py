@@ -33,6 +33,7 @@ from gateway.problems import unauthenticated
 from gateway.streams import EVENT_STREAM, PARTS, PAYLOADS, Steps, Streamed, only, written
 from resolvers.context import Access, RequestContext, Scope
 from resolvers.errors import BadInput, Forbidden, RequestLimitExceeded, RequestRefused
+from schema.engine import Rows
 from schema.execution import Answer, Shown, execute, execute_in_parts, is_subscription, subscribe
 from schema.global_ids import ON_BEHALF_OF, read_subjects
 from sessions.http import deadline
@@ -104,7 +105,9 @@ async def answer(
         answers = execute_in_parts(schema, asked, context, queries_only=queries_only, shown=shown)
         return await _in_parts(gateway, _accounted(gateway, meter, answers), forms)
     with deadline(gateway.settings.deadline_seconds), metering(meter):
-        status, body = await execute(schema, asked, context, queries_only=queries_only, shown=shown)
+        status, body = await execute(
+            schema, asked, context, queries_only=queries_only, shown=shown, rows=Rows.STRUCTS
+        )
     return _whole(gateway, status, body, forms)
 
 
@@ -313,7 +316,7 @@ def _shown(request: Request, context: RequestContext) -> Collection[Shown]:
     try:
         shown = [*map(Shown, names)]
     except ValueError:
-        raise BadInput(_DEBUG, f"{' and '.join(Shown)} are all it can be") from None
+        raise BadInput(_DEBUG, f"{', '.join(Shown)} are all it can be") from None
     context.require(Scope.ADMIN)
     return shown
 

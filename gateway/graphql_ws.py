@@ -34,6 +34,7 @@ from gateway.tokens import NO_KEY_SET, KeySetUnavailable
 from gateway.watching import gathering
 from resolvers.context import RequestContext
 from resolvers.errors import BadInput, Forbidden, RequestLimitExceeded, RequestRefused
+from schema.engine import Rows
 from schema.errors import refusal
 from schema.execution import execute, is_subscription, subscribe
 from schema.global_ids import ON_BEHALF_OF, read_subjects
@@ -365,7 +366,7 @@ class _Connection:
         settings = self._gateway.settings
         meter = Meter(max_calls=settings.max_upstream_calls)
         with deadline(settings.deadline_seconds), metering(meter):
-            status, body = await execute(self._sockets.schema, asked, context)
+            status, body = await execute(self._sockets.schema, asked, context, rows=Rows.STRUCTS)
         if await self._tell(operation_id, body):
             await self._send({"id": operation_id, "type": "complete"})
         return status

@@ -76,6 +76,12 @@ class Metrics:
             ["operation", "type"],
             registry=self._registry,
         )
+        self._executions = Counter(
+            "learning_gateway_executions",
+            "Executions of GraphQL operations: by a plan, or why there was none",
+            ["by"],
+            registry=self._registry,
+        )
         self._operation_names = _Names(_MOST_OPERATIONS)
         self._limit_refusals = Counter(
             "learning_gateway_limit_refusals",
@@ -214,6 +220,8 @@ class Metrics:
         kind = "unknown" if operation.kind is None else operation.kind.value
         self._operation_seconds.labels(name, kind, operation.outcome.value).observe(seconds)
         self._operation_calls.labels(name, kind).inc(calls)
+        if operation.executed_by is not None:
+            self._executions.labels(operation.executed_by).inc()
         for limit in operation.limits:
             self.on_limit(limit)
 

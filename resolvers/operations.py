@@ -47,6 +47,7 @@ class Operation:
         name: ``None`` when it has none, or as with ``kind``.
         outcome: What became of it.
         limits: Names of those that refused it or a part of it, each once.
+        executed_by: ``plan``, or why there was no plan for it; ``None`` when it was not executed.
     """
 
     document: str = field(default="", repr=False)
@@ -54,6 +55,7 @@ class Operation:
     name: str | None = None
     outcome: Outcome = Outcome.CANCELLED
     limits: frozenset[str] = frozenset()
+    executed_by: str | None = None
 
     @property
     def document_sha256(self) -> str | None:

@@ -30,6 +30,7 @@ from graphql import (
 from resolvers.context import RequestContext
 from resolvers.errors import BadInput, RequestRefused
 from resolvers.operations import Operation, OperationKind
+from schema.engine import Engine, Executed, Rows
 from schema.errors import formatted_errors, internal_error, refusal
 from schema.incremental import Delivery, PartsExecutor, WholeExecutor
 from schema.limits import DocumentLimits, check_document, check_text, check_variables
@@ -61,11 +62,13 @@ class Shown(StrEnum):
     """What an administrator can be told of how a request was answered.
 
     STRATEGIES: which way providers were read, and what each way would have cost. UPSTREAM: what
-    it cost each provider, from the calls to what was kept already.
+    it cost each provider, from the calls to what was kept already. ENGINE: by which plan it was
+    executed, or why by none.
     """
 
     STRATEGIES = "strategies"
     UPSTREAM = "upstream"
+    ENGINE = "engine"
 
 
 class GatewaySchema(strawberry.Schema):
@@ -74,6 +77,7 @@ class GatewaySchema(strawberry.Schema):
     def __init__(self, *args: Any, limits: DocumentLimits, **options: Any) -> None:
         super().__init__(*args, **options)
         self.documents = _Documents(self._schema, limits)
+        self.engine = Engine(self._schema)
 
 
 async def execute(
@@ -83,6 +87,7 @@ async def execute(
     *,
     queries_only: bool = False,
     shown: Collection[Shown] = (),
+    rows: Rows = Rows.DICTS,
 ) -> Answer:
     """Answer one request.
 
@@ -92,13 +97,14 @@ async def execute(
         context: Made for this request; its batches are given up at the end.
         queries_only: Refuse mutations, as a GET must.
         shown: What to tell in the answer's extensions.
+        rows: What the objects of the data are; structs are faster, and msgspec writes them.
 
     Returns:
         200 with data, perhaps partial; 400 without data when the document cannot be read, 422
         when it, a variable or the request is wrong otherwise; 405 for a mutation where only
         queries are allowed; 500 for a fault of ours. Nothing is raised but cancellation.
     """
-    answers = _answers(schema, body, context, queries_only=queries_only, shown=shown)
+    answers = _answers(schema, body, context, queries_only=queries_only, shown=shown, rows=rows)
     async with aclosing(answers):
         return await anext(answers)
 
@@ -151,6 +157,38 @@ async def subscribe(
         context.loaders.cancel()
 
 
+def explain(
+    schema: strawberry.Schema,
+    text: str,
+    variables: Mapping[str, Any],
+    operation_name: str | None,
+    *,
+    source: bool = False,
+) -> str:
+    """Return by which plan a document is executed, or why by none, for a person.
+
+    Raises:
+        BadInput: The document is wrong, or a variable.
+        RequestLimitExceeded: It is larger than allowed.
+    """
+    document = _own(schema).documents.read(text)
+    if document.errors:
+        raise BadInput("query", "; ".join(error.message for error in document.errors))
+    executor = WholeExecutor.build(
+        schema._schema,  # noqa: SLF001 - as in ``_execute``
+        document.node,
+        raw_variable_values=dict(variables),
+        operation_name=operation_name,
+        operation_extensions={},
+    )
+    if isinstance(executor, list):
+        raise BadInput("query", "; ".join(error.message for error in executor))
+    plan = _own(schema).engine.plan(document.node, executor)
+    if isinstance(plan, str):
+        return f"No plan, graphql-core executes it: {plan}"
+    return plan.explained(source=source)
+
+
 def is_subscription(schema: strawberry.Schema, body: Mapping[str, Any]) -> bool:
     """Whether a request is a subscription; not when it is wrong, which executing it will say."""
     try:
@@ -174,6 +212,7 @@ async def _answers(
     *,
     queries_only: bool,
     shown: Collection[Shown],
+    rows: Rows = Rows.DICTS,
     executor_class: type[_Executor] = WholeExecutor,
 ) -> AsyncGenerator[Answer, None]:
     delivery = None
@@ -186,6 +225,8 @@ async def _answers(
                 context,
                 watched,
                 queries_only=queries_only,
+                shown=shown,
+                rows=rows,
                 executor_class=executor_class,
             )
             if isinstance(begun, Delivery):
@@ -225,6 +266,8 @@ async def _execute(
     watched: Operation,
     *,
     queries_only: bool,
+    shown: Collection[Shown],
+    rows: Rows,
     executor_class: type[_Executor],
 ) -> Answer | Delivery:
     request = _request_of(body)
@@ -256,15 +299,17 @@ async def _execute(
     if isinstance(executor, list):
         return _UNPROCESSABLE, {"errors": formatted_errors(executor, context)}
     try:
-        result = executor.execute_operation()
-        if inspect.isawaitable(result):
-            result = await result
+        executed = await _own(schema).engine.execute(document.node, executor, rows=rows)
     except asyncio.CancelledError:
         await executor.cancel_incremental_work()
         raise
-    if isinstance(result, ExperimentalIncrementalExecutionResults):
-        return Delivery(result, executor, context)
-    return _answer(result, context)
+    watched.executed_by = executed.fallback or "plan"
+    if isinstance(executed.result, ExperimentalIncrementalExecutionResults):
+        return Delivery(executed.result, executor, context)
+    status, answer = _answer(executed.result, context)
+    if Shown.ENGINE in shown:
+        answer["extensions"] = {"engine": _execution(executed)}
+    return status, answer
 
 
 async def _events(
@@ -323,14 +368,19 @@ def _read(
         RequestLimitExceeded: The document, or what comes in variables, is larger than allowed.
         Forbidden: It asks for the schema, which the caller is not shown.
     """
-    if not isinstance(schema, GatewaySchema):
-        raise TypeError("The schema comes from build_schema")
-    document = schema.documents.read(request.query)
-    check_variables(request.variables, schema.documents.limits)
+    documents = _own(schema).documents
+    document = documents.read(request.query)
+    check_variables(request.variables, documents.limits)
     if context is not None and not sees_schema(context.access):
         check_introspection(request.query, context.access)
         document = _Read(document.node, [*map(without_suggestion, document.errors)])
     return document, get_operation_ast(document.node, request.operation_name)
+
+
+def _own(schema: strawberry.Schema) -> GatewaySchema:
+    if not isinstance(schema, GatewaySchema):
+        raise TypeError("The schema comes from build_schema")
+    return schema
 
 
 def _unexecuted(
@@ -364,7 +414,10 @@ def _answer(result: ExecutionResult, context: RequestContext) -> Answer:
 def _showing(
     answer: dict[str, Any], shown: Collection[Shown], choices: Sequence[Choice]
 ) -> dict[str, Any]:
-    return {**answer, "extensions": _extensions(shown, choices)} if shown else answer
+    if not shown:
+        return answer
+    extensions = answer.get("extensions", {}) | _extensions(shown, choices)
+    return {**answer, "extensions": extensions}
 
 
 def _extensions(shown: Collection[Shown], choices: Sequence[Choice]) -> dict[str, Any]:
@@ -376,6 +429,14 @@ def _extensions(shown: Collection[Shown], choices: Sequence[Choice]) -> dict[str
             _usage(provider_id, usage) for provider_id, usage in meter.usage_by_provider.items()
         ]
     return extensions
+
+
+def _execution(executed: Executed) -> dict[str, Any]:
+    return {
+        "by": executed.fallback or "plan",
+        "redone": executed.redone,
+        "plan": None if executed.plan is None else executed.plan.explained().splitlines(),
+    }
 
 
 def _usage(provider_id: str, usage: ProviderUsage) -> dict[str, Any]:

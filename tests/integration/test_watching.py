@@ -238,7 +238,7 @@ def written(metrics: Metrics) -> str:
 async def test_the_list_of_metrics_is_what_is_served(gateway: RunningGateway) -> None:
     served = (await gateway.get("/metrics")).text
     metrics = Metrics()
-    metrics.on_operation(Operation(), seconds=0.1, calls=1)
+    metrics.on_operation(Operation(executed_by="plan"), seconds=0.1, calls=1)
 
     listed = dict(
         re.findall(r"^\| `(learning_gateway_\w+)(?:\{([\w,]+)\})?`", page(), re.MULTILINE)

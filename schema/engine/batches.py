@@ -1,0 +1,146 @@
+"""Fields that are loaded for all parents at once, whoever executes them."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, get_args, get_origin
+
+import strawberry
+from strawberry.types import Info
+
+_LIST: Final = re.compile(r"(?:\w+\.)*(?:list|List|Sequence)\[(.*)\]", re.DOTALL)
+_IS_BATCHED: Final = "batched"
+
+_waiting: dict[tuple[object, ...], _Batch] = {}
+"""Batches of fields that are executed object by object, until the loop comes round."""
+
+
+class Parents:
+    """Every parent of one level, given to a batched field's resolver in place of one."""
+
+    __slots__ = ("rows",)
+
+    def __init__(self, rows: Sequence[Any]) -> None:
+        self.rows = rows
+
+
+def batched(load: Callable[..., Any], **options: Any) -> Any:
+    """Return a Strawberry field that is loaded for many parents by one call.
+
+    Args:
+        load: Takes the parents, ``info`` and the field's arguments, and returns, perhaps later,
+            a list aligned with the parents; an exception in it is that parent's error. Annotated
+            as ``list[T]`` or ``Sequence[T]`` for a field of type ``T``.
+        **options: Given to ``strawberry.field``, such as the description.
+
+    A compiled plan calls it once for each level of an answer, with each parent once; ``info``
+    is that of the first parent. Where GraphQL executes object by object, the parents of one
+    field that are asked for in one turn of the event loop make one batch.
+
+    Raises:
+        TypeError: The annotation is no list.
+    """
+
+    def resolve(self: Any, info: Info[Any, Any], **arguments: Any) -> Any:
+        if isinstance(self, Parents):
+            return load(self.rows, info, **arguments)
+        return _joined(load, self, info, arguments)
+
+    parents, info, *arguments = inspect.signature(load).parameters.values()
+    of_one = [
+        parents.replace(name="self", annotation=inspect.Parameter.empty),
+        info.replace(name="info", annotation=Info),
+        *arguments,
+    ]
+    returned = _item_of(load)
+    resolve.__signature__ = inspect.Signature(of_one, return_annotation=returned)  # type: ignore[attr-defined]
+    resolve.__annotations__ = {
+        **{argument.name: argument.annotation for argument in arguments},
+        "return": returned,
+    }
+    resolve.__name__ = load.__name__
+    resolve.__module__ = load.__module__
+    resolve.__doc__ = load.__doc__
+    return strawberry.field(resolver=resolve, metadata={_IS_BATCHED: True}, **options)
+
+
+def is_batched(metadata: Mapping[Any, Any]) -> bool:
+    """Whether a Strawberry field of this metadata was made by ``batched``."""
+    return bool(metadata.get(_IS_BATCHED))
+
+
+def aligned(found: Any, parents: Sequence[Any]) -> Sequence[Any]:
+    """Return what was loaded, as long as there is one thing for each parent.
+
+    Raises:
+        TypeError: There is not.
+    """
+    if not isinstance(found, Sequence) or len(found) != len(parents):
+        count = len(found) if isinstance(found, Sequence) else f"a {type(found).__name__}"
+        raise TypeError(f"A batched field returned {count} for {len(parents)} parents")
+    return found
+
+
+@dataclass(slots=True)
+class _Batch:
+    load: Callable[..., Any]
+    info: Info[Any, Any]
+    arguments: Mapping[str, Any]
+    parents: list[Any] = field(default_factory=list)
+    answers: list[asyncio.Future[Any]] = field(default_factory=list)
+
+    async def answer(self) -> None:
+        try:
+            found = self.load(self.parents, self.info, **self.arguments)
+            if inspect.isawaitable(found):
+                found = await found
+            rows = aligned(found, self.parents)
+        except Exception as error:  # noqa: BLE001 - it belongs to whoever waits for the batch
+            rows = [error] * len(self.parents)
+        for answer, row in zip(self.answers, rows, strict=True):
+            if not answer.done():
+                answer.set_result(row)
+
+
+def _joined(
+    load: Callable[..., Any], parent: Any, info: Info[Any, Any], arguments: Mapping[str, Any]
+) -> Awaitable[Any]:
+    """Put a parent into the batch of its place in the answer."""
+    loop = asyncio.get_running_loop()
+    place = tuple(step for step in info.path.as_list() if isinstance(step, str))
+    key = (loop, id(info.operation), id(info.context), load, place)
+    batch = _waiting.get(key)
+    if batch is None:
+        batch = _waiting[key] = _Batch(load, info, arguments)
+        loop.call_soon(_begin, key)
+    answer: asyncio.Future[Any] = loop.create_future()
+    batch.parents.append(parent)
+    batch.answers.append(answer)
+    return answer
+
+
+_running: set[asyncio.Task[None]] = set()
+
+
+def _begin(key: tuple[object, ...]) -> None:
+    task = asyncio.ensure_future(_waiting.pop(key).answer())
+    _running.add(task)
+    task.add_done_callback(_running.discard)
+
+
+def _item_of(load: Callable[..., Any]) -> Any:
+    annotation = load.__annotations__.get("return")
+    if isinstance(annotation, str):
+        found = _LIST.fullmatch(annotation.strip())
+        if found is not None:
+            return found[1]
+    elif get_origin(annotation) in {list, Sequence}:
+        [item] = get_args(annotation)
+        return item
+    module = sys.modules[load.__module__].__name__
+    raise TypeError(f"{module}.{load.__qualname__} returns no list[...] by its annotation")

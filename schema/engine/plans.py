@@ -1,0 +1,555 @@
+"""Plans: what an operation asks for, worked out once for every time it is executed.
+
+A plan is a tree of blocks. A block is one object type with one selection set; for each of its
+fields it knows how the values are had, and what shape they must have. For what are plain
+attributes, it holds a generated function that makes the answer's row out of an object.
+"""
+
+from __future__ import annotations
+
+import keyword
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+from types import GeneratorType, NoneType
+from typing import Any, Final
+
+import msgspec
+from graphql import (
+    DocumentNode,
+    FieldNode,
+    GraphQLEnumType,
+    GraphQLField,
+    GraphQLList,
+    GraphQLNonNull,
+    GraphQLObjectType,
+    GraphQLScalarType,
+    GraphQLSchema,
+    Undefined,
+    is_abstract_type,
+    specified_scalar_types,
+)
+from graphql.execution import Executor
+from graphql.execution.collect_fields import FieldDetails, collect_fields
+from strawberry.types.base import StrawberryObjectDefinition
+from strawberry.types.field import StrawberryField
+
+from schema.engine.batches import is_batched
+
+_STRAWBERRY: Final = "strawberry-definition"
+_MAX_INT: Final = 2**31
+_EXACT_CLASSES: Final = {"String": str, "ID": str, "Int": int, "Float": float, "Boolean": bool}
+_IN_RANGE: Final = {
+    "Int": f"or not {-_MAX_INT} <= {{0}} < {_MAX_INT} ",
+    "Float": "or {0} - {0} != 0.0 ",  # neither endless nor not a number
+}
+
+
+class Surprise(Exception):
+    """A value that the fast way does not take; the exact way finds out what it means."""
+
+
+class Raised:
+    """What was raised where a value was expected."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+class Kind(StrEnum):
+    """What a type is, apart from whether it may be null."""
+
+    LEAF = "leaf"
+    LIST = "list"
+    OBJECT = "object"
+    ABSTRACT = "abstract"
+
+
+class How(StrEnum):
+    """How a field's values are had.
+
+    TYPENAME: The plan knows it. ATTRIBUTE: Read from the object. METHOD: A method that takes
+    nothing but the object. BATCHED: One call for all objects. RESOLVER: Its ordinary resolver.
+    """
+
+    TYPENAME = "typename"
+    ATTRIBUTE = "attribute"
+    METHOD = "method"
+    BATCHED = "batched"
+    RESOLVER = "resolver"
+
+
+class Rows(StrEnum):
+    """What the answer's objects are: dictionaries, or structs that are only good for JSON."""
+
+    DICTS = "dicts"
+    STRUCTS = "structs"
+
+
+class Admission:
+    """Which classes of objects are taken for an object type without looking at each object."""
+
+    def __init__(self, object_type: GraphQLObjectType) -> None:
+        self.classes: set[type] = set()
+        self._bases: tuple[type, ...] | None = None
+        if object_type.is_type_of is not None:
+            self._bases = _bases_by_strawberry(object_type)
+
+    @property
+    def is_by_class(self) -> bool:
+        """Whether a class can tell; otherwise each object is asked about."""
+        return self._bases is None or bool(self._bases)
+
+    def knows(self, cls: type) -> bool:
+        """Whether every object of the class is one of the type."""
+        if cls in self.classes:
+            return True
+        good = (
+            _is_plain(cls)
+            and not issubclass(cls, BaseException)
+            and (self._bases is None or issubclass(cls, self._bases))
+        )
+        if good:
+            self.classes.add(cls)
+        return good
+
+
+@dataclass(slots=True, eq=False)
+class Shape:
+    """A type, unwrapped once: may it be null, and what is it then?"""
+
+    type: Any
+    nonnull: bool
+    kind: Kind
+    of: Shape | None = None
+    admission: Admission | None = None
+    names: Mapping[int, str] = field(default_factory=dict)
+    enum: type[Enum] | None = None
+
+    @property
+    def exact_class(self) -> type | None:
+        """The class whose values need no coercion; they may still be out of range."""
+        return _EXACT_CLASSES.get(self.type.name) if _is_specified(self.type) else None
+
+    @property
+    def innermost(self) -> Shape:
+        """What it is a list of, or itself."""
+        return self if self.of is None else self.of.innermost
+
+    def coerced(self, value: Any) -> Any:
+        """Return a leaf as the answer holds it.
+
+        Raises:
+            TypeError: Or whatever the scalar raises: the value is none of the type.
+        """
+        return Executor.complete_leaf_value(self.type, value)
+
+
+@dataclass(slots=True, eq=False)
+class Field:
+    """A field of a block."""
+
+    key: str
+    name: str
+    parent_type: GraphQLObjectType
+    details: list[FieldDetails]
+    definition: GraphQLField
+    shape: Shape
+    how: How
+    attribute: str = ""
+    method: Callable[[Any], Any] | None = None
+    is_inline: bool = False
+    _blocks: dict[str, Block] = field(default_factory=dict)
+
+    @property
+    def nodes(self) -> list[FieldNode]:
+        """The field's nodes in the document."""
+        return [details.node for details in self.details]
+
+
+@dataclass(slots=True, eq=False)
+class Block:
+    """An object type with one selection set.
+
+    Attributes:
+        fetched: Places of the fields whose values are fetched as columns, one value an object.
+        row: Makes the answer's object out of an object and its fetched values; raises Surprise.
+        make: Makes the answer's object out of all of its values.
+        source: Of ``row``.
+    """
+
+    object_type: GraphQLObjectType
+    fields: list[Field]
+    fetched: list[int]
+    row: Callable[..., Any]
+    make: Callable[..., Any]
+    source: str
+
+
+class Plan:
+    """A compiled operation."""
+
+    def __init__(
+        self, schema: GraphQLSchema, document: DocumentNode, executor: Executor[Any], rows: Rows
+    ) -> None:
+        self.document = document
+        self.rows = rows
+        self._schema = schema
+        self._admissions: dict[str, Admission] = {}
+        root_type = schema.get_root_type(executor.operation.operation)
+        assert root_type is not None  # noqa: S101 - as was validated
+        grouped, _, _ = collect_fields(
+            schema, executor.fragments, executor.variable_values, root_type, executor.operation
+        )
+        self.root = self._block(root_type, grouped, executor)
+
+    def block_of(
+        self, found: Field, object_type: GraphQLObjectType, executor: Executor[Any]
+    ) -> Block:
+        """Return what is asked of an object of some type below a field."""
+        block = found._blocks.get(object_type.name)  # noqa: SLF001 - a field's blocks are the plan's
+        if block is None:
+            grouped, _, _ = executor.collect_subfields(object_type, found.details)
+            block = self._block(object_type, grouped, executor)
+            found._blocks[object_type.name] = block  # noqa: SLF001 - the same
+        return block
+
+    def admission_of(self, object_type: GraphQLObjectType) -> Admission:
+        """Return which classes are taken for an object type."""
+        admission = self._admissions.get(object_type.name)
+        if admission is None:
+            admission = self._admissions[object_type.name] = Admission(object_type)
+        return admission
+
+    def complete(self, executor: Executor[Any]) -> None:
+        """Compile what is asked of every possible type, which else waits for the first of each."""
+        waiting = [self.root]
+        while waiting:
+            for found in waiting.pop().fields:
+                innermost = found.shape.innermost
+                if innermost.kind is Kind.ABSTRACT:
+                    for object_type in self._schema.get_possible_types(innermost.type):
+                        self.block_of(found, object_type, executor)
+                waiting.extend(found._blocks.values())  # noqa: SLF001 - as above
+
+    def explained(self, *, source: bool = False) -> str:
+        """Return the plan for a person, as far as it is compiled.
+
+        Args:
+            source: Also the functions that make the rows.
+        """
+        return "\n".join(_explained(self.root, self.root.object_type.name, 0, source=source))
+
+    def _block(
+        self,
+        object_type: GraphQLObjectType,
+        grouped: Mapping[str, list[FieldDetails]],
+        executor: Executor[Any],
+    ) -> Block:
+        fields = [
+            self._field(object_type, key, details, definition, executor)
+            for key, details in grouped.items()
+            if (definition := self._schema.get_field(object_type, details[0].node.name.value))
+        ]
+        fetched = [place for place, found in enumerate(fields) if not found.is_inline]
+        make = _maker([found.key for found in fields], self.rows, object_type.name)
+        writer = _Writer(object_type, fields, fetched, make, self.rows)
+        return Block(
+            object_type=object_type,
+            fields=fields,
+            fetched=fetched,
+            row=writer.compiled(),
+            make=make,
+            source=writer.source,
+        )
+
+    def _field(
+        self,
+        parent_type: GraphQLObjectType,
+        key: str,
+        details: list[FieldDetails],
+        definition: GraphQLField,
+        executor: Executor[Any],
+    ) -> Field:
+        name = details[0].node.name.value
+        shape = self._shape(definition.type)
+        found = Field(key, name, parent_type, details, definition, shape, How.RESOLVER)
+        _find_how(found)
+        inner = shape.innermost
+        if inner.kind is Kind.OBJECT:
+            below = self.block_of(found, inner.type, executor)
+            inlinable = not below.fetched and self.admission_of(inner.type).is_by_class
+        else:
+            inlinable = inner.kind is Kind.LEAF
+        can_be_read = found.how is How.TYPENAME or (
+            found.how is How.ATTRIBUTE
+            and found.attribute.isidentifier()
+            and not keyword.iskeyword(found.attribute)
+        )
+        found.is_inline = can_be_read and inlinable
+        return found
+
+    def _shape(self, graphql_type: Any) -> Shape:
+        nonnull = isinstance(graphql_type, GraphQLNonNull)
+        if nonnull:
+            graphql_type = graphql_type.of_type
+        if isinstance(graphql_type, GraphQLList):
+            return Shape(graphql_type, nonnull, Kind.LIST, of=self._shape(graphql_type.of_type))
+        if isinstance(graphql_type, GraphQLObjectType):
+            admission = self.admission_of(graphql_type)
+            return Shape(graphql_type, nonnull, Kind.OBJECT, admission=admission)
+        if is_abstract_type(graphql_type):
+            return Shape(graphql_type, nonnull, Kind.ABSTRACT)
+        shape = Shape(graphql_type, nonnull, Kind.LEAF)
+        if isinstance(graphql_type, GraphQLEnumType):
+            _learn_members(shape, graphql_type)
+        return shape
+
+
+def is_awaitable_class(cls: type) -> bool:
+    """Whether objects of a class may be awaitable; each of them tells."""
+    return hasattr(cls, "__await__") or cls is GeneratorType or hasattr(cls, "__getattr__")
+
+
+def _is_plain(cls: type) -> bool:
+    return not is_awaitable_class(cls) and cls not in {NoneType, type(Undefined), Raised}
+
+
+def _bases_by_strawberry(object_type: GraphQLObjectType) -> tuple[type, ...]:
+    """Return the classes that Strawberry's own check looks for; none when the check is another."""
+    definition = object_type.extensions.get(_STRAWBERRY)
+    if not isinstance(definition, StrawberryObjectDefinition):
+        return ()
+    if definition.is_type_of is not None or definition.concrete_of is not None:
+        return ()
+    return (definition.origin, *(interface.origin for interface in definition.interfaces))
+
+
+def _is_specified(graphql_type: Any) -> bool:
+    """Whether a type is one of GraphQL's own scalars, and not another of the same name."""
+    if not isinstance(graphql_type, GraphQLScalarType):
+        return False
+    specified = specified_scalar_types.get(graphql_type.name)
+    return specified is not None and (
+        graphql_type is specified
+        or graphql_type.coerce_output_value == specified.coerce_output_value
+    )
+
+
+def _learn_members(shape: Shape, graphql_type: GraphQLEnumType) -> None:
+    """Note the names of a Python enumeration's members, if it is one."""
+    members = getattr(graphql_type, "wrapped_cls", None)
+    if not (isinstance(members, type) and issubclass(members, Enum)):
+        return
+    shape.enum = members
+    names = {}
+    for member in members:
+        try:
+            names[id(member)] = shape.coerced(member)
+        except Exception:  # noqa: BLE001, S112 - a member without a name is found out when it comes
+            continue
+    shape.names = names
+
+
+def _find_how(found: Field) -> None:
+    """Find out how a field's values are had."""
+    if found.name == "__typename":
+        found.how = How.TYPENAME
+        return
+    defined = found.definition.extensions.get(_STRAWBERRY)
+    resolve = found.definition.resolve
+    if not isinstance(defined, StrawberryField) or resolve is None or defined.extensions:
+        return
+    if defined.base_resolver is None:
+        # Strawberry's name for a resolver that does nothing but read an attribute.
+        is_basic = getattr(resolve, "__name__", "") == "_get_basic_result"
+        if is_basic and defined.default_resolver is getattr and defined.python_name:
+            found.how, found.attribute = How.ATTRIBUTE, defined.python_name
+        return
+    if getattr(resolve, "__name__", "") not in {"_resolver", "_async_resolver"}:
+        return
+    resolver = defined.base_resolver
+    taken = [name for name in resolver.reserved_parameters.values() if name is not None]
+    if is_batched(defined.metadata):
+        found.how = How.BATCHED
+    elif taken == [resolver.self_parameter] and not resolver.arguments:
+        if _handles_exceptions(resolve):
+            return
+        assert callable(resolver.wrapped_func)  # noqa: S101 - Strawberry has bound it
+        found.how, found.method = How.METHOD, resolver.wrapped_func
+
+
+def _handles_exceptions(resolve: Callable[..., Any]) -> bool:
+    """Whether Strawberry turns exceptions of this resolver into results."""
+    names = resolve.__code__.co_freevars
+    cells = resolve.__closure__ or ()
+    found = dict(zip(names, cells, strict=True)).get("field_exception_handlers")
+    return found is None or bool(found.cell_contents)
+
+
+def _maker(keys: Sequence[str], rows: Rows, name: str) -> Callable[..., Any]:
+    if rows is Rows.DICTS:
+        return lambda *values: dict(zip(keys, values, strict=True))
+    fields = [(f"f{place}", Any) for place in range(len(keys))]
+    rename = {f"f{place}": key for place, key in enumerate(keys)}
+    return msgspec.defstruct(name, fields, rename=rename, gc=False)
+
+
+class _Writer:
+    """Writes the function that makes a row of the answer out of an object."""
+
+    def __init__(
+        self,
+        object_type: GraphQLObjectType,
+        fields: Sequence[Field],
+        fetched: Sequence[int],
+        make: Callable[..., Any],
+        rows: Rows,
+    ) -> None:
+        self._globals: dict[str, Any] = {"make": make, "Surprise": Surprise}
+        values = []
+        lines = []
+        for place, found in enumerate(fields):
+            value = f"v{place}"
+            if place not in fetched and found.how is How.TYPENAME:
+                value = repr(object_type.name)
+            elif place not in fetched:
+                lines.append(f"{value} = o.{found.attribute}")
+                lines.extend(self._checked(found.shape, value, found, object_type))
+            values.append(value)
+        if rows is Rows.STRUCTS:
+            made = f"make({', '.join(values)})"
+        else:
+            pairs = zip(fields, values, strict=True)
+            made = f"{{{', '.join(f'{found.key!r}: {value}' for found, value in pairs)}}}"
+        parameters = ", ".join(["o", *(f"v{place}" for place in fetched)])
+        body = "".join(f"    {line}\n" for line in [*lines, f"return {made}"])
+        self.source = f"def row({parameters}):\n{body}"
+
+    def compiled(self) -> Callable[..., Any]:
+        exec(compile(self.source, "<plan>", "exec"), self._globals)  # noqa: S102 - written above, of names that are checked
+        row: Callable[..., Any] = self._globals["row"]
+        return row
+
+    def _named(self, what: str, value: Any) -> str:
+        name = f"{what}{len(self._globals)}"
+        self._globals[name] = value
+        return name
+
+    def _checked(
+        self, shape: Shape, value: str, found: Field, parent: GraphQLObjectType
+    ) -> Iterator[str]:
+        """Yield the lines that make a variable's value what the answer holds."""
+        if shape.kind is Kind.LEAF:
+            condition, coerced = self._leaf(shape, value)
+            guard = "" if shape.nonnull else f"{value} is not None and "
+            yield f"if {guard}{condition}:"
+            yield f"    {value} = {coerced}"
+            return
+        if shape.kind is Kind.OBJECT:
+            admitted, row = self._object(shape, value, found)
+            yield f"if {admitted}:"
+            yield f"    {value} = {row}({value})"
+        else:
+            listed = self._named("is_list", _list_check(nonnull=shape.nonnull))
+            assert shape.of is not None  # noqa: S101 - it is a list
+            yield f"if type({value}) is list or {listed}({value}):"
+            yield f"    {value} = [{self._item(shape.of, found, parent)} for x in {value}]"
+        yield "else:"
+        yield f"    {value} = None"
+
+    def _item(self, shape: Shape, found: Field, parent: GraphQLObjectType) -> str:
+        """Return the expression that makes an item ``x`` what the answer holds."""
+        if shape.kind is Kind.LEAF:
+            condition, coerced = self._leaf(shape, "x")
+            guard = "" if shape.nonnull else "x is not None and "
+            return f"{coerced} if {guard}{condition} else x"
+        if shape.kind is Kind.OBJECT:
+            admitted, row = self._object(shape, "x", found)
+            return f"{row}(x) if {admitted} else None"
+        name = f"item{len(self._globals)}"
+        self._globals[name] = None
+        body = "".join(f"    {line}\n" for line in self._checked(shape, "x", found, parent))
+        exec(compile(f"def {name}(x):\n{body}    return x\n", "<plan>", "exec"), self._globals)  # noqa: S102 - as in compiled
+        return f"{name}(x)"
+
+    def _leaf(self, shape: Shape, value: str) -> tuple[str, str]:
+        """Return when a value is not yet what the answer holds, and what it is then."""
+        other = self._named("other", _leaf_check(shape))
+        if shape.enum is not None and shape.names:
+            members = self._named("enum", shape.enum)
+            names = self._named("names", shape.names)
+            # Members are looked up by identity: many enumerations have a slow hash.
+            named = f"{names}[id({value})] if type({value}) is {members} else {other}({value})"
+            return "True", f"({named})"
+        exact = shape.exact_class
+        if exact is None:
+            return "True", f"{other}({value})"
+        condition = f"(type({value}) is not {exact.__name__} "
+        condition += _IN_RANGE.get(shape.type.name, "").format(value)
+        return f"{condition.rstrip()})", f"{other}({value})"
+
+    def _object(self, shape: Shape, value: str, found: Field) -> tuple[str, str]:
+        """Return whether a value is an object of the type, and the function of its row."""
+        admission = shape.admission
+        assert admission is not None  # noqa: S101 - it is an object
+        classes = self._named("classes", admission.classes)
+        other = self._named("is_object", _object_check(admission, nonnull=shape.nonnull))
+        below = found._blocks[shape.type.name]  # noqa: SLF001 - compiled before
+        row = self._named("row", below.row)
+        return f"type({value}) in {classes} or {other}({value})", row
+
+
+def _leaf_check(shape: Shape) -> Callable[[Any], Any]:
+    """Return what coerces a leaf that is not exactly of the type's class."""
+
+    def other(value: Any) -> Any:
+        if value is None or value is Undefined:
+            if shape.nonnull:
+                raise Surprise
+            return None
+        if isinstance(value, Exception) or (
+            is_awaitable_class(type(value)) or hasattr(value, "__await__")
+        ):
+            raise Surprise
+        return shape.coerced(value)
+
+    return other
+
+
+def _object_check(admission: Admission, *, nonnull: bool) -> Callable[[Any], bool]:
+    def is_object(value: Any) -> bool:
+        if value is None and not nonnull:
+            return False
+        if admission.knows(type(value)):
+            return True
+        raise Surprise
+
+    return is_object
+
+
+def _list_check(*, nonnull: bool) -> Callable[[Any], bool]:
+    def is_list(value: Any) -> bool:
+        if value is None and not nonnull:
+            return False
+        if type(value) is tuple:
+            return True
+        raise Surprise
+
+    return is_list
+
+
+def _explained(block: Block, place: str, depth: int, *, source: bool) -> Iterator[str]:
+    indent = "  " * depth
+    way = "rows from columns" if block.fetched else "rows from objects alone"
+    yield f"{indent}{place}: {way}"
+    if source:
+        yield from (f"{indent}    | {line}" for line in block.source.splitlines())
+    for found in block.fields:
+        alias = "" if found.key == found.name else f" = {found.name}"
+        how = f"{found.how} in the row" if found.is_inline else f"column by {found.how}"
+        yield f"{indent}  {found.key}{alias}: {found.definition.type}, {how}"
+        for name, below in found._blocks.items():  # noqa: SLF001 - a field's blocks are the plan's
+            yield from _explained(below, name, depth + 2, source=source)

@@ -1,0 +1,336 @@
+"""The engine: plans answer as graphql-core does, with fewer calls and without holding others up."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import strawberry
+from engine_worlds import Tally, compare_world
+from graphql import DocumentNode, ExecutionResult, Executor, parse
+from strawberry.types import Info
+
+from schema.engine import Engine, Executed, Rows, batched
+from schema.engine.executing import _MAX_PLANS
+
+LONG = 20_000
+
+
+@dataclass
+class Calls:
+    """What loaders were asked for, and what holds them up."""
+
+    loads: list[list[str]] = field(default_factory=list)
+    slow: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled: int = 0
+
+
+async def _load_authors(parents: Sequence[Book], info: Info[Calls, None]) -> list[Author | None]:
+    info.context.loads.append([parent.title for parent in parents])
+    await asyncio.sleep(0)
+    return [None if parent.title == "Beowulf" else Author(name=parent.by) for parent in parents]
+
+
+async def _load_too_few(parents: Sequence[Book], info: Info[Calls, None]) -> list[str]:
+    return ["one"]
+
+
+@strawberry.type
+class Author:
+    name: str
+
+
+@strawberry.type
+class Book:
+    title: str
+    by: strawberry.Private[str]
+    author = batched(_load_authors, description="Who wrote it.")
+    too_few = batched(_load_too_few)
+
+    @strawberry.field
+    async def held_up(self, info: Info[Calls, None]) -> str:
+        try:
+            await info.context.slow.wait()
+        except asyncio.CancelledError:
+            info.context.cancelled += 1
+            raise
+        return self.title
+
+    @strawberry.field
+    def upper(self) -> str:
+        return self.title.upper()
+
+
+@strawberry.type
+class Row:
+    number: int
+
+
+@strawberry.type
+class Query:
+    @strawberry.field
+    def books(self, times: int = 1) -> list[Book]:
+        books = [
+            Book(title=title, by=by)
+            for title, by in (("Emma", "Austen"), ("Beowulf", ""), ("Faust", "Goethe"))
+        ]
+        return books * times
+
+    @strawberry.field
+    def rows(self) -> list[Row]:
+        return [Row(number=number) for number in range(LONG)]
+
+    @strawberry.field
+    def wrong_rows(self) -> list[Row]:
+        return [Row(number=number) for number in (1, "two", 3)]  # type: ignore[arg-type]  # the point
+
+
+@strawberry.type
+class Mutation:
+    @strawberry.mutation
+    def change(self) -> int:
+        return 1
+
+
+SCHEMA = strawberry.Schema(query=Query, mutation=Mutation)
+
+
+def an_engine(max_plans: int = 1000) -> Engine:
+    return Engine(SCHEMA._schema, max_plans)
+
+
+def an_executor(
+    document: DocumentNode, calls: Calls | None = None, **variables: object
+) -> Executor[Any]:
+    executor = SCHEMA.execution_context_class.build(
+        SCHEMA._schema,
+        document,
+        context_value=calls or Calls(),
+        raw_variable_values=variables,
+        operation_extensions={},
+    )
+    assert isinstance(executor, Executor)
+    return executor
+
+
+async def executed(
+    engine: Engine,
+    document: DocumentNode | str,
+    calls: Calls | None = None,
+    rows: Rows = Rows.DICTS,
+    **variables: object,
+) -> Executed:
+    node = parse(document) if isinstance(document, str) else document
+    return await engine.execute(node, an_executor(node, calls, **variables), rows=rows)
+
+
+def data_of(found: Executed) -> Any:
+    assert isinstance(found.result, ExecutionResult)
+    return found.result.data
+
+
+def errors_of(found: Executed) -> list[tuple[str, object]]:
+    assert isinstance(found.result, ExecutionResult)
+    return [(error.message, error.path) for error in found.result.errors or ()]
+
+
+async def test_random_operations_are_answered_as_graphql_core_answers_them() -> None:
+    total = Tally()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # graphql-core leaves coroutines of what it gave up
+        for seed in range(10):
+            total.add(await compare_world(seed, documents=8, data=10))
+
+    assert total.failures == []
+    assert total.operations == 800
+    assert total.by_plan > 700
+    assert total.with_errors > 100
+    assert total.with_promises > 300
+    assert total.redone > 100
+
+
+async def test_a_batched_field_is_loaded_by_one_call_with_each_parent_once() -> None:
+    calls = Calls()
+
+    found = await executed(an_engine(), "{ books(times: 2) { author { name } } }", calls)
+
+    authors = [{"name": "Austen"}, None, {"name": "Goethe"}]
+    assert data_of(found) == {"books": [{"author": one} for one in authors * 2]}
+    assert found.fallback == ""
+    assert calls.loads == [["Emma", "Beowulf", "Faust"]]
+
+
+async def test_a_batched_field_is_loaded_by_one_call_where_graphql_core_executes_it() -> None:
+    calls = Calls()
+
+    executor = an_executor(parse("{ books { author { name } } }"), calls)
+    promised: Any = executor.execute_operation()
+    found = await promised
+
+    authors = [{"name": "Austen"}, None, {"name": "Goethe"}]
+    assert found.data == {"books": [{"author": one} for one in authors]}
+    assert calls.loads == [["Emma", "Beowulf", "Faust"]]
+
+
+async def test_a_batch_that_is_not_aligned_is_an_error_of_every_parent() -> None:
+    found = await executed(an_engine(), "{ books { title tooFew } }")
+
+    assert data_of(found) is None  # the field may not be null
+    assert errors_of(found) == [
+        ("A batched field returned 1 for 3 parents", ["books", 0, "tooFew"])
+    ]
+
+
+def test_a_loader_that_says_no_list_is_refused_at_once() -> None:
+    async def load(parents: Sequence[Book], info: Info[Calls, None]) -> int:
+        return 1
+
+    with pytest.raises(TypeError, match="returns no list"):
+        batched(load)
+
+
+async def test_nothing_waits_for_what_it_does_not_need() -> None:
+    calls = Calls()
+    document = "{ first: books { heldUp } second: books { author { name } } }"
+
+    asked = asyncio.ensure_future(executed(an_engine(), document, calls))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    loaded_while_held_up = [*calls.loads]
+    calls.slow.set()
+    found = await asked
+
+    assert loaded_while_held_up == [["Emma", "Beowulf", "Faust"]]
+    assert data_of(found)["first"][0] == {"heldUp": "Emma"}
+
+
+async def test_an_execution_that_is_cancelled_cancels_what_it_waits_for() -> None:
+    calls = Calls()
+
+    asked = asyncio.ensure_future(executed(an_engine(), "{ books { heldUp } }", calls))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+
+    assert calls.cancelled == 3
+
+
+async def test_others_get_their_turns_while_a_long_list_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("schema.engine.running._TURN_SECONDS", 0)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.ensure_future(count())
+    found = await executed(an_engine(), "{ rows { number } }")
+    counting.cancel()
+
+    assert data_of(found) == {"rows": [{"number": number} for number in range(LONG)]}
+    assert turns == LONG // 512 + 1  # one for each slice, the last of which is short
+
+
+async def test_one_wrong_value_costs_its_error_and_is_told() -> None:
+    found = await executed(an_engine(), "{ wrongRows { number } books { upper } }")
+
+    assert data_of(found) is None
+    assert errors_of(found) == [
+        ("Int cannot represent non-integer value: 'two'", ["wrongRows", 1, "number"])
+    ]
+    assert found.redone == 3
+
+
+@pytest.mark.parametrize(
+    ("document", "reason"),
+    [
+        ("mutation { change }", "mutation"),
+        ("{ __schema { queryType { name } } }", "introspection"),
+        ("query ($yes: Boolean = true) { books @include(if: $yes) { title } }", "a condition"),
+    ],
+)
+async def test_what_no_plan_covers_is_left_to_graphql_core_and_told(
+    document: str, reason: str
+) -> None:
+    engine = an_engine()
+
+    found = await executed(engine, document)
+
+    assert errors_of(found) == []
+    assert found.fallback.startswith(reason)
+    assert (found.plan, found.redone) == (None, 0)
+
+
+async def test_a_document_has_one_plan_for_each_truth_of_its_conditions() -> None:
+    engine = an_engine()
+    document = parse("query ($yes: Boolean!) { books { title upper @include(if: $yes) } }")
+
+    answers = [await executed(engine, document, yes=yes) for yes in (True, False, True)]
+
+    assert [len(data_of(one)["books"][0]) for one in answers] == [2, 1, 2]
+    assert answers[0].plan is answers[2].plan
+    assert len(engine._plans) == 2
+
+
+async def test_the_plans_used_longest_ago_are_forgotten() -> None:
+    engine = an_engine(max_plans=3)
+    documents = [parse(f"{{ books {{ a{number}: title }} }}") for number in range(5)]
+
+    first = (await executed(engine, documents[0])).plan
+    for document in (*documents[1:3], documents[0], *documents[3:]):
+        await executed(engine, document)
+    still = (await executed(engine, documents[0])).plan
+    again = [(await executed(engine, document)).plan for document in documents[1:]]
+
+    assert still is first
+    assert len({id(plan) for plan in again}) == 4
+    assert len(engine._plans) == len(engine._covered) == 3
+    assert _MAX_PLANS == 1000
+
+
+async def test_structs_are_written_as_dictionaries_are() -> None:
+    import msgspec  # noqa: PLC0415 - this story's alone
+
+    document = parse("{ books { class: title __typename author { name } } }")
+    engine = an_engine()
+
+    dicts = data_of(await executed(engine, document))
+    structs = data_of(await executed(engine, document, rows=Rows.STRUCTS))
+
+    assert msgspec.json.encode(structs) == msgspec.json.encode(dicts)
+    assert dicts["books"][0] == {
+        "class": "Emma",
+        "__typename": "Book",
+        "author": {"name": "Austen"},
+    }
+
+
+def test_a_plan_tells_how_each_value_is_had() -> None:
+    document = parse("{ books { title upper heldUp author { name } } }")
+
+    plan = an_engine().plan(document, an_executor(document))
+
+    assert not isinstance(plan, str)
+    assert plan.explained().splitlines() == [
+        "Query: rows from columns",
+        "  books: [Book!]!, column by resolver",
+        "    Book: rows from columns",
+        "      title: String!, attribute in the row",
+        "      upper: String!, column by method",
+        "      heldUp: String!, column by resolver",
+        "      author: Author, column by batched",
+        "        Author: rows from objects alone",
+        "          name: String!, attribute in the row",
+    ]
+    assert "v0 = o.title" in plan.explained(source=True)
