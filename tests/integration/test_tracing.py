@@ -174,6 +174,35 @@ async def test_an_operation_is_one_span_and_one_more_for_each_call_none_for_fiel
     assert operation.status.status_code is StatusCode.UNSET
 
 
+async def test_an_operation_in_parts_is_one_span_until_its_last_part(
+    traced: Traced, logged: io.StringIO
+) -> None:
+    query = """query Parts { __typename
+      ... @defer(label: "users") { users(first: 3) { nodes { displayName } } }
+      ... @defer(label: "courses") { courses(first: 3) { nodes { title } } } }"""
+
+    answer = await traced.gateway.client.post(
+        "/graphql",
+        json={"query": query},
+        headers={"Accept": "multipart/mixed;incrementalSpec=v0.2"},
+    )
+    await until(lambda: '"operation"' in logged.getvalue())  # after the last part was sent
+
+    (operation,) = traced.finished("query Parts")
+    calls = traced.parts_of(operation)
+    assert answer.text.count("\r\nContent-Type: application/json") > 1
+    assert {parent_of(call) for call in calls} == {id_of(operation)}
+    assert sorted(call.name for call in calls) == [
+        "GET /api/auth/classroom/",
+        "GET /api/auth/facilityuser/",
+        "GET /api/content/channel/",
+        "GET /api/courses/coursesession/",
+    ]
+    told_of = [json.loads(line) for line in logged.getvalue().splitlines()]
+    assert [line["trace_id"] for line in told_of if "operation" in line] == [trace_of(operation)]
+    assert told(operation, "learning_gateway.outcome") == ["ok"]
+
+
 async def test_a_call_says_where_it_went_and_what_came_of_it_without_its_query(
     traced: Traced,
 ) -> None:
