@@ -142,6 +142,19 @@ class Documents:
             self._automatic.keep(named.hash, text)
         return body
 
+    async def follow(self) -> None:
+        """Keep up with what other processes register and remove, for ever."""
+        is_failing = False
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            try:
+                await self.trusted.look_again()
+                is_failing = False
+            except StorageError as error:
+                if not is_failing:
+                    _log.warning("documents_not_followed", problem=str(error))
+                is_failing = True
+
     async def _find(self, named: _Named, *, trusted_only: bool) -> str:
         automatic = named.automatic and not trusted_only
         text = self._automatic.find(named.hash) if automatic else None
@@ -159,7 +172,7 @@ async def open_documents(
 ) -> AsyncIterator[Documents]:
     """Open what ``Documents`` says, and keep it up to date until the end."""
     documents = Documents(store, trusted_only=trusted_only, max_document_bytes=max_document_bytes)
-    following = asyncio.create_task(documents.trusted.follow())
+    following = asyncio.create_task(documents.follow())
     try:
         yield documents
     finally:
@@ -235,6 +248,7 @@ class _TrustedTexts:
         self._texts: frozenset[str] = frozenset()
         self._revision: int | None = None
         self._looked_at = float("-inf")
+        self._problem: StorageError | None = None
         self._looking = asyncio.Lock()
 
     async def find(self, sha: str) -> str | None:
@@ -261,38 +275,43 @@ class _TrustedTexts:
         """Whether this is a trusted document, as far as memory tells."""
         return text in self._texts
 
-    async def follow(self) -> None:
-        """Keep up with what other processes register and remove, for ever."""
-        is_failing = False
-        while True:
-            await asyncio.sleep(_LOOK_SECONDS)
-            if self._revision is None:
-                continue  # nobody has asked for any yet
-            try:
-                await self._look()
-                is_failing = False
-            except StorageError as error:
-                if not is_failing:
-                    _log.warning("documents_not_followed", problem=str(error))
-                is_failing = True
+    async def look_again(self) -> None:
+        """Read the documents anew if they have changed, and were ever asked for.
+
+        Raises:
+            StorageError: The database could not answer; what is in memory stays.
+        """
+        if self._revision is not None:
+            await self._look()
 
     async def _look(self) -> None:
         """Read the documents anew if they have changed; once a second, whoever asks."""
         async with self._looking:
             now = time.monotonic()
             if now - self._looked_at < _LOOK_AGAIN_SECONDS:
+                if self._problem is not None:
+                    raise self._problem
                 return
-            revision = await self._store.get_revision()
-            if revision != self._revision:
-                documents = await self._store.list_all()
-                self._by_hash = {
-                    sha: document.text
-                    for document in documents
-                    for sha in (document.id, document_hash(document.text) or document.id)
-                }
-                self._texts = frozenset(self._by_hash.values())
-                self._revision = revision
-            self._looked_at = now
+            try:
+                await self._read()
+            except StorageError as error:
+                # Who waits meanwhile is not to wait as long again.
+                self._problem, self._looked_at = error, time.monotonic()
+                raise
+            self._problem, self._looked_at = None, now
+
+    async def _read(self) -> None:
+        revision = await self._store.get_revision()
+        if revision == self._revision:
+            return
+        documents = await self._store.list_all()
+        self._by_hash = {
+            sha: document.text
+            for document in documents
+            for sha in (document.id, document_hash(document.text) or document.id)
+        }
+        self._texts = frozenset(self._by_hash.values())
+        self._revision = revision
 
 
 class _AutomaticTexts:

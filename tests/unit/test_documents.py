@@ -355,6 +355,15 @@ async def test_while_the_database_does_not_answer_documents_are_served_on(
             with pytest.raises(StorageUnavailable):
                 await asked.resolve({"query": "{ unknown }"}, CALLER)
 
+            time.advance(1.1)
+            asked_before = failing.asked
+            sent = [{"documentId": digest(f"{number}")} for number in range(20)]
+            failed = await asyncio.gather(
+                *(asked.resolve(body, CALLER) for body in sent), return_exceptions=True
+            )
+
+    assert failing.asked == asked_before + 1
+    assert {type(error) for error in failed} == {StorageUnavailable}
     assert [line["event"] for line in logs] == ["documents_not_followed"] * 2
     assert {line["problem"] for line in logs} == {"The database is away"}
 
