@@ -31,7 +31,7 @@ from storage.records import ProviderState
 
 ALLOWED, FORBIDDEN, ABSENT = "yes", "·", "nothing"
 PAGE = Path(__file__).parents[2] / "docs" / "access.md"
-AT_ONCE = 8
+AT_ONCE = 15
 
 
 @dataclass(frozen=True, kw_only=True)
