@@ -193,7 +193,7 @@ class KeySet:
             with deadline(None):  # not the deadline of whoever came first
                 body = await self._fetch()
             self._keys = _signers(body)
-        except (ProviderError, OSError, msgspec.MsgspecError) as error:
+        except (ProviderError, OSError, msgspec.MsgspecError, RecursionError) as error:
             _log.warning("key_set_unavailable", problem=str(error))
             return
         self._read_at = self._clock()

@@ -610,7 +610,14 @@ async def test_made_up_key_names_fetch_nothing_again_and_again(
     assert login.fetches == 1
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b'{"keys": 7}', b"{" * 1000, b"x" * 300_000])
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"[]", b'{"keys": 7}', b"{" * 1000, b"x" * 300_000, b"\xff"),
+        b'{"keys": [{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}]}",
+    ],
+    ids=["nothing", "a list", "a number", "braces", "too much", "no UTF-8", "nested deep"],
+)
 async def test_without_keys_nobody_is_told_that_the_token_is_bad(
     gateway: RunningGateway, login: LoginService, body: bytes
 ) -> None:
