@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import accumulate
 from math import isfinite
 from typing import Any, Final
 
@@ -13,7 +14,8 @@ from resolvers.errors import BadInput, RequestLimitExceeded
 
 _MAX_DEPTH: Final = 64
 _OPENING: Final = "[{"
-_BRACKET: Final = re.compile(r"[\[\]{}]")
+_STEP: Final = {"[": 1, "{": 1, "]": -1, "}": -1}
+_BETWEEN: Final = re.compile(r"[^\[\]{}]+")
 _STRING: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 
 
@@ -72,11 +74,8 @@ def _depth(text: str) -> int:
     """Return how deeply a text nests, brackets inside strings not counted."""
     if sum(map(text.count, _OPENING)) <= _MAX_DEPTH:
         return 0  # however they lie, they are not too deep
-    depth = deepest = 0
-    for bracket in _BRACKET.findall(_STRING.sub("", text)):
-        depth += 1 if bracket in _OPENING else -1
-        deepest = max(deepest, depth)
-    return deepest
+    brackets = _BETWEEN.sub("", _STRING.sub("", text))
+    return max(accumulate(map(_STEP.__getitem__, brackets)), default=0)
 
 
 def _finite(text: str) -> float:

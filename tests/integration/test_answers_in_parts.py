@@ -289,6 +289,12 @@ async def parts_in(answer: httpx.Response) -> AsyncIterator[dict[str, Any]]:
     assert waiting == "--\r\n"
 
 
+def left(before: set[asyncio.Task[Any]]) -> list[str]:
+    """Name what runs and did not before; the simulated Canvas answers whoever waits or not."""
+    names = [task.get_coro().__qualname__ for task in asyncio.all_tasks() - before]  # type: ignore[union-attr]
+    return [name for name in names if name != "RequestResponseCycle.run_asgi"]
+
+
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event
@@ -413,9 +419,26 @@ async def test_a_caller_who_leaves_ends_all_that_was_put_off(pair: Pair) -> None
         await anext(parts)
         assert pair.gateway.parts.admission.load().running == idle + 1
 
-    def left() -> list[str]:
-        # The simulated Canvas goes on answering calls that nobody waits for any more.
-        names = [task.get_coro().__qualname__ for task in asyncio.all_tasks() - before]  # type: ignore[union-attr]
-        return [name for name in names if name != "RequestResponseCycle.run_asgi"]
+    await until(lambda: pair.gateway.parts.admission.load().running == idle and not left(before))
 
-    await until(lambda: pair.gateway.parts.admission.load().running == idle and not left())
+
+async def test_parts_that_find_no_place_among_the_streams_are_given_up(tmp_path: Path) -> None:
+    canvas = Canvas(build_large_population(2, users=30, courses=10, enrollments=60))
+    events = {"Accept": "text/event-stream"}
+    changes = {"query": "subscription { changes { cursor } }"}
+    async with (
+        canvas_app.running(canvas) as url,
+        running_gateway(tmp_path, max_subscriptions="1") as gateway,
+    ):
+        await gateway.add_provider(**canvas_account("1", url))
+        canvas.latency_seconds = 30
+        async with gateway.client.stream("POST", "/graphql", json=changes, headers=events) as held:
+            await anext(held.aiter_bytes())
+            before = asyncio.all_tasks()
+            refused = await gateway.client.post(
+                "/graphql", json={"query": ONE_EACH}, headers=EVENTS
+            )
+            await until(lambda: not left(before))
+
+    assert refused.status_code == 503
+    assert refused.json()["errors"][0]["extensions"]["code"] == "GATEWAY_OVERLOADED"

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import re
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ import pytest
 import structlog
 from running_gateway import TOKEN, RunningGateway, problem_of, running_gateway
 
+from gateway.bodies import decode_object
 from gateway.logs import configure_logs
+from resolvers.errors import BadInput
 
 JSON = "application/json"
 GRAPHQL = "application/graphql-response+json"
@@ -156,6 +159,20 @@ async def test_brackets_count_as_nesting_only_outside_of_strings(gateway: Runnin
 
     assert "nested deeper than 64 levels" in refused.json()["errors"][0]["message"]
     assert fine.json() == {"data": {"__typename": "Query"}}
+
+
+@pytest.mark.parametrize(
+    ("opening", "closing"), [("[", "]"), ('{"a":', "}"), ("[", ""), ("[[]", "]"), ("[}", "")]
+)
+def test_no_nesting_takes_long_to_refuse(opening: str, closing: str) -> None:
+    pairs = 90_000 // len(opening + closing)
+    body = (opening * pairs + closing * pairs).encode()
+    began_at = time.process_time()
+
+    with pytest.raises(BadInput, match=r"nested deeper than 64 levels|It is not JSON"):
+        decode_object(body)
+
+    assert time.process_time() - began_at < 0.1
 
 
 async def test_of_a_name_given_twice_the_last_one_counts(gateway: RunningGateway) -> None:
