@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _serve(environment)
             shown = {name: _run(name, environment) for name in names}
     except demo.DemoFailed as error:
-        print(f"The servers did not start: {error}", file=sys.stderr)
+        print(f"The servers failed: {error}", file=sys.stderr)
         return 1
     failed = [name for name, features in shown.items() if features is None]
     if failed:
@@ -131,9 +131,7 @@ def _servers(folder: Path) -> Iterator[Mapping[str, str]]:
     )
     (folder / "closed").mkdir()
     closed_options = demo.read_options(
-        [
-            *("--folder", str(folder / "closed"), "--kolibri-port", closed),
-        ]
+        ["--folder", str(folder / "closed"), "--kolibri-port", closed]
     )
     key, url = secrets.token_urlsafe(32), f"http://127.0.0.1:{gateway}"
     processes: list[subprocess.Popen[bytes]] = []
@@ -161,6 +159,9 @@ def _servers(folder: Path) -> Iterator[Mapping[str, str]]:
             "KOLIBRI_PASSWORD": providers["1"]["password"],
             "PRODUCT_PORT": product,
         }
+        log = (folder / "gateway.log").read_text(encoding="utf-8")
+        if unexpected := [line for line in log.splitlines() if "internal_error" in line]:
+            raise demo.DemoFailed(f"the gateway met what it did not expect:\n{unexpected[0]}")
     finally:
         for process in reversed(processes):
             demo.stop(process)

@@ -57,7 +57,8 @@ const USERS = gql`
     variables: { filter: { providerIds: ["1", "2"] }, first: 9 },
   });
   const component = users.subscribe(() => {}); // as useQuery does
-  const first = await firstValueFrom(users.pipe(filter(({ dataState }) => dataState === "complete")));
+  const isWhole = ({ dataState }) => dataState === "complete";
+  const first = await firstValueFrom(users.pipe(filter(isWhole)));
   let { pageInfo } = first.data.users;
   let pages = 1;
   while (pageInfo.hasNextPage) {
@@ -202,7 +203,9 @@ const USERS = gql`
       query Dashboard($quick: [ID!], $slow: [ID!]) {
         quick: users(filter: { providerIds: $quick }, first: 5) { edges { node { id } } }
         ... @defer {
-          slow: users(filter: { providerIds: $slow }, first: 50) { edges { node { id } } }
+          slow: users(filter: { providerIds: $slow }, first: 50, maxAge: 0) {
+            edges { node { id } }
+          }
         }
       }
     `,

@@ -18,7 +18,10 @@ export function gatewayClient({ url, key, sockets, fetch }) {
   });
   // A document is sent once with its hash, and by its hash alone from then on. Both by POST: in an
   // address variables would stand in the logs of whatever is in between.
-  const byHash = persistedExchange({ preferGetForPersistedQueries: false, enableForMutation: true });
+  const byHash = persistedExchange({
+    preferGetForPersistedQueries: false,
+    enableForMutation: true,
+  });
   return new Client({
     url: `${url}/graphql`,
     preferGetMethod: false,

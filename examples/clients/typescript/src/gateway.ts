@@ -11,7 +11,7 @@ export interface Problem {
   extensions?: { code?: string; providerId?: string; retryable?: boolean };
 }
 
-/** What came, and what is missing from it: a provider that is down costs its rows and one problem. */
+/** What came, and what is missing: a provider that is down costs its rows and one problem. */
 export interface Answer<Data> {
   data: Data;
   problems: Problem[];
