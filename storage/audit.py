@@ -92,9 +92,9 @@ class AuditStore:
             .values(
                 at=database_now(),
                 caller=draft.caller,
-                subject=draft.subject,
+                subject=_storable(draft.subject),
                 action=draft.action,
-                target=draft.target,
+                target=_storable(draft.target),
                 arguments=json.dumps(dict(draft.arguments)),
                 outcome=AuditOutcome.BEGUN,
                 request_id=draft.request_id,
@@ -114,7 +114,7 @@ class AuditStore:
         """
         values: dict[str, object] = {"outcome": outcome, "code": code}
         if target is not None:
-            values["target"] = target
+            values["target"] = _storable(target)
         async with self._database.transaction() as connection:
             await connection.execute(update(audit).where(audit.c.id == entry_id).values(values))
 
@@ -159,6 +159,13 @@ class AuditStore:
         )
         async with self._database.transaction() as connection:
             return (await connection.execute(delete(audit).where(audit.c.id.in_(old)))).rowcount
+
+
+def _storable(text: str | None) -> str | None:
+    """Escape what no text column takes: half surrogate pairs, and the null character."""
+    if text is None:
+        return None
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 def _entry(row: RowMapping) -> AuditEntry:

@@ -1,5 +1,6 @@
 """What the store of the audit log promises, on every database."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 from sqlalchemy import update
@@ -82,3 +83,17 @@ async def test_old_entries_are_forgotten_and_no_others(any_database: Database) -
 
     assert (swept, again) == (1, 0)
     assert [entry.id for entry in await store.list_entries(limit=10)] == [new]
+
+
+async def test_text_that_no_database_takes_is_escaped(any_database: Database) -> None:
+    store = AuditStore(any_database)
+    target = "user:\ud800\0é"
+
+    entry_id = await store.begin(replace(DRAFT, target=target, subject=target))
+    await store.finish(entry_id, AuditOutcome.REFUSED, code="BAD_INPUT", target=None)
+    (begun,) = await store.list_entries(limit=10)
+    await store.finish(entry_id, AuditOutcome.REFUSED, code="BAD_INPUT", target=f"{target}!")
+    (ended,) = await store.list_entries(limit=10)
+
+    assert (begun.subject, begun.target) == ("user:\\ud800\\x00é",) * 2
+    assert ended.target == "user:\\ud800\\x00é!"
