@@ -60,6 +60,7 @@ _CLIENT_LEFT: Final = 499
 _STATUS_BY_REFUSAL: Final = {Forbidden: 403, DocumentNotTrusted: 403}
 _NO_KEY: Final = "A good key is needed, as Authorization in connection_init's payload"
 _NO_DATABASE: Final = "The gateway's database does not answer"
+_UNAVAILABLE: Final = (StorageUnavailable, KeySetUnavailable)
 _STOPPING: Final = "The gateway is stopping; connect again"
 
 _log = structlog.get_logger(__name__)
@@ -252,11 +253,8 @@ class _Connection:
             raise _End(TRY_AGAIN_LATER, OVERLOADED) from None
         try:
             await self._acknowledge()
-        except StorageUnavailable as error:
-            _log.error("storage_unavailable", problem=str(error))
-            raise _End(TRY_AGAIN_LATER, _NO_DATABASE) from None
-        except KeySetUnavailable:
-            raise _End(TRY_AGAIN_LATER, NO_KEY_SET) from None
+        except _UNAVAILABLE as error:
+            raise _End(TRY_AGAIN_LATER, _what_is_unavailable(error)) from None
         finally:
             slot.release()
 
@@ -336,11 +334,8 @@ class _Connection:
             status, told = _STATUS_BY_REFUSAL.get(type(error), 400), refusal(error)
             if isinstance(error, RequestLimitExceeded):
                 self._gateway.metrics.on_limit(error.limit)
-        except StorageUnavailable as error:
-            _log.error("storage_unavailable", problem=str(error))
-            status, told = 503, _error("INTERNAL", _NO_DATABASE)
-        except KeySetUnavailable:
-            status, told = 503, _error("INTERNAL", NO_KEY_SET)
+        except _UNAVAILABLE as error:
+            status, told = 503, _error("INTERNAL", _what_is_unavailable(error))
         await self._refuse(operation_id, told)
         return status
 
@@ -452,7 +447,7 @@ class _Connection:
     async def _key_is_good(self) -> bool:
         try:
             return await self._gateway.keys.find(self._authorization) is not None
-        except (StorageUnavailable, KeySetUnavailable):
+        except _UNAVAILABLE:
             return True  # nobody says that it is not; it is asked again soon
 
 
@@ -505,6 +500,13 @@ def _echo(message: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _invalid(problem: str) -> _End:
     return _End(BAD_MESSAGE, f"Invalid message: {problem}")
+
+
+def _what_is_unavailable(error: Exception) -> str:
+    if isinstance(error, KeySetUnavailable):
+        return NO_KEY_SET
+    _log.error("storage_unavailable", problem=str(error))
+    return _NO_DATABASE
 
 
 def _error(code: str, message: str, **extensions: object) -> Mapping[str, Any]:
