@@ -49,7 +49,8 @@ _BAD_REQUEST: Final = 400
 _METHOD_NOT_ALLOWED: Final = 405
 _UNPROCESSABLE: Final = 422
 _READING: Final = frozenset({"GET", "HEAD"})
-_PUTTING_OFF: Final = ("@defer", "@stream")
+PUTTING_OFF: Final = ("@defer", "@stream")
+SUBSCRIPTION: Final = "subscription"
 _FRAMING_OF_WHOLE: Final = {EVENTS: EVENT_STREAM, MULTIPART: PARTS}
 _DOCUMENT_PARAMETERS: Final = ("query", "documentId", "doc_id", "id")
 
@@ -85,7 +86,11 @@ async def answer(
         asked = await gateway.documents.resolve(sent, access)
         context = _context(gateway, request, access)
         shown = _shown(request, context)
-        subscribes = _may_subscribe(asked, forms) and is_subscription(schema, asked)
+        subscribes = (
+            forms.events is not None
+            and mentions(asked, SUBSCRIPTION)
+            and is_subscription(schema, asked)
+        )
         if forms.whole is None and not subscribes:
             raise _NotAcceptable
     except RequestRefused as error:
@@ -101,7 +106,7 @@ async def answer(
         return _subscribed(gateway, schema, request, asked, context, forms)
     queries_only = request.method in _READING
     meter = Meter(max_calls=gateway.settings.max_upstream_calls)
-    if _may_put_off(asked, forms):
+    if forms.parts is not None and mentions(asked, *PUTTING_OFF):
         answers = execute_in_parts(schema, asked, context, queries_only=queries_only, shown=shown)
         return await _in_parts(gateway, _accounted(gateway, meter, answers), forms)
     with deadline(gateway.settings.deadline_seconds), metering(meter):
@@ -200,7 +205,13 @@ def _subscribed(
     async def pieces() -> AsyncGenerator[bytes, None]:
         stream = object()
         streams.add(stream)
-        answers = subscribe(schema, asked, context, event_seconds=gateway.settings.deadline_seconds)
+        answers = subscribe(
+            schema,
+            asked,
+            context,
+            event_seconds=gateway.settings.deadline_seconds,
+            event_calls=gateway.settings.max_upstream_calls,
+        )
         made = written(
             Steps(answers),
             framing,
@@ -216,6 +227,12 @@ def _subscribed(
             streams.discard(stream)
 
     return Streamed(pieces(), framing)
+
+
+def mentions(asked: Mapping[str, Any], *words: str) -> bool:
+    """Whether the document holds one of these words, which is seen sooner than it is read."""
+    query = asked.get("query")
+    return isinstance(query, str) and any(word in query for word in words)
 
 
 def refusal(
@@ -284,22 +301,6 @@ def _from_query(parameters: Mapping[str, str]) -> dict[str, Any]:
             except BadInput as error:
                 raise BadInput(name, error.message.removeprefix("body: ")) from None
     return asked
-
-
-def _may_subscribe(asked: Mapping[str, Any], forms: Forms) -> bool:
-    """Whether it is worth reading the document to see whether it is a subscription."""
-    query = asked.get("query")
-    return forms.events is not None and isinstance(query, str) and "subscription" in query
-
-
-def _may_put_off(asked: Mapping[str, Any], forms: Forms) -> bool:
-    """Whether the answer may come in parts, if the document asks for that."""
-    query = asked.get("query")
-    return (
-        forms.parts is not None
-        and isinstance(query, str)
-        and any(directive in query for directive in _PUTTING_OFF)
-    )
 
 
 def _context(gateway: Gateway, request: Request, access: Access) -> RequestContext:

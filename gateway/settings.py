@@ -23,7 +23,7 @@ PREFIX: Final = "GATEWAY_"
 _TEST_PREFIX: Final = "GATEWAY_TEST_"
 _MIN_TOKEN_LENGTH: Final = 16
 _LEARNER_SCOPES: Final = ("read:users", "read:courses", "read:enrollments", "introspect")
-LOOPBACK_HOSTS: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+_LOOPBACK_HOSTS: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 _OTEL_CHOICES: Final = {
     "OTEL_TRACES_EXPORTER": ("otlp", "none"),
@@ -138,7 +138,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     if values["tracing"] != "off":
         values["tracing"] = _checked_tracing(values["tracing"], environment)
     settings = Settings(**values)
-    if settings.dev and settings.host not in LOOPBACK_HOSTS:
+    if settings.dev and settings.host not in _LOOPBACK_HOSTS:
         raise SettingsError(
             f"GATEWAY_DEV opens the API to everyone who reaches {settings.host}: "
             "expected GATEWAY_HOST=127.0.0.1 with it, or GATEWAY_DEV=off"

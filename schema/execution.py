@@ -37,7 +37,7 @@ from schema.limits import DocumentLimits, check_document, check_text, check_vari
 from schema.validation import validate
 from schema.visibility import check_introspection, sees_schema, without_suggestion
 from sessions.http import deadline
-from sessions.metering import ProviderUsage, current_meter
+from sessions.metering import Meter, ProviderUsage, current_meter, metering
 from sessions.strategies import Choice, listening
 
 Answer: TypeAlias = tuple[int, dict[str, Any]]
@@ -134,6 +134,7 @@ async def subscribe(
     context: RequestContext,
     *,
     event_seconds: float,
+    event_calls: int | None = None,
 ) -> AsyncGenerator[dict[str, Any], None]:
     """Yield an answer for each event of a subscription, or one that says why there are none.
 
@@ -142,9 +143,12 @@ async def subscribe(
         body: As for ``execute``.
         context: Made for this request; each event begins with batches of its own.
         event_seconds: How long the answer to one event may wait for providers.
+        event_calls: How many calls it may make to them; ``None`` for any number.
     """
     try:
-        events = _events(schema, body, context, event_seconds=event_seconds)
+        events = _events(
+            schema, body, context, event_seconds=event_seconds, event_calls=event_calls
+        )
         async with aclosing(events):
             async for answer in events:
                 yield answer
@@ -318,6 +322,7 @@ async def _events(
     context: RequestContext,
     *,
     event_seconds: float,
+    event_calls: int | None,
 ) -> AsyncGenerator[dict[str, Any], None]:
     request = _request_of(body)
     document, operation = _read(schema, request, context)
@@ -346,7 +351,8 @@ async def _events(
     assert isinstance(source, AsyncGenerator)  # noqa: S101 - as every field of Subscription is
     async with aclosing(source):
         async for event in source:
-            with context.watched() as watched, deadline(event_seconds):
+            meter = Meter(max_calls=event_calls)
+            with metering(meter), context.watched() as watched, deadline(event_seconds):
                 watched.document = request.query
                 _tell(watched, operation)
                 result = execute_subscription_event(executor.build_per_event_executor(event))

@@ -219,7 +219,10 @@ async def test_a_subscription_before_the_acknowledgement_is_unauthorized(
 
 async def test_pages_of_other_origins_cannot_open_a_socket(tmp_path: Path) -> None:
     async with running_gateway(
-        tmp_path, dev="on", public_url="https://learn.example.org"
+        tmp_path,
+        dev="on",
+        public_url="https://learn.example.org",
+        cors_origins="https://front.example.org",
     ) as gateway:
         port = gateway.url.rpartition(":")[2]
         for origin, host in (
@@ -234,7 +237,7 @@ async def test_pages_of_other_origins_cannot_open_a_socket(tmp_path: Path) -> No
                     pass
             assert refused.value.response.status_code == 403
             assert json.loads(refused.value.response.body)["code"] == "FORBIDDEN"
-        for own in (None, gateway.url, "https://learn.example.org"):
+        for own in (None, gateway.url, "https://learn.example.org", "https://front.example.org"):
             async with opened(gateway, origin=own) as talk:
                 await talk.say({"type": "connection_init"})
                 assert await talk.hear() == {"type": "connection_ack"}
@@ -289,6 +292,24 @@ async def test_a_mutation_is_carried_out(gateway: RunningGateway) -> None:
         payload = {"data": {"refreshProvider": {"code": "PROVIDER_NOT_FOUND"}}}
         assert await talk.hear() == {"id": "1", "type": "next", "payload": payload}
         assert await talk.hear() == {"id": "1", "type": "complete"}
+
+
+async def test_what_is_put_off_comes_in_parts(gateway: RunningGateway) -> None:
+    query = """{ __typename ... @defer(label: "users") { users { totalCount } } }"""
+    async with running(Kolibri(build_population())) as url:
+        await gateway.add_kolibri(url)
+        count = len((await gateway.users()).json())
+        async with acknowledged(gateway) as talk:
+            await talk.begin("1", query)
+            heard = [await talk.hear() for _ in range(3)]
+
+            assert await talk.is_well()
+
+    first, second = (message["payload"] for message in heard[:2])
+    assert (first["data"], first["hasNext"]) == ({"__typename": "Query"}, True)
+    assert [piece["data"] for piece in second["incremental"]] == [{"users": {"totalCount": count}}]
+    assert second["hasNext"] is False
+    assert heard[2] == {"id": "1", "type": "complete"}
 
 
 async def test_a_wrong_request_ends_itself_and_nothing_beside_it(gateway: RunningGateway) -> None:
