@@ -48,6 +48,7 @@ _PARTIAL: Final = 294
 _BAD_REQUEST: Final = 400
 _METHOD_NOT_ALLOWED: Final = 405
 _UNPROCESSABLE: Final = 422
+_TOO_MANY_REQUESTS: Final = 429
 _READING: Final = frozenset({"GET", "HEAD"})
 PUTTING_OFF: Final = ("@defer", "@stream")
 SUBSCRIPTION: Final = "subscription"
@@ -161,6 +162,9 @@ def _whole(gateway: Gateway, status: int, body: Mapping[str, Any], forms: Forms)
     """Answer in one piece."""
     if status == _METHOD_NOT_ALLOWED:
         return _respond(status, body, forms.refusal, headers={"Allow": "POST"})
+    if status == _TOO_MANY_REQUESTS:
+        seconds = body["errors"][0]["extensions"]["retryAfterSeconds"]
+        return _respond(status, body, forms.refusal, headers={"Retry-After": str(seconds)})
     if forms.whole in _FRAMING_OF_WHOLE:
         framing = _FRAMING_OF_WHOLE[forms.whole]
         return Streamed(only(body, framing), framing)
@@ -310,7 +314,7 @@ def _context(gateway: Gateway, request: Request, access: Access) -> RequestConte
 
 
 def _shown(request: Request, context: RequestContext) -> Collection[Shown]:
-    """Return what an administrator wants to see of how the request is answered."""
+    """Return what the caller wants to see of how the request is answered."""
     names = [name.strip() for given in request.headers.getlist(_DEBUG) for name in given.split(",")]
     if not names:
         return ()
@@ -318,7 +322,8 @@ def _shown(request: Request, context: RequestContext) -> Collection[Shown]:
         shown = [*map(Shown, names)]
     except ValueError:
         raise BadInput(_DEBUG, f"{', '.join(Shown)} are all it can be") from None
-    context.require(Scope.ADMIN)
+    if {*shown} - {Shown.COST}:
+        context.require(Scope.ADMIN)
     return shown
 
 

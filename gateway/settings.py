@@ -66,6 +66,9 @@ class Settings:
     cursor_seconds: float
     max_body_bytes: int
     max_document_tokens: int
+    max_cost: int
+    max_key_cost: int
+    max_key_operations: int
     max_requests: int
     queue_seconds: float
     max_subscriptions: int
@@ -545,6 +548,34 @@ SETTINGS: Final = (
         form="a whole number from 200 to 20000",
         default="800",
         read=_whole(200, 20_000),
+    ),
+    Setting(
+        name="GATEWAY_MAX_COST",
+        field="max_cost",
+        meaning="What one GraphQL operation may be estimated to cost: the fields and list items "
+        "that its answer can hold at most (see limits). 0 for any.",
+        form="a whole number from 0 to 1000000000",
+        default="500000",
+        read=_whole(0, 1_000_000_000),
+    ),
+    Setting(
+        name="GATEWAY_MAX_KEY_COST",
+        field="max_key_cost",
+        meaning="What one key may use in a minute, of GraphQL and of whole lists over REST, in "
+        "each process; what is above is refused with 429. 0 for any.",
+        form="a whole number from 0 to 1000000000",
+        default="5000000",
+        read=_whole(0, 1_000_000_000),
+    ),
+    Setting(
+        name="GATEWAY_MAX_KEY_OPERATIONS",
+        field="max_key_operations",
+        meaning="How many GraphQL operations, and whole lists over REST, one key may have under "
+        "way at once in each process; more are refused with 429. 0 for as many as its share of "
+        "GATEWAY_MAX_REQUESTS.",
+        form="a whole number from 0 to 10000",
+        default="0",
+        read=_whole(0, 10_000),
     ),
     Setting(
         name="GATEWAY_MAX_REQUESTS",

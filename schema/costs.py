@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
+import msgspec
 import strawberry
 from graphql import (
     ArgumentNode,
@@ -427,7 +428,10 @@ def _sizes_of(
 
 
 def count_values(answer: object) -> int:
-    """Return how many values an answer holds: fields of objects and items of lists."""
+    """Return how many values an answer holds: fields of objects and items of lists.
+
+    Objects are dicts or structs, as they are executed.
+    """
     total = 0
     waiting: Sequence[object] = [answer]
     while waiting:
@@ -439,5 +443,9 @@ def count_values(answer: object) -> int:
             elif isinstance(value, list):
                 total += len(value) - 1
                 inside += value
+            elif isinstance(value, msgspec.Struct):
+                fields = msgspec.structs.astuple(value)
+                total += len(fields)
+                inside += fields
         waiting = inside
     return total
