@@ -264,7 +264,7 @@ def measured(gateway: Gateway, hostile: Hostile, *, times: int) -> tuple[float, 
     errors = json.loads(answer).get("errors") or [{}]
     code = errors[0].get("extensions", {}).get("code")
     if code not in {"BAD_INPUT", "REQUEST_LIMIT_EXCEEDED"}:
-        print(f"XX {hostile.name}: status {status}, {answer[:300]!r}")
+        raise SystemExit(f"{hostile.name}: status {status}, {answer[:300]!r}")
     return min(spent) * 1000, f"{status} {code}", len(answer)
 
 
