@@ -12,7 +12,7 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
@@ -437,15 +437,22 @@ def count_values(answer: object) -> int:
     while waiting:
         inside: list[object] = []
         for value in waiting:
-            if isinstance(value, dict):
-                total += len(value)
-                inside += value.values()
+            values: Collection[object]
+            if isinstance(value, msgspec.Struct):
+                values = msgspec.structs.astuple(value)
+                total += len(values)
+            elif isinstance(value, dict):
+                values = value.values()
+                total += len(values)
             elif isinstance(value, list):
-                total += len(value) - 1
-                inside += value
-            elif isinstance(value, msgspec.Struct):
-                fields = msgspec.structs.astuple(value)
-                total += len(fields)
-                inside += fields
+                values = value
+                total += len(values) - 1
+            else:
+                continue
+            inside += [one for one in values if one.__class__ not in _LEAVES]
         waiting = inside
     return total
+
+
+_LEAVES: Final = frozenset({str, int, float, bool, type(None)})
+"""What nothing is inside of; they are most of an answer, and passed over at once."""
