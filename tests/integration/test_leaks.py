@@ -67,8 +67,7 @@ async def test_a_stopped_gateway_holds_nothing_any_more(tmp_path: Path) -> None:
             async with running_gateway(tmp_path / str(number)) as gateway:
                 await gateway.add_kolibri(url)
                 await _round(gateway, kolibri)
-        await asyncio.sleep(0.2)
-        after = Held.now()
+        after = await _at_rest(before)
 
     assert after.tasks <= before.tasks
     assert after.children == before.children
@@ -92,6 +91,17 @@ async def _abandoned(gateway: RunningGateway) -> None:
     async with httpx.AsyncClient(base_url=gateway.url, headers=gateway.client.headers) as client:
         with contextlib.suppress(httpx.TimeoutException):
             await client.post("/graphql", json={"query": NESTED}, timeout=0.05)
+
+
+async def _at_rest(before: Held) -> Held:
+    """Return what is held once connections had time to close, on a busy machine too."""
+    deadline = asyncio.get_running_loop().time() + 15
+    while True:
+        after = Held.now()
+        at_rest = after.descriptors <= before.descriptors + 1 and after.children == before.children
+        if at_rest or asyncio.get_running_loop().time() > deadline:
+            return after
+        await asyncio.sleep(0.1)
 
 
 async def _settled(gateway: RunningGateway) -> None:
