@@ -28,18 +28,16 @@ from graphql import (
 )
 
 from resolvers.context import RequestContext
-from resolvers.errors import BadInput, QuotaExceeded, RequestRefused
+from resolvers.errors import BadInput, RequestRefused
 from resolvers.operations import Operation, OperationKind
-from schema.costs import CostModel, DocumentCosts
 from schema.engine import Engine, Executed, Rows
 from schema.errors import formatted_errors, internal_error, refusal
 from schema.incremental import Delivery, PartsExecutor, WholeExecutor
 from schema.limits import DocumentLimits, check_document, check_text, check_variables
-from schema.spending import Spending
 from schema.validation import validate
 from schema.visibility import check_introspection, sees_schema, without_suggestion
 from sessions.http import deadline
-from sessions.metering import Meter, ProviderUsage, current_meter, metering
+from sessions.metering import ProviderUsage, current_meter
 from sessions.strategies import Choice, listening
 
 Answer: TypeAlias = tuple[int, dict[str, Any]]
@@ -50,7 +48,6 @@ _Executor: TypeAlias = WholeExecutor | PartsExecutor
 _OK = 200
 _BAD_REQUEST = 400
 _UNPROCESSABLE = 422
-_TOO_MANY_REQUESTS = 429
 _METHOD_NOT_ALLOWED = 405
 _INTERNAL_ERROR = 500
 _MAX_CACHED_DOCUMENTS = 500
@@ -66,14 +63,12 @@ class Shown(StrEnum):
 
     STRATEGIES: which way providers were read, and what each way would have cost. UPSTREAM: what
     it cost each provider, from the calls to what was kept already. ENGINE: by which plan it was
-    executed, or why by none. COST: what it was
-    estimated at and came to; that is for any key.
+    executed, or why by none.
     """
 
     STRATEGIES = "strategies"
     UPSTREAM = "upstream"
     ENGINE = "engine"
-    COST = "cost"
 
 
 class GatewaySchema(strawberry.Schema):
@@ -81,9 +76,7 @@ class GatewaySchema(strawberry.Schema):
 
     def __init__(self, *args: Any, limits: DocumentLimits, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.documents = _Documents(
-            self._schema, limits, CostModel(self._schema, max_cost=limits.max_cost)
-        )
+        self.documents = _Documents(self._schema, limits)
         self.engine = Engine(self._schema)
 
 
@@ -141,7 +134,6 @@ async def subscribe(
     context: RequestContext,
     *,
     event_seconds: float,
-    event_calls: int | None = None,
 ) -> AsyncGenerator[dict[str, Any], None]:
     """Yield an answer for each event of a subscription, or one that says why there are none.
 
@@ -150,12 +142,9 @@ async def subscribe(
         body: As for ``execute``.
         context: Made for this request; each event begins with batches of its own.
         event_seconds: How long the answer to one event may wait for providers.
-        event_calls: How many calls it may make to them; ``None`` for any number.
     """
     try:
-        events = _events(
-            schema, body, context, event_seconds=event_seconds, event_calls=event_calls
-        )
+        events = _events(schema, body, context, event_seconds=event_seconds)
         async with aclosing(events):
             async for answer in events:
                 yield answer
@@ -228,14 +217,13 @@ async def _answers(
 ) -> AsyncGenerator[Answer, None]:
     delivery = None
     listened: AbstractContextManager[Sequence[Choice]] = listening() if shown else nullcontext(())
-    with context.watched() as watched, Spending(context) as spending, listened as choices:
+    with context.watched() as watched, listened as choices:
         try:
             begun = await _execute(
                 schema,
                 body,
                 context,
                 watched,
-                spending,
                 queries_only=queries_only,
                 shown=shown,
                 rows=rows,
@@ -243,23 +231,21 @@ async def _answers(
             )
             if isinstance(begun, Delivery):
                 delivery = begun
-                yield _OK, spending.noted(delivery.first())
+                yield _OK, delivery.first()
                 async for part in delivery.rest():
-                    spending.noted(part)
                     if part["hasNext"]:
                         yield _OK, part
                     else:
                         watched.note_answer(delivery.told)
-                        yield _OK, _showing(part, shown, choices, spending)
+                        yield _OK, _showing(part, shown, choices)
             else:
                 status, answer = begun
                 watched.note_answer(answer)
-                yield status, _showing(spending.noted(answer), shown, choices, spending)
+                yield status, _showing(answer, shown, choices)
         except RequestRefused as error:
             answer = {"errors": [refusal(error)]}
             watched.note_answer(answer)
-            status = _TOO_MANY_REQUESTS if isinstance(error, QuotaExceeded) else _UNPROCESSABLE
-            yield status, _showing(answer, {Shown.COST} & {*shown}, choices, spending)
+            yield _UNPROCESSABLE, answer
         except Exception as error:  # noqa: BLE001 - the mask: whatever it is, the caller sees an id only
             answer = {"errors": [internal_error(error, context)]}
             watched.note_answer(answer)
@@ -278,7 +264,6 @@ async def _execute(
     body: Mapping[str, Any],
     context: RequestContext,
     watched: Operation,
-    spending: Spending,
     *,
     queries_only: bool,
     shown: Collection[Shown],
@@ -299,8 +284,6 @@ async def _execute(
     if queries_only and operation.operation is not OperationType.QUERY:
         error = BadInput("query", "Only queries can be sent by GET; send this by POST")
         return _METHOD_NOT_ALLOWED, {"errors": [refusal(error)]}
-    spending.estimate(document.costs, operation, request.variables)
-    spending.begin()
     executor = executor_class.build(
         schema._schema,  # noqa: SLF001 - Strawberry offers no other way to a document parsed before
         document.node,
@@ -335,7 +318,6 @@ async def _events(
     context: RequestContext,
     *,
     event_seconds: float,
-    event_calls: int | None,
 ) -> AsyncGenerator[dict[str, Any], None]:
     request = _request_of(body)
     document, operation = _read(schema, request, context)
@@ -343,9 +325,6 @@ async def _events(
         answer = {"errors": [refusal(error) for error in document.errors]}
         yield _unexecuted(answer, body, context)
         return
-    spending = Spending(context)
-    if operation is not None:
-        spending.estimate(document.costs, operation, request.variables)
     executor = WholeExecutor.build(
         schema._schema,  # noqa: SLF001 - as in ``_execute``
         document.node,
@@ -367,18 +346,14 @@ async def _events(
     assert isinstance(source, AsyncGenerator)  # noqa: S101 - as every field of Subscription is
     async with aclosing(source):
         async for event in source:
-            spending = spending.again()
-            meter = Meter(max_calls=event_calls)
-            watching = context.watched()
-            with metering(meter), watching as watched, spending, deadline(event_seconds):
+            with context.watched() as watched, deadline(event_seconds):
                 watched.document = request.query
                 _tell(watched, operation)
-                spending.begin()
                 result = execute_subscription_event(executor.build_per_event_executor(event))
                 if inspect.isawaitable(result):
                     result = await result
                 _, answer = _answer(result, context)
-                watched.note_answer(spending.noted(answer))
+                watched.note_answer(answer)
             yield answer
             context.failures.clear()
             context.forget_loaded()
@@ -398,8 +373,7 @@ def _read(
     check_variables(request.variables, documents.limits)
     if context is not None and not sees_schema(context.access):
         check_introspection(request.query, context.access)
-        errors = [*map(without_suggestion, document.errors)]
-        document = _Read(document.node, document.costs, errors)
+        document = _Read(document.node, [*map(without_suggestion, document.errors)])
     return document, get_operation_ast(document.node, request.operation_name)
 
 
@@ -438,23 +412,16 @@ def _answer(result: ExecutionResult, context: RequestContext) -> Answer:
 
 
 def _showing(
-    answer: dict[str, Any],
-    shown: Collection[Shown],
-    choices: Sequence[Choice],
-    spending: Spending,
+    answer: dict[str, Any], shown: Collection[Shown], choices: Sequence[Choice]
 ) -> dict[str, Any]:
     if not shown:
         return answer
-    extensions = answer.get("extensions", {}) | _extensions(shown, choices, spending)
+    extensions = answer.get("extensions", {}) | _extensions(shown, choices)
     return {**answer, "extensions": extensions}
 
 
-def _extensions(
-    shown: Collection[Shown], choices: Sequence[Choice], spending: Spending
-) -> dict[str, Any]:
+def _extensions(shown: Collection[Shown], choices: Sequence[Choice]) -> dict[str, Any]:
     extensions: dict[str, Any] = {}
-    if Shown.COST in shown:
-        extensions["cost"] = spending.told()
     if Shown.STRATEGIES in shown:
         extensions["strategies"] = [*map(_strategy, choices)]
     if Shown.UPSTREAM in shown and (meter := current_meter()) is not None:
@@ -534,7 +501,6 @@ class _Read:
     """A document that was read: its tree, or what is wrong with it."""
 
     node: DocumentNode
-    costs: DocumentCosts
     errors: Sequence[GraphQLError] = ()
 
 
@@ -547,7 +513,6 @@ class _Documents:
 
     schema: GraphQLSchema
     limits: DocumentLimits
-    model: CostModel
     _read: OrderedDict[str, _Read] = field(default_factory=OrderedDict)
     _characters: int = 0
 
@@ -573,7 +538,7 @@ class _Documents:
         try:
             node = parse(text, max_tokens=self.limits.max_tokens)
         except GraphQLSyntaxError as error:
-            return _Read(_NO_DOCUMENT, DocumentCosts(self.model, _NO_DOCUMENT), (error,))
+            return _Read(_NO_DOCUMENT, (error,))
         check_document(node, self.limits)
         errors = validate(self.schema, node, max_errors=_MAX_ERRORS)
-        return _Read(node, DocumentCosts(self.model, node), errors)
+        return _Read(node, errors)

@@ -15,7 +15,6 @@ from resolvers import context as contexts
 from resolvers.context import RequestContext, Scope
 from schema import global_ids
 from schema.auditing import AUDITED
-from schema.costs import ListSize
 from schema.enums import ErrorCode, error_code
 from schema.imports import ImportRequested, ImportRun, RefreshProviderInput
 from schema.inputs import RegisterProviderInput, UpdateProviderInput
@@ -72,8 +71,7 @@ class ProviderChecked:
     name: str = strawberry.field(description="What the installation calls itself.")
     account: str = strawberry.field(description="What the account may see, for a person.")
     missing: list[str] = strawberry.field(
-        directives=[ListSize(assumed_size=5)],
-        description="Permissions the account lacks, each with its consequence.",
+        description="Permissions the account lacks, each with its consequence."
     )
 
     @classmethod

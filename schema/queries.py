@@ -17,7 +17,6 @@ from resolvers.context import RequestContext
 from resolvers.lists import DEFAULT_FIRST, PageArguments
 from schema import global_ids
 from schema.auditing import AuditConnection
-from schema.costs import EDGES, PAGE, ListSize
 from schema.enums import OrderDirection
 from schema.global_ids import GlobalId
 from schema.imports import ChangeConnection, Kinds, ProviderIds
@@ -85,8 +84,7 @@ class Query:
 
     @strawberry.field(
         description="Several things by their global ids, in the order asked for; null where"
-        " there is none. At most 1000.",
-        directives=[ListSize(slicing_arguments=["ids"])],
+        " there is none. At most 1000."
     )
     async def nodes(
         self,
@@ -98,10 +96,7 @@ class Query:
         info.context.note_max_age(max_age)
         return await _nodes(info.context, ids)
 
-    @strawberry.field(
-        description="Every provider the key may see, in order of registration.",
-        directives=[ListSize(assumed_size=10)],
-    )
+    @strawberry.field(description="Every provider the key may see, in order of registration.")
     async def providers(self, info: GatewayInfo) -> list[Provider]:
         """Return the visible providers."""
         visible = await info.context.visible_providers()
@@ -132,9 +127,7 @@ class Query:
         record = await roster.user(info.context, (found.provider_id, found.local_id))
         return None if record is None else User.from_record(record)
 
-    @strawberry.field(
-        description="Users of all providers, or of those the filter names.", directives=[PAGE]
-    )
+    @strawberry.field(description="Users of all providers, or of those the filter names.")
     async def users(
         self,
         info: GatewayInfo,
@@ -176,9 +169,7 @@ class Query:
         record = await roster.course(info.context, (found.provider_id, found.local_id))
         return None if record is None else Course.from_record(record)
 
-    @strawberry.field(
-        description="Courses of all providers, or of those the filter names.", directives=[PAGE]
-    )
+    @strawberry.field(description="Courses of all providers, or of those the filter names.")
     async def courses(
         self,
         info: GatewayInfo,
@@ -207,9 +198,7 @@ class Query:
         )
         return CourseConnection.from_record(found)
 
-    @strawberry.field(
-        description="Enrollments of all providers, or of those the filter names.", directives=[PAGE]
-    )
+    @strawberry.field(description="Enrollments of all providers, or of those the filter names.")
     async def enrollments(
         self,
         info: GatewayInfo,
@@ -240,8 +229,7 @@ class Query:
 
     @strawberry.field(
         description="What imports found: created, updated, deleted, in order. Only of what the key"
-        " may read.",
-        directives=[EDGES],
+        " may read."
     )
     async def changes(
         self,
@@ -275,8 +263,7 @@ class Query:
 
     @strawberry.field(
         description="Who changed what: every mutation and every change of a key, oldest first, kept"
-        " for a year unless set otherwise. Needs the scope admin.",
-        directives=[EDGES],
+        " for a year unless set otherwise. Needs the scope admin."
     )
     async def audit_log(
         self,

@@ -26,7 +26,6 @@ from resolvers.chains import NOTHING, Wanted
 from resolvers.context import RequestContext
 from resolvers.lists import DEFAULT_FIRST
 from schema import global_ids
-from schema.costs import PAGE, ListSize
 from schema.enums import ErrorCode, error_code
 from schema.global_ids import GlobalId
 from schema.health import ProviderHealth
@@ -301,10 +300,7 @@ class Provider(Node):
         info.context.refuse_learners()
         return self.record.problem
 
-    @strawberry.field(
-        description="What it can be asked for, in alphabetical order.",
-        directives=[ListSize(assumed_size=10)],
-    )
+    @strawberry.field(description="What it can be asked for, in alphabetical order.")
     def capabilities(self, info: GatewayInfo) -> list[Capability]:
         """Return what its platform declares."""
         platform = info.context.platforms.get(self.record.platform)
@@ -312,8 +308,7 @@ class Provider(Node):
 
     @strawberry.field(
         description="Sessions the gateway holds with it, by subject. Needs the scope"
-        " read:providers; null without.",
-        directives=[ListSize(slicing_arguments=["first"])],
+        " read:providers; null without."
     )
     def sessions(
         self,
@@ -578,8 +573,7 @@ class Section:
     external_id: str = strawberry.field(description="The provider's own id, exactly.")
     title: str = strawberry.field(description="The provider's text untouched.")
     identifiers: list[Identifier] = strawberry.field(
-        directives=[ListSize(assumed_size=3)],
-        description="Identifiers beside the external id, in the provider's order.",
+        description="Identifiers beside the external id, in the provider's order."
     )
     starts_at: datetime | None = strawberry.field(description="Null when not reported.")
     ends_at: datetime | None = strawberry.field(description="Null when not reported.")
@@ -788,18 +782,12 @@ class User(Node):
         """Return the account's provider."""
         return _provider_of(info, self.record.provider_id)
 
-    @strawberry.field(
-        description="Identifiers beside the external id, in the provider's order.",
-        directives=[ListSize(assumed_size=3)],
-    )
+    @strawberry.field(description="Identifiers beside the external id, in the provider's order.")
     def identifiers(self) -> list[Identifier]:
         """Return the account's other identifiers."""
         return [Identifier.from_record(record) for record in self.record.identifiers]
 
-    @strawberry.field(
-        description="Roles in the installation as a whole, in the provider's order.",
-        directives=[ListSize(assumed_size=3)],
-    )
+    @strawberry.field(description="Roles in the installation as a whole, in the provider's order.")
     def roles(self) -> list[Role]:
         """Return the account's roles."""
         return [Role.from_record(record) for record in self.record.roles]
@@ -811,8 +799,7 @@ class User(Node):
 
     @strawberry.field(
         description="The user's enrollments, in an order that stays the same; null while the"
-        " provider is down or when it no longer knows the user.",
-        directives=[PAGE],
+        " provider is down or when it no longer knows the user."
     )
     def enrollments(
         self,
@@ -835,8 +822,7 @@ class User(Node):
     @strawberry.field(
         description="The latest things the user did, newest first; null while the provider is"
         " down, cannot tell, or no longer knows the user. Needs the scope read:enrollments. Costs"
-        " a provider that tells it user by user one call for each.",
-        directives=[ListSize(slicing_arguments=["first"])],
+        " a provider that tells it user by user one call for each."
     )
     def activity(
         self,
@@ -906,10 +892,7 @@ class Course(Node):
         """Return the course's provider."""
         return _provider_of(info, self.record.provider_id)
 
-    @strawberry.field(
-        description="Identifiers beside the external id, in the provider's order.",
-        directives=[ListSize(assumed_size=3)],
-    )
+    @strawberry.field(description="Identifiers beside the external id, in the provider's order.")
     def identifiers(self) -> list[Identifier]:
         """Return the course's other identifiers."""
         return [Identifier.from_record(record) for record in self.record.identifiers]
@@ -944,8 +927,7 @@ class Course(Node):
 
     @strawberry.field(
         description="Enrollments in the course, in an order that stays the same; null while the"
-        " provider is down or when it no longer knows the course.",
-        directives=[PAGE],
+        " provider is down or when it no longer knows the course."
     )
     def enrollments(
         self,
@@ -967,8 +949,7 @@ class Course(Node):
 
     @strawberry.field(
         description="The course's sections, by title; null while the provider is down, has none,"
-        " or no longer knows the course. Needs the scope read:courses.",
-        directives=[ListSize(assumed_size=5)],
+        " or no longer knows the course. Needs the scope read:courses."
     )
     def sections(self, info: GatewayInfo) -> list[Section] | None:
         """Return the future sections."""
@@ -1073,8 +1054,7 @@ class Enrollment(Node):
     @strawberry.field(
         description="What the user has handed in and been given marks for in the course, by due"
         " date, those without one last; null while the provider is down, or has no such thing."
-        " Needs the scope read:enrollments.",
-        directives=[ListSize(assumed_size=20)],
+        " Needs the scope read:enrollments."
     )
     def milestones(self, info: GatewayInfo) -> list[Milestone] | None:
         """Return the future milestones."""
@@ -1136,7 +1116,7 @@ class UserConnection:
         """Return where the page lies."""
         return PageInfo.from_record(self.record)
 
-    @strawberry.field(description=_SOURCES, directives=[ListSize(assumed_size=10)])
+    @strawberry.field(description=_SOURCES)
     def sources(self) -> list[SourceStatus]:
         """Return how each provider took part."""
         return [SourceStatus.from_record(source) for source in self.record.sources]
@@ -1180,7 +1160,7 @@ class CourseConnection:
         """Return where the page lies."""
         return PageInfo.from_record(self.record)
 
-    @strawberry.field(description=_SOURCES, directives=[ListSize(assumed_size=10)])
+    @strawberry.field(description=_SOURCES)
     def sources(self) -> list[SourceStatus]:
         """Return how each provider took part."""
         return [SourceStatus.from_record(source) for source in self.record.sources]
@@ -1224,7 +1204,7 @@ class EnrollmentConnection:
         """Return where the page lies."""
         return PageInfo.from_record(self.record)
 
-    @strawberry.field(description=_SOURCES, directives=[ListSize(assumed_size=10)])
+    @strawberry.field(description=_SOURCES)
     def sources(self) -> list[SourceStatus]:
         """Return how each provider took part."""
         return [SourceStatus.from_record(source) for source in self.record.sources]
