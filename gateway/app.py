@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
+from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
 import strawberry
@@ -77,7 +78,8 @@ def create_app() -> Starlette:
 
 def build_app(settings: Settings) -> Starlette:
     """Return the application; its lifespan opens and closes everything it holds."""
-    schema = build_schema(DocumentLimits.of_tokens(settings.max_document_tokens))
+    limits = DocumentLimits.of_tokens(settings.max_document_tokens)
+    schema = build_schema(replace(limits, max_cost=settings.max_cost))
     sockets = Sockets(schema)
     app = Starlette(
         routes=_routes(schema, sockets, settings),

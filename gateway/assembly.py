@@ -25,6 +25,7 @@ from resolvers.callback import CallbackTerms, ProductCallback, open_callback
 from resolvers.context import Access, ReadingLimits, RequestContext
 from resolvers.icons import IconService, open_icons
 from resolvers.importing import Importer, ImportSettings
+from resolvers.quotas import Quotas, QuotaTerms
 from resolvers.reading import ReadingTerms
 from resolvers.registration import ProviderRegistration
 from resolvers.writing import Writes, open_writes
@@ -76,6 +77,7 @@ class Gateway:
     limits: ReadingLimits
     cache: RecordCache
     terms: ReadingTerms
+    quotas: Quotas
     metrics: Metrics
     tracing: Tracing | None
     watching: Watching
@@ -115,6 +117,7 @@ class Gateway:
             limits=self.limits,
             cache=self.cache,
             terms=self.terms,
+            quotas=self.quotas,
             request_id=request_id or uuid.uuid4().hex,
             subjects=subjects or {},
             watcher=self.watching,
@@ -280,6 +283,12 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             terms=ReadingTerms(
                 max_age_seconds=settings.max_age_seconds,
                 provider_seconds=settings.provider_seconds,
+            ),
+            quotas=Quotas(
+                QuotaTerms(
+                    cost_per_minute=settings.max_key_cost,
+                    most_operations=settings.max_key_operations,
+                )
             ),
             metrics=metrics,
             tracing=tracing,

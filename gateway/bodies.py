@@ -64,7 +64,8 @@ def decode_object(body: bytes) -> dict[str, Any]:
     if not isinstance(decoded, dict):
         raise BadInput("body", "A JSON object is needed here")
     try:
-        json.dumps(decoded, ensure_ascii=False).encode("utf-8")
+        if b"\\u" in body:  # nothing else can write one
+            json.dumps(decoded, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
         raise BadInput("body", "It holds half of a surrogate pair, which is no character") from None
     return decoded

@@ -65,6 +65,22 @@ class Browsers:
         own = {self._public.netloc, headers.get("host", "")}
         return origin != "" and origin.partition("://")[2] not in own
 
+    def may_open_socket(self, headers: Headers) -> bool:
+        """Whether a websocket may be opened: not by a page of another site that was not named.
+
+        It goes by ``Origin``, which browsers send with every one; of the rest they send what they
+        like. Nobody needs a key for what ``GATEWAY_DEV`` lets pages do, so there the name that the
+        page was opened by counts, too.
+        """
+        origin = headers.get("origin")
+        if origin is None or origin.lower() in self._origins:
+            return True
+        host = headers.get("host", "").lower()
+        if self._open_to_all and not self._is_own_host(_name_in(host)):
+            return False
+        _, scheme_ends, authority = origin.lower().partition("://")
+        return bool(scheme_ends) and authority in {self._public.netloc.lower(), host}
+
     def require_known(self, request: Request) -> None:
         """Refuse what a page of another site made a browser send.
 

@@ -48,8 +48,10 @@ _PARTIAL: Final = 294
 _BAD_REQUEST: Final = 400
 _METHOD_NOT_ALLOWED: Final = 405
 _UNPROCESSABLE: Final = 422
+_TOO_MANY_REQUESTS: Final = 429
 _READING: Final = frozenset({"GET", "HEAD"})
-_PUTTING_OFF: Final = ("@defer", "@stream")
+PUTTING_OFF: Final = ("@defer", "@stream")
+SUBSCRIPTION: Final = "subscription"
 _FRAMING_OF_WHOLE: Final = {EVENTS: EVENT_STREAM, MULTIPART: PARTS}
 _DOCUMENT_PARAMETERS: Final = ("query", "documentId", "doc_id", "id")
 
@@ -85,7 +87,11 @@ async def answer(
         asked = await gateway.documents.resolve(sent, access)
         context = _context(gateway, request, access)
         shown = _shown(request, context)
-        subscribes = _may_subscribe(asked, forms) and is_subscription(schema, asked)
+        subscribes = (
+            forms.events is not None
+            and mentions(asked, SUBSCRIPTION)
+            and is_subscription(schema, asked)
+        )
         if forms.whole is None and not subscribes:
             raise _NotAcceptable
     except RequestRefused as error:
@@ -101,7 +107,7 @@ async def answer(
         return _subscribed(gateway, schema, request, asked, context, forms)
     queries_only = request.method in _READING
     meter = Meter(max_calls=gateway.settings.max_upstream_calls)
-    if _may_put_off(asked, forms):
+    if forms.parts is not None and mentions(asked, *PUTTING_OFF):
         answers = execute_in_parts(schema, asked, context, queries_only=queries_only, shown=shown)
         return await _in_parts(gateway, _accounted(gateway, meter, answers), forms)
     with deadline(gateway.settings.deadline_seconds), metering(meter):
@@ -156,6 +162,9 @@ def _whole(gateway: Gateway, status: int, body: Mapping[str, Any], forms: Forms)
     """Answer in one piece."""
     if status == _METHOD_NOT_ALLOWED:
         return _respond(status, body, forms.refusal, headers={"Allow": "POST"})
+    if status == _TOO_MANY_REQUESTS:
+        seconds = body["errors"][0]["extensions"]["retryAfterSeconds"]
+        return _respond(status, body, forms.refusal, headers={"Retry-After": str(seconds)})
     if forms.whole in _FRAMING_OF_WHOLE:
         framing = _FRAMING_OF_WHOLE[forms.whole]
         return Streamed(only(body, framing), framing)
@@ -200,7 +209,13 @@ def _subscribed(
     async def pieces() -> AsyncGenerator[bytes, None]:
         stream = object()
         streams.add(stream)
-        answers = subscribe(schema, asked, context, event_seconds=gateway.settings.deadline_seconds)
+        answers = subscribe(
+            schema,
+            asked,
+            context,
+            event_seconds=gateway.settings.deadline_seconds,
+            event_calls=gateway.settings.max_upstream_calls,
+        )
         made = written(
             Steps(answers),
             framing,
@@ -216,6 +231,12 @@ def _subscribed(
             streams.discard(stream)
 
     return Streamed(pieces(), framing)
+
+
+def mentions(asked: Mapping[str, Any], *words: str) -> bool:
+    """Whether the document holds one of these words, which is seen sooner than it is read."""
+    query = asked.get("query")
+    return isinstance(query, str) and any(word in query for word in words)
 
 
 def refusal(
@@ -286,22 +307,6 @@ def _from_query(parameters: Mapping[str, str]) -> dict[str, Any]:
     return asked
 
 
-def _may_subscribe(asked: Mapping[str, Any], forms: Forms) -> bool:
-    """Whether it is worth reading the document to see whether it is a subscription."""
-    query = asked.get("query")
-    return forms.events is not None and isinstance(query, str) and "subscription" in query
-
-
-def _may_put_off(asked: Mapping[str, Any], forms: Forms) -> bool:
-    """Whether the answer may come in parts, if the document asks for that."""
-    query = asked.get("query")
-    return (
-        forms.parts is not None
-        and isinstance(query, str)
-        and any(directive in query for directive in _PUTTING_OFF)
-    )
-
-
 def _context(gateway: Gateway, request: Request, access: Access) -> RequestContext:
     """Return what the request may use, acting for the users its header names."""
     subjects = read_subjects(request.headers.getlist(ON_BEHALF_OF))
@@ -309,7 +314,7 @@ def _context(gateway: Gateway, request: Request, access: Access) -> RequestConte
 
 
 def _shown(request: Request, context: RequestContext) -> Collection[Shown]:
-    """Return what an administrator wants to see of how the request is answered."""
+    """Return what the caller wants to see of how the request is answered."""
     names = [name.strip() for given in request.headers.getlist(_DEBUG) for name in given.split(",")]
     if not names:
         return ()
@@ -317,7 +322,8 @@ def _shown(request: Request, context: RequestContext) -> Collection[Shown]:
         shown = [*map(Shown, names)]
     except ValueError:
         raise BadInput(_DEBUG, f"{', '.join(Shown)} are all it can be") from None
-    context.require(Scope.ADMIN)
+    if {*shown} - {Shown.COST}:
+        context.require(Scope.ADMIN)
     return shown
 
 

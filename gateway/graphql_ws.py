@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import msgspec
 import strawberry
@@ -27,8 +26,8 @@ from gateway.admission import Refused, Slot
 from gateway.assembly import Gateway
 from gateway.bodies import decode_object
 from gateway.documents import DocumentNotTrusted
+from gateway.graphql_http import PUTTING_OFF, SUBSCRIPTION, mentions
 from gateway.problems import problem
-from gateway.settings import LOOPBACK_HOSTS, Settings
 from gateway.shedding import HOLD_SECONDS, LONGEST_RETRY_SECONDS, OVERLOADED, STRANGERS
 from gateway.tokens import NO_KEY_SET, KeySetUnavailable
 from gateway.watching import gathering
@@ -36,7 +35,7 @@ from resolvers.context import RequestContext
 from resolvers.errors import BadInput, Forbidden, RequestLimitExceeded, RequestRefused
 from schema.engine import Rows
 from schema.errors import refusal
-from schema.execution import execute, is_subscription, subscribe
+from schema.execution import execute, execute_in_parts, is_subscription, subscribe
 from schema.global_ids import ON_BEHALF_OF, read_subjects
 from sessions.http import deadline
 from sessions.metering import Meter, metering
@@ -60,6 +59,7 @@ _CLIENT_LEFT: Final = 499
 _STATUS_BY_REFUSAL: Final = {Forbidden: 403, DocumentNotTrusted: 403}
 _NO_KEY: Final = "A good key is needed, as Authorization in connection_init's payload"
 _NO_DATABASE: Final = "The gateway's database does not answer"
+_UNAVAILABLE: Final = (StorageUnavailable, KeySetUnavailable)
 _STOPPING: Final = "The gateway is stopping; connect again"
 
 _log = structlog.get_logger(__name__)
@@ -117,8 +117,8 @@ class Sockets:
 
     async def _accept(self, gateway: Gateway, socket: WebSocket) -> bool:
         request_id = socket.state.request_id
-        if not _may_open(socket, gateway.settings):
-            detail = "origin: Pages of this origin may not open a websocket here"
+        if not gateway.browsers.may_open_socket(socket.headers):
+            detail = "Pages of this origin may open no websocket here; see GATEWAY_CORS_ORIGINS"
             await socket.send_denial_response(problem("FORBIDDEN", detail, request_id=request_id))
             return False
         if _is_stopping(socket) or len(self.strangers) >= self.terms.max_strangers:
@@ -252,11 +252,8 @@ class _Connection:
             raise _End(TRY_AGAIN_LATER, OVERLOADED) from None
         try:
             await self._acknowledge()
-        except StorageUnavailable as error:
-            _log.error("storage_unavailable", problem=str(error))
-            raise _End(TRY_AGAIN_LATER, _NO_DATABASE) from None
-        except KeySetUnavailable:
-            raise _End(TRY_AGAIN_LATER, NO_KEY_SET) from None
+        except _UNAVAILABLE as error:
+            raise _End(TRY_AGAIN_LATER, _what_is_unavailable(error)) from None
         finally:
             slot.release()
 
@@ -336,11 +333,8 @@ class _Connection:
             status, told = _STATUS_BY_REFUSAL.get(type(error), 400), refusal(error)
             if isinstance(error, RequestLimitExceeded):
                 self._gateway.metrics.on_limit(error.limit)
-        except StorageUnavailable as error:
-            _log.error("storage_unavailable", problem=str(error))
-            status, told = 503, _error("INTERNAL", _NO_DATABASE)
-        except KeySetUnavailable:
-            status, told = 503, _error("INTERNAL", NO_KEY_SET)
+        except _UNAVAILABLE as error:
+            status, told = 503, _error("INTERNAL", _what_is_unavailable(error))
         await self._refuse(operation_id, told)
         return status
 
@@ -354,7 +348,8 @@ class _Connection:
                 return 401
             asked = await self._gateway.documents.resolve(asked, access)
             context = self._gateway.request_context(access, request_id, subjects=self._subjects)
-            if is_subscription(self._sockets.schema, asked):
+            schema = self._sockets.schema
+            if mentions(asked, SUBSCRIPTION) and is_subscription(schema, asked):
                 return await self._stream(operation_id, asked, context, slot)
             return await self._execute(operation_id, asked, context)
         finally:
@@ -366,10 +361,23 @@ class _Connection:
         settings = self._gateway.settings
         meter = Meter(max_calls=settings.max_upstream_calls)
         with deadline(settings.deadline_seconds), metering(meter):
+            if mentions(asked, *PUTTING_OFF):
+                return await self._execute_in_parts(operation_id, asked, context)
             status, body = await execute(self._sockets.schema, asked, context, rows=Rows.STRUCTS)
         if await self._tell(operation_id, body):
             await self._send({"id": operation_id, "type": "complete"})
         return status
+
+    async def _execute_in_parts(
+        self, operation_id: str, asked: Mapping[str, Any], context: RequestContext
+    ) -> int:
+        answers = execute_in_parts(self._sockets.schema, asked, context)
+        async with aclosing(answers):
+            async for status, body in answers:
+                if not await self._tell(operation_id, body):
+                    return status
+        await self._send({"id": operation_id, "type": "complete"})
+        return 200
 
     async def _stream(
         self, operation_id: str, asked: Mapping[str, Any], context: RequestContext, slot: Slot
@@ -378,11 +386,13 @@ class _Connection:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - this runs in one
         self._streams.add(task)
+        settings = self._gateway.settings
         answers = subscribe(
             self._sockets.schema,
             asked,
             context,
-            event_seconds=self._gateway.settings.deadline_seconds,
+            event_seconds=settings.deadline_seconds,
+            event_calls=settings.max_upstream_calls,
         )
         async with aclosing(answers):
             async for body in answers:
@@ -392,8 +402,8 @@ class _Connection:
         return 200
 
     async def _tell(self, operation_id: str, body: Mapping[str, Any]) -> bool:
-        """Send one answer; return whether the operation goes on."""
-        if "data" not in body:
+        """Send one answer, or part of one; return whether the operation goes on."""
+        if "data" not in body and "hasNext" not in body:
             await self._refuse(operation_id, *body["errors"])
             return False
         await self._send({"id": operation_id, "type": "next", "payload": body})
@@ -452,7 +462,7 @@ class _Connection:
     async def _key_is_good(self) -> bool:
         try:
             return await self._gateway.keys.find(self._authorization) is not None
-        except (StorageUnavailable, KeySetUnavailable):
+        except _UNAVAILABLE:
             return True  # nobody says that it is not; it is asked again soon
 
 
@@ -507,6 +517,13 @@ def _invalid(problem: str) -> _End:
     return _End(BAD_MESSAGE, f"Invalid message: {problem}")
 
 
+def _what_is_unavailable(error: Exception) -> str:
+    if isinstance(error, KeySetUnavailable):
+        return NO_KEY_SET
+    _log.error("storage_unavailable", problem=str(error))
+    return _NO_DATABASE
+
+
 def _error(code: str, message: str, **extensions: object) -> Mapping[str, Any]:
     return {"message": message, "extensions": {"code": code, **extensions}}
 
@@ -519,24 +536,3 @@ def _overloaded(message: str) -> Mapping[str, Any]:
 
 def _is_stopping(socket: WebSocket) -> bool:
     return getattr(socket.app.state, "draining", False)
-
-
-def _may_open(socket: WebSocket, settings: Settings) -> bool:
-    """Whether the page that opens the socket, if it is one, is the gateway's own or a named one.
-
-    Browsers let any page open a websocket anywhere, and say which page it is. Where nobody needs
-    a key, a name that was made to point here is not taken for our own.
-    """
-    origin = socket.headers.get("origin")
-    if origin is None or origin.lower() in settings.cors_origins:
-        return True
-    try:
-        page, own = urlsplit(origin), urlsplit(settings.public_url)
-        hostname = page.hostname
-    except ValueError:
-        return False
-    if (page.scheme, page.netloc) == (own.scheme, own.netloc):
-        return True
-    if page.scheme not in {"http", "https"} or (settings.dev and hostname not in LOOPBACK_HOSTS):
-        return False
-    return page.netloc.lower() == socket.headers.get("host", "").lower()

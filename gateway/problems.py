@@ -15,7 +15,7 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from resolvers.errors import RequestLimitExceeded, RequestRefused
+from resolvers.errors import QuotaExceeded, RequestLimitExceeded, RequestRefused
 from sessions.errors import ProviderError
 
 
@@ -114,6 +114,17 @@ def of_error(
         request_id: The same as in the log.
         authorization_url: Where a user can sign in to get rid of it, if that would help.
     """
+    if isinstance(error, QuotaExceeded):
+        return problem(
+            error.code,
+            error.message,
+            request_id=request_id,
+            status=HTTPStatus.TOO_MANY_REQUESTS,
+            headers={"Retry-After": str(error.retry_after_seconds)},
+            limit=error.limit,
+            retryable=True,
+            retryAfterSeconds=error.retry_after_seconds,
+        )
     if isinstance(error, RequestRefused):
         limit = error.limit if isinstance(error, RequestLimitExceeded) else None
         return problem(error.code, error.message, request_id=request_id, limit=limit)

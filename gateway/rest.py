@@ -32,6 +32,8 @@ from resolvers.context import (
     Scope,
 )
 from resolvers.errors import BadInput, Forbidden
+from resolvers.quotas import Charge
+from schema.costs import count_values
 from schema.global_ids import ON_BEHALF_OF, read_subjects
 from sessions.base import Page
 from sessions.errors import ProviderError, ProviderNotFound
@@ -64,7 +66,8 @@ async def list_users(gateway: Gateway, request: Request, access: Access) -> Resp
     """Answer ``GET /api/users?id=``: every user of a provider, as a JSON array."""
     context, provider_id = _asked(gateway, request, access, allowed=())
     pages = roster.list_user_pages(context, provider_id)
-    return await _streamed(pages, _user_rows, seconds=gateway.settings.stream_seconds)
+    charge = _charge(gateway, access)
+    return await _streamed(pages, _user_rows, charge, seconds=gateway.settings.stream_seconds)
 
 
 async def list_courses(gateway: Gateway, request: Request, access: Access) -> Response:
@@ -76,7 +79,8 @@ async def list_courses(gateway: Gateway, request: Request, access: Access) -> Re
         return [_course_row(course, url) for course, url in zip(courses, urls, strict=True)]
 
     pages = roster.list_course_pages(context, provider_id)
-    return await _streamed(pages, rows, seconds=gateway.settings.stream_seconds)
+    charge = _charge(gateway, access)
+    return await _streamed(pages, rows, charge, seconds=gateway.settings.stream_seconds)
 
 
 async def list_enrollments(gateway: Gateway, request: Request, access: Access) -> Response:
@@ -84,12 +88,21 @@ async def list_enrollments(gateway: Gateway, request: Request, access: Access) -
     context, provider_id = _asked(gateway, request, access, allowed=("user_id", "course_id"))
     user_id = request.query_params.get("user_id")
     course_id = request.query_params.get("course_id")
+    charge = _charge(gateway, access)
     if user_id is None and course_id is None:
         pages = roster.list_enrollment_pages(context, provider_id)
-        return await _streamed(pages, _enrollment_rows, seconds=gateway.settings.stream_seconds)
-    with deadline(gateway.settings.deadline_seconds):
-        found = await _enrollments_at(context, provider_id, user_id=user_id, course_id=course_id)
-    return Response(_ENCODER.encode(await _enrollment_rows(found)), media_type="application/json")
+        seconds = gateway.settings.stream_seconds
+        return await _streamed(pages, _enrollment_rows, charge, seconds=seconds)
+    try:
+        with deadline(gateway.settings.deadline_seconds):
+            found = await _enrollments_at(
+                context, provider_id, user_id=user_id, course_id=course_id
+            )
+        rows = await _enrollment_rows(found)
+        charge.actual = count_values(rows)
+    finally:
+        charge.settle()
+    return Response(_ENCODER.encode(rows), media_type="application/json")
 
 
 async def add_provider(gateway: Gateway, request: Request, access: Access | None) -> Response:
@@ -186,41 +199,65 @@ def _asked(
     return context, provider_id
 
 
+def _charge(gateway: Gateway, access: Access) -> Charge:
+    """Begin a list: nobody knows how long it is, so it is charged for what it came to.
+
+    Raises:
+        QuotaExceeded: The key owes for what it had before, or has too much under way.
+    """
+    return gateway.quotas.begin(access.key_id, cost=0)
+
+
 async def _streamed(
     pages: AsyncGenerator[Page[T], None],
     rows_of: Callable[[Sequence[T]], Awaitable[list[dict[str, Any]]]],
+    charge: Charge,
     *,
     seconds: float,
 ) -> Response:
     """Answer with a JSON array of all pages' rows; errors of the first page are raised here."""
+
+    async def counted_rows_of(items: Sequence[T]) -> list[dict[str, Any]]:
+        rows = await rows_of(items)
+        charge.actual += count_values(rows)
+        return rows
+
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + seconds
     try:
         with deadline(seconds):
             first = await anext(pages, None)
-            start = await rows_of(first.items) if first is not None else []
+            start = await counted_rows_of(first.items) if first is not None else []
     except BaseException:
+        charge.settle()
         await pages.aclose()
         raise
 
     async def parts() -> AsyncGenerator[bytes]:
         with deadline(ends_at - loop.time()):
             async with aclosing(pages):
-                async for part in _array(pages, start, rows_of):
+                async for part in _array(pages, start, counted_rows_of):
                     yield part
 
-    return _ClosingResponse(parts(), media_type="application/json")
+    return _ClosingResponse(parts(), charge)
 
 
 class _ClosingResponse(StreamingResponse):
-    """Closes what it streams, also when the caller goes away in the middle."""
+    """Closes what it streams, and settles what it costs, also when the caller goes away early."""
 
     body_iterator: AsyncGenerator[bytes]
 
+    def __init__(self, parts: AsyncGenerator[bytes], charge: Charge) -> None:
+        super().__init__(parts, media_type="application/json")
+        self._charge = charge
+
     async def stream_response(self, send: Send) -> None:
         """Send everything, and close the stream in the task that read it: its deadline is there."""
-        async with aclosing(self.body_iterator):
-            await super().stream_response(send)
+        try:
+            async with aclosing(self.body_iterator):
+                await super().stream_response(send)
+        finally:
+            self._charge.settle()
 
 
 async def _array(

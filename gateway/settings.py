@@ -23,7 +23,7 @@ PREFIX: Final = "GATEWAY_"
 _TEST_PREFIX: Final = "GATEWAY_TEST_"
 _MIN_TOKEN_LENGTH: Final = 16
 _LEARNER_SCOPES: Final = ("read:users", "read:courses", "read:enrollments", "introspect")
-LOOPBACK_HOSTS: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+_LOOPBACK_HOSTS: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 _OTEL_CHOICES: Final = {
     "OTEL_TRACES_EXPORTER": ("otlp", "none"),
@@ -66,6 +66,9 @@ class Settings:
     cursor_seconds: float
     max_body_bytes: int
     max_document_tokens: int
+    max_cost: int
+    max_key_cost: int
+    max_key_operations: int
     max_requests: int
     queue_seconds: float
     max_subscriptions: int
@@ -138,7 +141,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     if values["tracing"] != "off":
         values["tracing"] = _checked_tracing(values["tracing"], environment)
     settings = Settings(**values)
-    if settings.dev and settings.host not in LOOPBACK_HOSTS:
+    if settings.dev and settings.host not in _LOOPBACK_HOSTS:
         raise SettingsError(
             f"GATEWAY_DEV opens the API to everyone who reaches {settings.host}: "
             "expected GATEWAY_HOST=127.0.0.1 with it, or GATEWAY_DEV=off"
@@ -545,6 +548,34 @@ SETTINGS: Final = (
         form="a whole number from 200 to 20000",
         default="800",
         read=_whole(200, 20_000),
+    ),
+    Setting(
+        name="GATEWAY_MAX_COST",
+        field="max_cost",
+        meaning="What one GraphQL operation may be estimated to cost: the fields and list items "
+        "that its answer can hold at most (see limits). 0 for any.",
+        form="a whole number from 0 to 1000000000",
+        default="500000",
+        read=_whole(0, 1_000_000_000),
+    ),
+    Setting(
+        name="GATEWAY_MAX_KEY_COST",
+        field="max_key_cost",
+        meaning="What one key may use in a minute, of GraphQL and of whole lists over REST, in "
+        "each process; what is above is refused with 429. 0 for any.",
+        form="a whole number from 0 to 1000000000",
+        default="5000000",
+        read=_whole(0, 1_000_000_000),
+    ),
+    Setting(
+        name="GATEWAY_MAX_KEY_OPERATIONS",
+        field="max_key_operations",
+        meaning="How many GraphQL operations, and whole lists over REST, one key may have under "
+        "way at once in each process; more are refused with 429. 0 for as many as its share of "
+        "GATEWAY_MAX_REQUESTS.",
+        form="a whole number from 0 to 10000",
+        default="0",
+        read=_whole(0, 10_000),
     ),
     Setting(
         name="GATEWAY_MAX_REQUESTS",

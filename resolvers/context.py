@@ -22,6 +22,7 @@ from resolvers.caching import RecordCache
 from resolvers.errors import BadInput, Forbidden, RequestLimitExceeded
 from resolvers.loaders import BatchLoader, Loaders
 from resolvers.operations import Operation, OperationWatcher
+from resolvers.quotas import Quotas
 from resolvers.reading import Reading, ReadingTerms
 from sessions.base import (
     ACT_AS,
@@ -364,6 +365,7 @@ class RequestContext:
         limits: How much a list may cost.
         cache: What is kept of providers' answers; ``None`` to read everything live.
         terms: How fresh answers are unless asked otherwise, and how long they are waited for.
+        quotas: What keys have used; ``None`` where nobody is charged, such as in an export.
         request_id: Shown to the caller and written to the log.
         subjects: External ids of the users acted for by provider id; none for the organisation, or
             for a learner without accounts.
@@ -387,6 +389,7 @@ class RequestContext:
     limits: ReadingLimits
     cache: RecordCache | None = None
     terms: ReadingTerms = field(default_factory=ReadingTerms)
+    quotas: Quotas | None = None
     request_id: str
     subjects: Mapping[str, str] = field(default_factory=dict)
     watcher: OperationWatcher | None = None

@@ -4,6 +4,7 @@ RequestRefused              the request itself cannot be answered
 ├── BadInput                an argument is wrong
 ├── Forbidden               the caller's key lacks a scope, or the request acts for users
 └── RequestLimitExceeded    answering would cost more than a request may
+    └── QuotaExceeded       the key has used too much; later it may again
 """
 
 from __future__ import annotations
@@ -57,3 +58,17 @@ class RequestLimitExceeded(RequestRefused):
     def __init__(self, message: str, *, limit: str = "other") -> None:
         super().__init__(message)
         self.limit = limit
+
+
+class QuotaExceeded(RequestLimitExceeded):
+    """The caller's key has used all it may for now; the same request can be answered later.
+
+    Args:
+        message: Says what was used up.
+        limit: Name of the limit, for callers' programs and for metrics.
+        retry_after_seconds: When there is enough again, if nothing else is asked meanwhile.
+    """
+
+    def __init__(self, message: str, *, limit: str, retry_after_seconds: int) -> None:
+        super().__init__(message, limit=limit)
+        self.retry_after_seconds = retry_after_seconds

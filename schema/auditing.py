@@ -22,6 +22,7 @@ from resolvers.auditing import HIDDEN, MAX_CHARACTERS, AuditNote, origin_of
 from resolvers.errors import BadInput
 from schema import global_ids
 from schema.access import RULES
+from schema.costs import ListSize
 from schema.enums import ErrorCode, error_code
 from schema.types import Node, PageInfo
 from storage import audit
@@ -181,7 +182,9 @@ class AuditEdge:
         description="What was changed, such as provider:1, user:1:42 or key:abcd1234; null when"
         " nothing was named."
     )
-    arguments: list[AuditArgument] = strawberry.field(description="What was given.")
+    arguments: list[AuditArgument] = strawberry.field(
+        directives=[ListSize(assumed_size=10)], description="What was given."
+    )
     outcome: AuditOutcome = strawberry.field(description="What came of it.")
     code: ErrorCode | None = strawberry.field(
         description="Why it was REFUSED or FAILED; null when it was not."

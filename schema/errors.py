@@ -16,7 +16,7 @@ from graphql import GraphQLError
 
 from resolvers.authorizing import url_for_error
 from resolvers.context import RequestContext, SourceFailure
-from resolvers.errors import RequestLimitExceeded, RequestRefused
+from resolvers.errors import QuotaExceeded, RequestLimitExceeded, RequestRefused
 from schema.enums import ErrorCode
 from schema.visibility import sees_schema, suggestionless
 from sessions.errors import ProviderError, UpstreamCallsSpent
@@ -69,10 +69,13 @@ def refusal(error: RequestRefused | GraphQLError) -> dict[str, Any]:
 
 
 def refusal_extensions(error: RequestRefused) -> dict[str, Any]:
-    """Return the code of a refusal, and which limit it was, if one was."""
-    extensions = {"code": error.code}
+    """Return the code of a refusal, and which limit it was, if one was; and when to come again."""
+    extensions: dict[str, Any] = {"code": error.code}
     if isinstance(error, RequestLimitExceeded):
         extensions["limit"] = error.limit
+    if isinstance(error, QuotaExceeded):
+        extensions["retryable"] = True
+        extensions["retryAfterSeconds"] = error.retry_after_seconds
     return extensions
 
 

@@ -28,16 +28,18 @@ from graphql import (
 )
 
 from resolvers.context import RequestContext
-from resolvers.errors import BadInput, RequestRefused
+from resolvers.errors import BadInput, QuotaExceeded, RequestRefused
 from resolvers.operations import Operation, OperationKind
+from schema.costs import CostModel, DocumentCosts
 from schema.engine import Engine, Executed, Rows
 from schema.errors import formatted_errors, internal_error, refusal
 from schema.incremental import Delivery, PartsExecutor, WholeExecutor
 from schema.limits import DocumentLimits, check_document, check_text, check_variables
+from schema.spending import Spending
 from schema.validation import validate
 from schema.visibility import check_introspection, sees_schema, without_suggestion
 from sessions.http import deadline
-from sessions.metering import ProviderUsage, current_meter
+from sessions.metering import Meter, ProviderUsage, current_meter, metering
 from sessions.strategies import Choice, listening
 
 Answer: TypeAlias = tuple[int, dict[str, Any]]
@@ -48,6 +50,7 @@ _Executor: TypeAlias = WholeExecutor | PartsExecutor
 _OK = 200
 _BAD_REQUEST = 400
 _UNPROCESSABLE = 422
+_TOO_MANY_REQUESTS = 429
 _METHOD_NOT_ALLOWED = 405
 _INTERNAL_ERROR = 500
 _MAX_CACHED_DOCUMENTS = 500
@@ -63,12 +66,14 @@ class Shown(StrEnum):
 
     STRATEGIES: which way providers were read, and what each way would have cost. UPSTREAM: what
     it cost each provider, from the calls to what was kept already. ENGINE: by which plan it was
-    executed, or why by none.
+    executed, or why by none. COST: what it was
+    estimated at and came to; that is for any key.
     """
 
     STRATEGIES = "strategies"
     UPSTREAM = "upstream"
     ENGINE = "engine"
+    COST = "cost"
 
 
 class GatewaySchema(strawberry.Schema):
@@ -76,7 +81,9 @@ class GatewaySchema(strawberry.Schema):
 
     def __init__(self, *args: Any, limits: DocumentLimits, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.documents = _Documents(self._schema, limits)
+        self.documents = _Documents(
+            self._schema, limits, CostModel(self._schema, max_cost=limits.max_cost)
+        )
         self.engine = Engine(self._schema)
 
 
@@ -134,6 +141,7 @@ async def subscribe(
     context: RequestContext,
     *,
     event_seconds: float,
+    event_calls: int | None = None,
 ) -> AsyncGenerator[dict[str, Any], None]:
     """Yield an answer for each event of a subscription, or one that says why there are none.
 
@@ -142,9 +150,12 @@ async def subscribe(
         body: As for ``execute``.
         context: Made for this request; each event begins with batches of its own.
         event_seconds: How long the answer to one event may wait for providers.
+        event_calls: How many calls it may make to them; ``None`` for any number.
     """
     try:
-        events = _events(schema, body, context, event_seconds=event_seconds)
+        events = _events(
+            schema, body, context, event_seconds=event_seconds, event_calls=event_calls
+        )
         async with aclosing(events):
             async for answer in events:
                 yield answer
@@ -217,13 +228,14 @@ async def _answers(
 ) -> AsyncGenerator[Answer, None]:
     delivery = None
     listened: AbstractContextManager[Sequence[Choice]] = listening() if shown else nullcontext(())
-    with context.watched() as watched, listened as choices:
+    with context.watched() as watched, Spending(context) as spending, listened as choices:
         try:
             begun = await _execute(
                 schema,
                 body,
                 context,
                 watched,
+                spending,
                 queries_only=queries_only,
                 shown=shown,
                 rows=rows,
@@ -231,21 +243,23 @@ async def _answers(
             )
             if isinstance(begun, Delivery):
                 delivery = begun
-                yield _OK, delivery.first()
+                yield _OK, spending.noted(delivery.first())
                 async for part in delivery.rest():
+                    spending.noted(part)
                     if part["hasNext"]:
                         yield _OK, part
                     else:
                         watched.note_answer(delivery.told)
-                        yield _OK, _showing(part, shown, choices)
+                        yield _OK, _showing(part, shown, choices, spending)
             else:
                 status, answer = begun
                 watched.note_answer(answer)
-                yield status, _showing(answer, shown, choices)
+                yield status, _showing(spending.noted(answer), shown, choices, spending)
         except RequestRefused as error:
             answer = {"errors": [refusal(error)]}
             watched.note_answer(answer)
-            yield _UNPROCESSABLE, answer
+            status = _TOO_MANY_REQUESTS if isinstance(error, QuotaExceeded) else _UNPROCESSABLE
+            yield status, _showing(answer, {Shown.COST} & {*shown}, choices, spending)
         except Exception as error:  # noqa: BLE001 - the mask: whatever it is, the caller sees an id only
             answer = {"errors": [internal_error(error, context)]}
             watched.note_answer(answer)
@@ -264,6 +278,7 @@ async def _execute(
     body: Mapping[str, Any],
     context: RequestContext,
     watched: Operation,
+    spending: Spending,
     *,
     queries_only: bool,
     shown: Collection[Shown],
@@ -284,6 +299,8 @@ async def _execute(
     if queries_only and operation.operation is not OperationType.QUERY:
         error = BadInput("query", "Only queries can be sent by GET; send this by POST")
         return _METHOD_NOT_ALLOWED, {"errors": [refusal(error)]}
+    spending.estimate(document.costs, operation, request.variables)
+    spending.begin()
     executor = executor_class.build(
         schema._schema,  # noqa: SLF001 - Strawberry offers no other way to a document parsed before
         document.node,
@@ -318,6 +335,7 @@ async def _events(
     context: RequestContext,
     *,
     event_seconds: float,
+    event_calls: int | None,
 ) -> AsyncGenerator[dict[str, Any], None]:
     request = _request_of(body)
     document, operation = _read(schema, request, context)
@@ -325,6 +343,9 @@ async def _events(
         answer = {"errors": [refusal(error) for error in document.errors]}
         yield _unexecuted(answer, body, context)
         return
+    spending = Spending(context)
+    if operation is not None:
+        spending.estimate(document.costs, operation, request.variables)
     executor = WholeExecutor.build(
         schema._schema,  # noqa: SLF001 - as in ``_execute``
         document.node,
@@ -346,14 +367,18 @@ async def _events(
     assert isinstance(source, AsyncGenerator)  # noqa: S101 - as every field of Subscription is
     async with aclosing(source):
         async for event in source:
-            with context.watched() as watched, deadline(event_seconds):
+            spending = spending.again()
+            meter = Meter(max_calls=event_calls)
+            watching = context.watched()
+            with metering(meter), watching as watched, spending, deadline(event_seconds):
                 watched.document = request.query
                 _tell(watched, operation)
+                spending.begin()
                 result = execute_subscription_event(executor.build_per_event_executor(event))
                 if inspect.isawaitable(result):
                     result = await result
                 _, answer = _answer(result, context)
-                watched.note_answer(answer)
+                watched.note_answer(spending.noted(answer))
             yield answer
             context.failures.clear()
             context.forget_loaded()
@@ -373,7 +398,8 @@ def _read(
     check_variables(request.variables, documents.limits)
     if context is not None and not sees_schema(context.access):
         check_introspection(request.query, context.access)
-        document = _Read(document.node, [*map(without_suggestion, document.errors)])
+        errors = [*map(without_suggestion, document.errors)]
+        document = _Read(document.node, document.costs, errors)
     return document, get_operation_ast(document.node, request.operation_name)
 
 
@@ -412,16 +438,23 @@ def _answer(result: ExecutionResult, context: RequestContext) -> Answer:
 
 
 def _showing(
-    answer: dict[str, Any], shown: Collection[Shown], choices: Sequence[Choice]
+    answer: dict[str, Any],
+    shown: Collection[Shown],
+    choices: Sequence[Choice],
+    spending: Spending,
 ) -> dict[str, Any]:
     if not shown:
         return answer
-    extensions = answer.get("extensions", {}) | _extensions(shown, choices)
+    extensions = answer.get("extensions", {}) | _extensions(shown, choices, spending)
     return {**answer, "extensions": extensions}
 
 
-def _extensions(shown: Collection[Shown], choices: Sequence[Choice]) -> dict[str, Any]:
+def _extensions(
+    shown: Collection[Shown], choices: Sequence[Choice], spending: Spending
+) -> dict[str, Any]:
     extensions: dict[str, Any] = {}
+    if Shown.COST in shown:
+        extensions["cost"] = spending.told()
     if Shown.STRATEGIES in shown:
         extensions["strategies"] = [*map(_strategy, choices)]
     if Shown.UPSTREAM in shown and (meter := current_meter()) is not None:
@@ -501,6 +534,7 @@ class _Read:
     """A document that was read: its tree, or what is wrong with it."""
 
     node: DocumentNode
+    costs: DocumentCosts
     errors: Sequence[GraphQLError] = ()
 
 
@@ -513,6 +547,7 @@ class _Documents:
 
     schema: GraphQLSchema
     limits: DocumentLimits
+    model: CostModel
     _read: OrderedDict[str, _Read] = field(default_factory=OrderedDict)
     _characters: int = 0
 
@@ -538,7 +573,7 @@ class _Documents:
         try:
             node = parse(text, max_tokens=self.limits.max_tokens)
         except GraphQLSyntaxError as error:
-            return _Read(_NO_DOCUMENT, (error,))
+            return _Read(_NO_DOCUMENT, DocumentCosts(self.model, _NO_DOCUMENT), (error,))
         check_document(node, self.limits)
         errors = validate(self.schema, node, max_errors=_MAX_ERRORS)
-        return _Read(node, errors)
+        return _Read(node, DocumentCosts(self.model, node), errors)

@@ -14,6 +14,7 @@ import strawberry
 
 from resolvers import importing
 from schema import global_ids
+from schema.costs import ListSize
 from schema.enums import ErrorCode, error_code
 from schema.global_ids import GlobalId
 from schema.types import Course, Enrollment, GatewayInfo, Node, PageInfo, User
@@ -87,7 +88,8 @@ class ImportRun:
         description="The list that is being read; null when none is."
     )
     counts: list[ImportCounts] = strawberry.field(
-        description="Of the lists read so far; lists the provider does not have are left out."
+        directives=[ListSize(assumed_size=3)],
+        description="Of the lists read so far; lists the provider does not have are left out.",
     )
     problem_code: ErrorCode | None = strawberry.field(
         description="Why it FAILED; null when it did not."

@@ -75,6 +75,7 @@ class DocumentLimits:
         max_fields: Fields, spreads and inline fragments.
         max_aliases: Fields with an alias.
         max_root_fields: Fields of the operation itself.
+        max_cost: What the operation is estimated to cost; 0 for any.
     """
 
     max_bytes: int = 16_000
@@ -95,6 +96,7 @@ class DocumentLimits:
     max_fields: int = 2_000
     max_aliases: int = 100
     max_root_fields: int = 50
+    max_cost: int = 500_000
 
     @classmethod
     def of_tokens(cls, max_tokens: int) -> DocumentLimits:

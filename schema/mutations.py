@@ -15,6 +15,7 @@ from resolvers import context as contexts
 from resolvers.context import RequestContext, Scope
 from schema import global_ids
 from schema.auditing import AUDITED
+from schema.costs import ListSize
 from schema.enums import ErrorCode, error_code
 from schema.imports import ImportRequested, ImportRun, RefreshProviderInput
 from schema.inputs import RegisterProviderInput, UpdateProviderInput
@@ -71,7 +72,8 @@ class ProviderChecked:
     name: str = strawberry.field(description="What the installation calls itself.")
     account: str = strawberry.field(description="What the account may see, for a person.")
     missing: list[str] = strawberry.field(
-        description="Permissions the account lacks, each with its consequence."
+        directives=[ListSize(assumed_size=5)],
+        description="Permissions the account lacks, each with its consequence.",
     )
 
     @classmethod

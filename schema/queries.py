@@ -17,6 +17,7 @@ from resolvers.context import RequestContext
 from resolvers.lists import DEFAULT_FIRST, PageArguments
 from schema import global_ids
 from schema.auditing import AuditConnection
+from schema.costs import EDGES, PAGE, ListSize
 from schema.enums import OrderDirection
 from schema.global_ids import GlobalId
 from schema.imports import ChangeConnection, Kinds, ProviderIds
@@ -84,7 +85,8 @@ class Query:
 
     @strawberry.field(
         description="Several things by their global ids, in the order asked for; null where"
-        " there is none. At most 1000."
+        " there is none. At most 1000.",
+        directives=[ListSize(slicing_arguments=["ids"])],
     )
     async def nodes(
         self,
@@ -96,7 +98,10 @@ class Query:
         info.context.note_max_age(max_age)
         return await _nodes(info.context, ids)
 
-    @strawberry.field(description="Every provider the key may see, in order of registration.")
+    @strawberry.field(
+        description="Every provider the key may see, in order of registration.",
+        directives=[ListSize(assumed_size=10)],
+    )
     async def providers(self, info: GatewayInfo) -> list[Provider]:
         """Return the visible providers."""
         visible = await info.context.visible_providers()
@@ -127,7 +132,9 @@ class Query:
         record = await roster.user(info.context, (found.provider_id, found.local_id))
         return None if record is None else User.from_record(record)
 
-    @strawberry.field(description="Users of all providers, or of those the filter names.")
+    @strawberry.field(
+        description="Users of all providers, or of those the filter names.", directives=[PAGE]
+    )
     async def users(
         self,
         info: GatewayInfo,
@@ -169,7 +176,9 @@ class Query:
         record = await roster.course(info.context, (found.provider_id, found.local_id))
         return None if record is None else Course.from_record(record)
 
-    @strawberry.field(description="Courses of all providers, or of those the filter names.")
+    @strawberry.field(
+        description="Courses of all providers, or of those the filter names.", directives=[PAGE]
+    )
     async def courses(
         self,
         info: GatewayInfo,
@@ -198,7 +207,9 @@ class Query:
         )
         return CourseConnection.from_record(found)
 
-    @strawberry.field(description="Enrollments of all providers, or of those the filter names.")
+    @strawberry.field(
+        description="Enrollments of all providers, or of those the filter names.", directives=[PAGE]
+    )
     async def enrollments(
         self,
         info: GatewayInfo,
@@ -229,7 +240,8 @@ class Query:
 
     @strawberry.field(
         description="What imports found: created, updated, deleted, in order. Only of what the key"
-        " may read."
+        " may read.",
+        directives=[EDGES],
     )
     async def changes(
         self,
@@ -263,7 +275,8 @@ class Query:
 
     @strawberry.field(
         description="Who changed what: every mutation and every change of a key, oldest first, kept"
-        " for a year unless set otherwise. Needs the scope admin."
+        " for a year unless set otherwise. Needs the scope admin.",
+        directives=[EDGES],
     )
     async def audit_log(
         self,

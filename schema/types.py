@@ -26,6 +26,7 @@ from resolvers.chains import NOTHING, Wanted
 from resolvers.context import RequestContext
 from resolvers.lists import DEFAULT_FIRST
 from schema import global_ids
+from schema.costs import PAGE, ListSize
 from schema.enums import ErrorCode, error_code
 from schema.global_ids import GlobalId
 from schema.health import ProviderHealth
@@ -300,7 +301,10 @@ class Provider(Node):
         info.context.refuse_learners()
         return self.record.problem
 
-    @strawberry.field(description="What it can be asked for, in alphabetical order.")
+    @strawberry.field(
+        description="What it can be asked for, in alphabetical order.",
+        directives=[ListSize(assumed_size=10)],
+    )
     def capabilities(self, info: GatewayInfo) -> list[Capability]:
         """Return what its platform declares."""
         platform = info.context.platforms.get(self.record.platform)
@@ -308,7 +312,8 @@ class Provider(Node):
 
     @strawberry.field(
         description="Sessions the gateway holds with it, by subject. Needs the scope"
-        " read:providers; null without."
+        " read:providers; null without.",
+        directives=[ListSize(slicing_arguments=["first"])],
     )
     def sessions(
         self,
@@ -573,7 +578,8 @@ class Section:
     external_id: str = strawberry.field(description="The provider's own id, exactly.")
     title: str = strawberry.field(description="The provider's text untouched.")
     identifiers: list[Identifier] = strawberry.field(
-        description="Identifiers beside the external id, in the provider's order."
+        directives=[ListSize(assumed_size=3)],
+        description="Identifiers beside the external id, in the provider's order.",
     )
     starts_at: datetime | None = strawberry.field(description="Null when not reported.")
     ends_at: datetime | None = strawberry.field(description="Null when not reported.")
@@ -782,12 +788,18 @@ class User(Node):
         """Return the account's provider."""
         return _provider_of(info, self.record.provider_id)
 
-    @strawberry.field(description="Identifiers beside the external id, in the provider's order.")
+    @strawberry.field(
+        description="Identifiers beside the external id, in the provider's order.",
+        directives=[ListSize(assumed_size=3)],
+    )
     def identifiers(self) -> list[Identifier]:
         """Return the account's other identifiers."""
         return [Identifier.from_record(record) for record in self.record.identifiers]
 
-    @strawberry.field(description="Roles in the installation as a whole, in the provider's order.")
+    @strawberry.field(
+        description="Roles in the installation as a whole, in the provider's order.",
+        directives=[ListSize(assumed_size=3)],
+    )
     def roles(self) -> list[Role]:
         """Return the account's roles."""
         return [Role.from_record(record) for record in self.record.roles]
@@ -799,7 +811,8 @@ class User(Node):
 
     @strawberry.field(
         description="The user's enrollments, in an order that stays the same; null while the"
-        " provider is down or when it no longer knows the user."
+        " provider is down or when it no longer knows the user.",
+        directives=[PAGE],
     )
     def enrollments(
         self,
@@ -822,7 +835,8 @@ class User(Node):
     @strawberry.field(
         description="The latest things the user did, newest first; null while the provider is"
         " down, cannot tell, or no longer knows the user. Needs the scope read:enrollments. Costs"
-        " a provider that tells it user by user one call for each."
+        " a provider that tells it user by user one call for each.",
+        directives=[ListSize(slicing_arguments=["first"])],
     )
     def activity(
         self,
@@ -892,7 +906,10 @@ class Course(Node):
         """Return the course's provider."""
         return _provider_of(info, self.record.provider_id)
 
-    @strawberry.field(description="Identifiers beside the external id, in the provider's order.")
+    @strawberry.field(
+        description="Identifiers beside the external id, in the provider's order.",
+        directives=[ListSize(assumed_size=3)],
+    )
     def identifiers(self) -> list[Identifier]:
         """Return the course's other identifiers."""
         return [Identifier.from_record(record) for record in self.record.identifiers]
@@ -927,7 +944,8 @@ class Course(Node):
 
     @strawberry.field(
         description="Enrollments in the course, in an order that stays the same; null while the"
-        " provider is down or when it no longer knows the course."
+        " provider is down or when it no longer knows the course.",
+        directives=[PAGE],
     )
     def enrollments(
         self,
@@ -949,7 +967,8 @@ class Course(Node):
 
     @strawberry.field(
         description="The course's sections, by title; null while the provider is down, has none,"
-        " or no longer knows the course. Needs the scope read:courses."
+        " or no longer knows the course. Needs the scope read:courses.",
+        directives=[ListSize(assumed_size=5)],
     )
     def sections(self, info: GatewayInfo) -> list[Section] | None:
         """Return the future sections."""
@@ -1054,7 +1073,8 @@ class Enrollment(Node):
     @strawberry.field(
         description="What the user has handed in and been given marks for in the course, by due"
         " date, those without one last; null while the provider is down, or has no such thing."
-        " Needs the scope read:enrollments."
+        " Needs the scope read:enrollments.",
+        directives=[ListSize(assumed_size=20)],
     )
     def milestones(self, info: GatewayInfo) -> list[Milestone] | None:
         """Return the future milestones."""
@@ -1116,7 +1136,7 @@ class UserConnection:
         """Return where the page lies."""
         return PageInfo.from_record(self.record)
 
-    @strawberry.field(description=_SOURCES)
+    @strawberry.field(description=_SOURCES, directives=[ListSize(assumed_size=10)])
     def sources(self) -> list[SourceStatus]:
         """Return how each provider took part."""
         return [SourceStatus.from_record(source) for source in self.record.sources]
@@ -1160,7 +1180,7 @@ class CourseConnection:
         """Return where the page lies."""
         return PageInfo.from_record(self.record)
 
-    @strawberry.field(description=_SOURCES)
+    @strawberry.field(description=_SOURCES, directives=[ListSize(assumed_size=10)])
     def sources(self) -> list[SourceStatus]:
         """Return how each provider took part."""
         return [SourceStatus.from_record(source) for source in self.record.sources]
@@ -1204,7 +1224,7 @@ class EnrollmentConnection:
         """Return where the page lies."""
         return PageInfo.from_record(self.record)
 
-    @strawberry.field(description=_SOURCES)
+    @strawberry.field(description=_SOURCES, directives=[ListSize(assumed_size=10)])
     def sources(self) -> list[SourceStatus]:
         """Return how each provider took part."""
         return [SourceStatus.from_record(source) for source in self.record.sources]

@@ -18,6 +18,7 @@ import structlog
 from gql import Client, gql
 from gql.transport.exceptions import TransportQueryError
 from gql.transport.websockets import WebsocketsTransport
+from learners import gateway_with_learners, running_login_service
 from pretend_platform import until
 from running_gateway import TOKEN, RunningGateway, listening, running_gateway, running_product
 from websockets.asyncio.client import ClientConnection, connect
@@ -27,8 +28,9 @@ from websockets.sync.client import ClientConnection as SyncConnection
 from websockets.sync.client import connect as connect_sync
 from websockets.typing import Origin, Subprotocol
 
-from gateway import graphql_ws, serving
+from gateway import graphql_ws, serving, tokens
 from gateway.admission import Load
+from gateway.tokens import KeySetUnavailable
 from simulators.kolibri.app import running
 from simulators.kolibri.population import build_population
 from simulators.kolibri.state import Kolibri
@@ -217,7 +219,10 @@ async def test_a_subscription_before_the_acknowledgement_is_unauthorized(
 
 async def test_pages_of_other_origins_cannot_open_a_socket(tmp_path: Path) -> None:
     async with running_gateway(
-        tmp_path, dev="on", public_url="https://learn.example.org"
+        tmp_path,
+        dev="on",
+        public_url="https://learn.example.org",
+        cors_origins="https://front.example.org",
     ) as gateway:
         port = gateway.url.rpartition(":")[2]
         for origin, host in (
@@ -232,7 +237,7 @@ async def test_pages_of_other_origins_cannot_open_a_socket(tmp_path: Path) -> No
                     pass
             assert refused.value.response.status_code == 403
             assert json.loads(refused.value.response.body)["code"] == "FORBIDDEN"
-        for own in (None, gateway.url, "https://learn.example.org"):
+        for own in (None, gateway.url, "https://learn.example.org", "https://front.example.org"):
             async with opened(gateway, origin=own) as talk:
                 await talk.say({"type": "connection_init"})
                 assert await talk.hear() == {"type": "connection_ack"}
@@ -287,6 +292,24 @@ async def test_a_mutation_is_carried_out(gateway: RunningGateway) -> None:
         payload = {"data": {"refreshProvider": {"code": "PROVIDER_NOT_FOUND"}}}
         assert await talk.hear() == {"id": "1", "type": "next", "payload": payload}
         assert await talk.hear() == {"id": "1", "type": "complete"}
+
+
+async def test_what_is_put_off_comes_in_parts(gateway: RunningGateway) -> None:
+    query = """{ __typename ... @defer(label: "users") { users { totalCount } } }"""
+    async with running(Kolibri(build_population())) as url:
+        await gateway.add_kolibri(url)
+        count = len((await gateway.users()).json())
+        async with acknowledged(gateway) as talk:
+            await talk.begin("1", query)
+            heard = [await talk.hear() for _ in range(3)]
+
+            assert await talk.is_well()
+
+    first, second = (message["payload"] for message in heard[:2])
+    assert (first["data"], first["hasNext"]) == ({"__typename": "Query"}, True)
+    assert [piece["data"] for piece in second["incremental"]] == [{"users": {"totalCount": count}}]
+    assert second["hasNext"] is False
+    assert heard[2] == {"id": "1", "type": "complete"}
 
 
 async def test_a_wrong_request_ends_itself_and_nothing_beside_it(gateway: RunningGateway) -> None:
@@ -743,6 +766,29 @@ async def test_a_socket_acts_for_the_users_it_names(gateway: RunningGateway) -> 
             assert codes(heard["payload"]["errors"]) == ["FORBIDDEN"]
 
 
+async def test_a_learner_reads_its_own_rows_until_its_token_has_expired(tmp_path: Path) -> None:
+    query = "{ users { nodes { externalId } } }"
+    async with (
+        running(Kolibri(build_population())) as url,
+        running_login_service() as login,
+        gateway_with_learners(tmp_path, login) as gateway,
+    ):
+        hasten(gateway, check_seconds=0.05)
+        await gateway.add_kolibri(url)
+        users = (await gateway.graphql(query))["data"]["users"]["nodes"]
+        ends_at = int(time.time()) + 3 - tokens._LEEWAY_SECONDS
+        token = login.token({"1": users[3]["externalId"]}, exp=ends_at)
+        async with opened(gateway) as talk:
+            await talk.say({"type": "connection_init", "payload": {"Authorization": token}})
+            await talk.hear()
+            await talk.begin("1", query)
+            heard = [await talk.hear(), await talk.hear()]
+            closing = await talk.closing()
+
+    assert heard[0]["payload"] == {"data": {"users": {"nodes": [users[3]]}}}
+    assert closing[0] == 4403
+
+
 # What operators see.
 
 
@@ -805,11 +851,21 @@ async def test_a_fault_of_the_socket_itself_is_masked(
     assert faults == ["of-the-socket"]
 
 
-async def test_a_database_that_does_not_answer_is_said_and_cuts_no_subscription(
-    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("outage_of", "told"),
+    [
+        (StorageUnavailable, "The gateway's database does not answer"),
+        (KeySetUnavailable, "The keys that tokens are signed with cannot be had now"),
+    ],
+)
+async def test_what_keys_are_looked_up_in_may_be_away_and_no_subscription_is_cut(
+    gateway: RunningGateway,
+    monkeypatch: pytest.MonkeyPatch,
+    outage_of: type[Exception],
+    told: str,
 ) -> None:
     async def away(_authorization: str | None) -> None:
-        raise StorageUnavailable("canary")
+        raise outage_of("canary")
 
     hasten(gateway, check_seconds=0.01)
     async with acknowledged(gateway) as talk:
@@ -825,7 +881,8 @@ async def test_a_database_that_does_not_answer_is_said_and_cuts_no_subscription(
             await asyncio.sleep(0.1)
 
         assert codes(heard["payload"]) == ["INTERNAL"]
-        assert closing == (1013, "The gateway's database does not answer")
+        assert heard["payload"][0]["message"] == told
+        assert closing == (1013, told)
         assert await talk.is_well()
         assert load(gateway) == (0, 2)
 

@@ -31,7 +31,7 @@ async def _added(gateway: RunningGateway, url: str, *, provider_id: str = "1") -
 
 async def test_lists_inside_lists_are_refused_past_a_number_of_rows(tmp_path: Path) -> None:
     kolibri = Kolibri(build_population())
-    async with running(kolibri) as url, running_gateway(tmp_path) as gateway:
+    async with running(kolibri) as url, running_gateway(tmp_path, max_cost="0") as gateway:
         await _added(gateway, url)
 
         refused = await gateway.graphql(UP_AND_DOWN)

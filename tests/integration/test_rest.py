@@ -15,6 +15,7 @@ from running_gateway import (
 )
 
 from gateway import rest
+from resolvers.quotas import Quotas, QuotaTerms
 from sessions.base import Page
 from sessions.http import seconds_to_deadline
 from simulators.kolibri.app import running
@@ -351,7 +352,8 @@ async def test_a_whole_list_has_one_deadline_for_all_its_pages() -> None:
     async def rows(numbers: Sequence[int]) -> list[dict[str, Any]]:
         return [{"n": number} for number in numbers]
 
-    answer = await rest._streamed(pages(), rows, seconds=60)
+    charge = Quotas(QuotaTerms()).begin("a", cost=0)
+    answer = await rest._streamed(pages(), rows, charge, seconds=60)
     assert isinstance(answer, rest._ClosingResponse)
     body = b"".join([part async for part in answer.body_iterator])
 

@@ -1,6 +1,7 @@
 """An operation's budget of upstream calls over a real wire: which field it ends, and what not."""
 
 from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from running_gateway import RunningGateway, running_gateway
 from structlog.testing import capture_logs
 
 from schema import build_schema
-from schema.execution import execute
+from schema.execution import execute, subscribe
 from sessions.metering import Meter, metering
 from simulators.canvas.app import running
 from simulators.canvas.population import build_population
@@ -29,6 +30,10 @@ SPENT = {
 NESTED = """{
     providers { providerId }
     users(first: 3) { nodes { username enrollments { nodes { state } } } }
+}"""
+
+FOLLOWED = """subscription ($since: String) {
+    changes(since: $since, kinds: [USERS]) { node { ... on User { enrollments { nodes { id } } } } }
 }"""
 
 
@@ -121,3 +126,23 @@ async def test_a_write_once_begun_is_done_whatever_is_left_of_the_budget(school:
 
     assert answer["data"]["done"] == {"created": True}
     assert meter.calls == school.reached > 1
+
+
+async def test_each_event_of_a_subscription_has_a_budget_of_its_own(school: School) -> None:
+    found = await school.gateway.graphql("{ changes { latestCursor } }")
+    since = found["data"]["changes"]["latestCursor"]
+    refresh = 'mutation { refreshProvider(input: {providerId: "2"}) { __typename } }'
+    await school.gateway.graphql(refresh)
+    body = {"query": FOLLOWED, "variables": {"since": since}}
+
+    async def events(calls: int) -> list[dict[str, Any]]:
+        context = school.gateway.parts.request_context(Key(), "request-1")
+        told = subscribe(SCHEMA, body, context, event_seconds=30, event_calls=calls)
+        async with aclosing(told):
+            return [await anext(told) for _ in range(3)]
+
+    enough = await events(1)
+    spent = await events(0)
+
+    assert [event.get("errors") for event in enough] == [None] * 3
+    assert [[error["extensions"] for error in event["errors"]] for event in spent] == [[SPENT]] * 3
