@@ -555,5 +555,5 @@ async def test_choices_are_shown_to_who_asks_for_them_with_an_admins_key(
     assert "extensions" not in plain
     assert told == {"data": plain["data"], "extensions": {"strategies": []}}
     assert answers[2].json()["errors"][0]["message"] == (
-        "Gateway-Debug: strategies, upstream, engine are all it can be"
+        "Gateway-Debug: strategies, upstream, engine, cost are all it can be"
     )
