@@ -54,6 +54,7 @@ class Spending:
         self._estimated = costs.estimate(operation, variables)
         if 0 < self._limit < self._estimated:
             path, part = costs.costliest(operation, variables)
+            path = path or "its own fields"
             raise RequestLimitExceeded(
                 f"The operation is estimated at a cost of {self._estimated}, and {self._limit} is"
                 f" the most one may cost; {part} of it is for {path}: ask for fewer rows, or for"

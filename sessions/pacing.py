@@ -161,11 +161,15 @@ class Pacer:
         self._refusals = 0
 
     def note_refusal(self, retry_after_seconds: float | None = None) -> float:
-        """Take note that a call was refused for its rate; return how long nothing is sent."""
-        pause = min(_FIRST_PAUSE_SECONDS * 2.0**self._refusals, _LONGEST_PAUSE_SECONDS)
+        """Take note that a call was refused for its rate; return how long nothing is sent.
+
+        Calls that were under way together and are refused one after the other count once.
+        """
+        if _now() >= self._paused_until or not self._refusals:
+            self._refusals += 1
+        pause = min(_FIRST_PAUSE_SECONDS * 2.0 ** (self._refusals - 1), _LONGEST_PAUSE_SECONDS)
         jitter = random.uniform(1, 1.25)  # noqa: S311 - spreads load only
         pause = max(pause * jitter, retry_after_seconds or 0.0)
-        self._refusals += 1
         self._paused_until = max(self._paused_until, _now() + pause)
         self._free, self._free_at = 0.0, _now()
         return pause

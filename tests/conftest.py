@@ -37,17 +37,29 @@ from storage.tables import metadata
 # A busy machine is no failure, and a traceback with all its locals keeps one busy for seconds.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
-structlog.configure(
-    processors=[
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=True),
-        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
-    ]
-)
-
 _CANARIES = (PASSWORD, SUPERUSER_PASSWORD, TOKEN, ADMIN_TOKEN, CLIENT_SECRET)
 _numbers = count(1)
+
+
+def _configure_logs() -> None:
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=True),
+            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+        ]
+    )
+
+
+_configure_logs()
+
+
+@pytest.fixture(autouse=True)
+def _same_logs() -> Iterator[None]:
+    """Have each test begin with the same logs, whatever another one did to them."""
+    yield
+    _configure_logs()
 
 
 @pytest.hookimpl(wrapper=True)

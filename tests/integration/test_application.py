@@ -73,7 +73,6 @@ def logged() -> Iterator[io.StringIO]:
     configure_logs(level="debug", form="json", stream=written)
     yield written
     root.handlers, root.level = before
-    structlog.reset_defaults()
 
 
 def lines(logged: io.StringIO) -> list[dict[str, Any]]:

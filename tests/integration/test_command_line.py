@@ -17,7 +17,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-import structlog
 import uvicorn
 from running_gateway import ADMIN, address_of, listening, logins
 
@@ -85,7 +84,6 @@ def run(
 
     yield command
     root.handlers, root.level = before
-    structlog.reset_defaults()
 
 
 @pytest.fixture

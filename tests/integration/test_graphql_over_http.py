@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-import structlog
 from running_gateway import TOKEN, RunningGateway, problem_of, running_gateway
 
 from gateway.bodies import decode_object
@@ -50,7 +49,6 @@ def logged() -> Iterator[io.StringIO]:
     configure_logs(level="debug", form="json", stream=written)
     yield written
     root.handlers, root.level = before
-    structlog.reset_defaults()
 
 
 async def ask(gateway: RunningGateway, body: Any = None, **headers: str) -> httpx.Response:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -147,7 +146,6 @@ def logged() -> Iterator[io.StringIO]:
     configure_logs(level="info", form="json", stream=written)
     yield written
     root.handlers, root.level = before
-    structlog.reset_defaults()
 
 
 async def test_an_operation_is_one_span_and_one_more_for_each_call_none_for_fields(

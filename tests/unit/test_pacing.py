@@ -174,6 +174,18 @@ def test_a_refusal_stops_everybody_for_longer_and_longer() -> None:
     )
 
 
+def test_calls_under_way_together_that_are_refused_stop_everybody_once() -> None:
+    async def story() -> float:
+        pacer, began = Pacer(READS, provider_id="1"), now()
+        async with pacer.turn(), pacer.turn(), pacer.turn():
+            for _ in range(3):
+                pacer.note_refusal()
+        async with pacer.turn():
+            return now() - began
+
+    assert 1 <= run_virtually(story()) <= 1.25
+
+
 def test_a_refusal_that_names_a_time_is_believed() -> None:
     async def story() -> float:
         pacer = Pacer(READS, provider_id="1")
