@@ -23,8 +23,9 @@ def write_section(title: str, lines: Sequence[str]) -> None:
     print(section)
     page = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else _HEADING
     start = re.compile(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
-    page = start.sub("", page).rstrip("\n") + "\n\n" + section
-    RESULTS.write_text(page, encoding="utf-8")
+    page, found = start.subn(lambda _: section + "\n", page, count=1)
+    page = page if found else f"{page.rstrip()}\n\n{section}"
+    RESULTS.write_text(page.rstrip() + "\n", encoding="utf-8")
 
 
 def _machine() -> str:

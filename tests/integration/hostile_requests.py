@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -138,6 +139,8 @@ _PATHS: Final = (
     "/oauth/callback",
 )
 _METHODS: Final = ("POST", "GET", "HEAD", "OPTIONS", "PUT", "DELETE", "BREW")
+_KEPT: Final = 0.93
+_LEAVING: Final = 0.02
 _NAMES: Final = ("query", "operationName", "variables", "extensions", "documentId", "id", "x")
 _NUMBERS: Final = (b"1e999", b"-1e999", b"NaN", b"Infinity", b"1" * 5000, b"-0", b"0.1e-400", b"01")
 
@@ -257,6 +260,55 @@ requests: SearchStrategy[Hostile] = st.one_of(
         leaves=st.booleans(),
     ),
 )
+
+
+def neighbours(request: Hostile, count: int) -> Iterator[Hostile]:
+    """Yield so many requests that differ from one in a few bytes, always the same for the same one.
+
+    They cost little to make, so most of a million can be such.
+    """
+    chance = random.Random(repr(request))
+    for _ in range(count):
+        headers = [pair for pair in request.headers if chance.random() < _KEPT]
+        for _ in range(chance.choice((0, 0, 0, 1))):
+            name = chance.choice(list(_HEADERS))
+            headers.append((name.encode(), chance.choice(_HEADERS[name]).encode()))
+        headers = [
+            (name, value if chance.random() < _KEPT else _mangled(value, chance, in_header=True))
+            for name, value in headers
+        ]
+        body = request.body
+        for _ in range(chance.choice((0, 1, 1, 2, 5))):
+            body = _mangled(body, chance)
+        query = request.query if chance.random() < _KEPT else _mangled(request.query, chance)
+        yield replace(
+            request,
+            headers=tuple(headers),
+            query=query.translate(None, b"\r\n #"),
+            body=body,
+            pieces=chance.choice((1, 1, 2, 7)),
+            leaves=request.leaves or chance.random() < _LEAVING,
+        )
+
+
+def _mangled(raw: bytes, chance: random.Random, *, in_header: bool = False) -> bytes:
+    at, end = sorted((chance.randint(0, len(raw)), chance.randint(0, len(raw))))
+    piece = raw[at : min(end, at + 12)]
+    put = chance.choice(
+        (
+            b"",
+            piece * 2,
+            piece[::-1],
+            bytes([chance.randrange(256)]),
+            chance.choice(_TOKENS).encode(),
+            chance.choice(_NUMBERS),
+            chance.choice(
+                (b"{", b"}", b"[", b"]", b'"', b":", b",", b"\\ud800", b"\\u0000", b"\xff")
+            ),
+        )
+    )
+    mangled = raw[:at] + put + raw[at + len(piece) :]
+    return mangled.translate(None, b"\r\n\0") if in_header else mangled
 
 
 # How it is sent, and what must hold.
