@@ -160,7 +160,7 @@ class _Exchange:
         try:
             self._slot.become_subscription()
         except Refused:
-            accept = _header(self._scope, b"accept").decode("latin-1")
+            accept = _accepts(self._scope).decode("latin-1")
             request_id = self._scope["state"]["request_id"]
             answer = _refusal(accept, seconds=LONGEST_RETRY_SECONDS, request_id=request_id)
             raise Interrupted(answer) from None
@@ -172,6 +172,11 @@ def _is_open(path: str) -> bool:
 
 def _header(scope: AsgiScope, name: bytes) -> bytes:
     return next((value for found, value in scope["headers"] if found == name), b"")
+
+
+def _accepts(scope: AsgiScope) -> bytes:
+    """Return the header ``Accept``; several lines of it are one list."""
+    return b", ".join(value for found, value in scope["headers"] if found == b"accept")
 
 
 def _content_type(message: Message) -> bytes:
@@ -189,7 +194,7 @@ async def _refuse(scope: AsgiScope, send: Send) -> None:
     given_id = _header(scope, b"x-request-id").decode("latin-1")
     request_id = request_id_of(given_id).encode()
     is_graphql = scope["path"] == _GRAPHQL
-    headers, body = _template(_header(scope, b"accept") if is_graphql else None)
+    headers, body = _template(_accepts(scope) if is_graphql else None)
     body = body.replace(_BLANK_SECONDS, seconds).replace(_BLANK_ID, request_id)
     headers = [
         *headers,

@@ -428,6 +428,23 @@ async def test_everything_is_found_again_by_its_id_in_one_call_per_kind() -> Non
     ]
 
 
+async def test_of_many_ids_only_those_a_key_may_not_read_are_null() -> None:
+    world = World()
+    a_school(world, "a")
+    user, course = await gid(world, "users"), await gid(world, "courses")
+
+    answer = await ask(
+        world,
+        "query ($ids: [ID!]!) { nodes(ids: $ids) { id } }",
+        {"ids": [user, course, user]},
+        key=Key(frozenset({"read:users"})),
+    )
+
+    assert answer["data"] == {"nodes": [{"id": user}, None, {"id": user}]}
+    (error,) = answer["errors"]
+    assert (error["path"], error["extensions"]["code"]) == (["nodes", 1], "FORBIDDEN")
+
+
 async def test_one_thing_is_found_by_its_id() -> None:
     world = World()
     school = a_school(world, "a")

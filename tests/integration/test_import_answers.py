@@ -244,9 +244,9 @@ async def test_a_caller_who_goes_away_ends_the_stream(gateway: RunningGateway) -
     query = "subscription { changes { cursor } }"
     async with streaming(gateway, query) as (answer, _):
         await anext(answer.aiter_bytes())
-        assert len(gateway.app.state.streams) == 1
+        assert gateway.parts.admission.load().subscriptions == 1
 
-    await until(lambda: not gateway.app.state.streams)
+    await until(lambda: not gateway.parts.admission.load().subscriptions)
 
 
 async def test_streams_are_cut_off_without_an_ending_when_the_gateway_stops(
@@ -287,16 +287,6 @@ async def test_a_silent_stream_is_kept_alive_for_as_long_as_its_key_is_good() ->
 
     assert pieces == [b":\n\n"] * 3
     assert ended.is_set()
-
-
-async def test_too_many_streams_are_refused(gateway: RunningGateway) -> None:
-    gateway.app.state.streams = {object() for _ in range(200)}
-
-    async with streaming(gateway, PROGRESS, id="1") as (answer, _):
-        await answer.aread()
-
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
-    gateway.app.state.streams.clear()
 
 
 async def test_changes_are_followed_as_they_come(gateway: RunningGateway) -> None:
