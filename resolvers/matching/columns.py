@@ -1,0 +1,360 @@
+"""Accounts as columns of numbers, how often each thing occurs among them, and blocking keys.
+
+Texts become ids of a ``Vocabulary`` that the accounts of one scope share; everything that is
+compared about a text is worked out once for it there. Hashes are polynomials modulo 2**64, so
+that the hash of two texts joined follows from theirs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from resolvers.matching.accounts import Prepared
+from resolvers.matching.names import LATIN, canonical_names, skeleton
+
+Ints: TypeAlias = npt.NDArray[np.int64]
+Hashes: TypeAlias = npt.NDArray[np.uint64]
+Floats: TypeAlias = npt.NDArray[np.float64]
+Flags: TypeAlias = npt.NDArray[np.bool_]
+
+WIDTH: Final = 5
+"""Tokens of a name that are compared; the first ones."""
+_KEYED: Final = 3
+_CANONICALS: Final = 4
+_HANDLES: Final = 2
+_IDS: Final = 3
+_MASK: Final = (1 << 64) - 1
+_BASE: Final = 0x9E3779B97F4A7C15
+_NO_LETTERS: Final = re.compile(r"[^a-z]+")
+_MIN_STEM: Final = 3
+_ORDERED: Final = tuple((a, b) for a in range(_KEYED) for b in range(_KEYED) if a != b)
+_UNORDERED: Final = tuple((a, b) for a in range(_KEYED) for b in range(a))
+
+FULL, SHORTENED, SINGLE = 3, 2, 1
+"""How a handle is made from a name: two whole tokens, a token and an initial, one token."""
+
+
+def text_hash(text: str) -> int:
+    """Return the polynomial hash of a text, in 64 bits."""
+    value = 0
+    for byte in text.encode("utf-8", "ignore"):
+        value = (value * _BASE + byte) & _MASK
+    return value
+
+
+class _Table:
+    """Growing columns, one row for each distinct text."""
+
+    def __init__(self, **columns: tuple[Any, int]) -> None:
+        self.ids: dict[Any, int] = {}
+        self.texts: list[str] = []
+        self._columns = {
+            name: np.zeros((16, width) if width else 16, dtype)
+            for name, (dtype, width) in columns.items()
+        }
+
+    def append(self, text: str, **values: Any) -> int:
+        """Add a row, and return its id."""
+        row = len(self.texts)
+        self.texts.append(text)
+        for name, column in self._columns.items():
+            if row == len(column):
+                wider = np.zeros((2 * row, *column.shape[1:]), column.dtype)
+                wider[:row] = column
+                self._columns[name] = column = wider  # noqa: PLW2901 - it is the wider one now
+            column[row] = values[name]
+        return row
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        return self._columns[name]
+
+
+class Vocabulary:
+    """The distinct texts of a scope, and in how many of its accounts each occurs."""
+
+    def __init__(self) -> None:
+        self.accounts = 0
+        self.tokens = _Table(
+            hash=(np.uint64, 0),
+            power=(np.uint64, 0),
+            initial=(np.uint64, 0),
+            skeleton=(np.int32, 0),
+            skeleton_hash=(np.uint64, 0),
+            canonicals=(np.int32, _CANONICALS),
+            letters=(np.uint32, 0),
+            length=(np.int32, 0),
+            script=(np.int8, 0),
+            count=(np.int32, 0),
+        )
+        self.skeletons = _Table(count=(np.int32, 0), length=(np.int32, 0))
+        self.handles = _Table(
+            hash=(np.uint64, 0), stem=(np.uint64, 0), stem_length=(np.int32, 0), count=(np.int32, 0)
+        )
+        self.stems: list[str] = []
+        self.words = _Table(hash=(np.uint64, 0), count=(np.int32, 0))
+        self.canonicals = _Table(hash=(np.uint64, 0))
+
+    def token(self, text: str, script: int) -> int:
+        """Return the id of a token, added if it is new."""
+        key = text if script == LATIN else (text, script)
+        found = self.tokens.ids.get(key)
+        if found is not None:
+            return found
+        sound = skeleton(text, script)
+        names = canonical_names(text) if script == LATIN else ()
+        canonicals = [self._row(self.canonicals, name, hash=text_hash(name)) for name in names]
+        padded = (canonicals + [-1] * _CANONICALS)[:_CANONICALS]
+        letters = 0
+        for character in text:
+            letters |= 1 << (ord(character) & 31)
+        self.tokens.ids[key] = len(self.tokens.texts)
+        return self.tokens.append(
+            text,
+            hash=text_hash(text),
+            power=pow(_BASE, len(text), 1 << 64),
+            initial=ord(text[0]),
+            skeleton=self._row(self.skeletons, sound, length=len(sound), count=0),
+            skeleton_hash=text_hash("~" + (sound or text)),
+            canonicals=padded,
+            letters=letters,
+            length=len(text),
+            script=script,
+            count=0,
+        )
+
+    def handle(self, text: str) -> int:
+        """Return the id of a handle, added if it is new."""
+        found = self.handles.ids.get(text)
+        if found is not None:
+            return found
+        stem = _NO_LETTERS.sub("", text)
+        self.stems.append(stem)
+        self.handles.ids[text] = len(self.handles.texts)
+        return self.handles.append(
+            text,
+            hash=_word_hash(text),
+            stem=text_hash(stem) if len(stem) >= _MIN_STEM else 0,
+            stem_length=len(stem),
+            count=0,
+        )
+
+    def word(self, kind: str, text: str) -> int:
+        """Return the id of any other text of a kind, added if it is new."""
+        key = f"{kind}:{text}"
+        found = self.words.ids.get(key)
+        if found is None:
+            found = self._row(self.words, key, hash=_word_hash(key), count=0)
+        return found
+
+    @staticmethod
+    def _row(table: _Table, text: str, **values: Any) -> int:
+        found = table.ids.get(text)
+        if found is None:
+            found = table.ids[text] = table.append(text, **values)
+        return found
+
+    def information(self, tokens: npt.NDArray[Any]) -> Floats:
+        """Return the bits that meeting each token says: -log2 of how often it occurs."""
+        return _bits(self.tokens["count"][tokens], self.accounts)
+
+    def skeleton_information(self, skeletons: npt.NDArray[Any]) -> Floats:
+        """Return the same for skeletons."""
+        return _bits(self.skeletons["count"][skeletons], self.accounts)
+
+
+def _bits(counts: npt.NDArray[Any], accounts: int) -> Floats:
+    """Return -log2 of frequencies, in sixteenths of a bit, from 1 to 14."""
+    shares = (counts + 0.5) / (accounts + 1.0)
+    bits = np.rint(-16.0 * np.log2(np.minimum(shares, 1.0))) / 16.0
+    return np.asarray(np.clip(bits, 1.0, 14.0), np.float64)
+
+
+class Columns:
+    """Accounts in columns, in the order given; -1 stands for what is not reported."""
+
+    def __init__(self, vocabulary: Vocabulary, capacity: int = 16) -> None:
+        self.vocabulary = vocabulary
+        self.count = 0
+        self._arrays = {
+            "tokens": np.full((capacity, WIDTH), -1, np.int32),
+            "handles": np.full((capacity, _HANDLES), -1, np.int32),
+            "ids": np.full((capacity, _IDS), -1, np.int32),
+            "email": np.full(capacity, -1, np.int32),
+            "domain": np.full(capacity, -1, np.int32),
+            "year": np.full(capacity, -1, np.int32),
+            "gender": np.full(capacity, -1, np.int32),
+            "role": np.full(capacity, -1, np.int32),
+            "zone": np.full(capacity, -1, np.int32),
+        }
+        self.groups: list[tuple[int, ...]] = []
+
+    @classmethod
+    def of(
+        cls, accounts: Sequence[Prepared], vocabulary: Vocabulary, *, counted: bool = True
+    ) -> Columns:
+        """Return columns of accounts; ``counted``: they belong to the scope of the vocabulary."""
+        columns = cls(vocabulary, max(1, len(accounts)))
+        for account in accounts:
+            columns.append(account)
+        if counted:
+            columns.count_all(np.arange(columns.count))
+        return columns
+
+    def __getitem__(self, name: str) -> npt.NDArray[np.int32]:
+        return self._arrays[name]
+
+    def append(self, account: Prepared) -> int:
+        """Add an account at the end, and return its position."""
+        if self.count == len(self._arrays["email"]):
+            for name, array in self._arrays.items():
+                self._arrays[name] = np.concatenate([array, np.full_like(array, -1)])
+        self.count += 1
+        self.groups.append(())
+        self.put(self.count - 1, account)
+        return self.count - 1
+
+    def put(self, at: int, account: Prepared) -> None:
+        """Write an account at a position in place of what is there."""
+        vocabulary, arrays = self.vocabulary, self._arrays
+        for array in arrays.values():
+            array[at] = -1
+        tokens = account.tokens[:WIDTH]
+        if tokens:
+            scripts = account.scripts
+            ids = [vocabulary.token(token, scripts[i]) for i, token in enumerate(tokens)]
+            arrays["tokens"][at, : len(ids)] = ids
+        for i, handle in enumerate(account.handles[:_HANDLES]):
+            arrays["handles"][at, i] = vocabulary.handle(handle)
+        for i, number in enumerate(account.ids[:_IDS]):
+            arrays["ids"][at, i] = vocabulary.word("id", number)
+        if account.email:
+            arrays["email"][at] = vocabulary.word("email", account.email)
+            arrays["domain"][at] = vocabulary.word("domain", account.email.partition("@")[2])
+        if account.birth_year is not None:
+            arrays["year"][at] = account.birth_year
+        if account.gender:
+            arrays["gender"][at] = account.gender == "f"
+        if account.role:
+            arrays["role"][at] = account.role == "staff"
+        if account.time_zone:
+            arrays["zone"][at] = vocabulary.word("zone", account.time_zone)
+        if account.groups:
+            provider = account.provider_id
+            self.groups[at] = tuple(
+                vocabulary.word("group", f"{provider}/{group}") for group in account.groups
+            )
+
+    def count_all(self, rows: npt.NDArray[Any], sign: int = 1) -> None:
+        """Count the texts of accounts into the vocabulary, or out of it with ``sign`` -1."""
+        vocabulary = self.vocabulary
+        vocabulary.accounts += sign * len(rows)
+        tokens = self["tokens"][rows]
+        present = tokens[tokens >= 0]
+        np.add.at(vocabulary.tokens["count"], present, sign)
+        np.add.at(vocabulary.skeletons["count"], vocabulary.tokens["skeleton"][present], sign)
+        handles = self["handles"][rows]
+        np.add.at(vocabulary.handles["count"], handles[handles >= 0], sign)
+        for name in ("email", "domain", "ids", "zone"):
+            words = self[name][rows]
+            np.add.at(vocabulary.words["count"], words[words >= 0], sign)
+
+
+def handles_made(columns: Columns, rows: npt.NDArray[Any]) -> tuple[Hashes, tuple[int, ...]]:
+    """Return the stems a name would give as a handle, by row, and how each is made.
+
+    0 stands for none.
+    """
+    table = columns.vocabulary.tokens
+    tokens = columns["tokens"][rows][:, :_KEYED]
+    present = tokens >= 0
+    hashes, powers, initials = (table[name][tokens] for name in ("hash", "power", "initial"))
+    made, kinds = [], []
+    base = np.uint64(_BASE)
+    for a, b in _ORDERED:
+        both = present[:, a] & present[:, b]
+        whole = hashes[:, a] * powers[:, b] + hashes[:, b]
+        initial_first = initials[:, a] * powers[:, b] + hashes[:, b]
+        initial_last = hashes[:, a] * base + initials[:, b]
+        for stem, kind in ((whole, FULL), (initial_first, SHORTENED), (initial_last, SHORTENED)):
+            made.append(np.where(both, stem, 0))
+            kinds.append(kind)
+    for a in range(_KEYED):
+        made.append(np.where(present[:, a], hashes[:, a], 0))
+        kinds.append(SINGLE)
+    return np.stack(made, axis=1), tuple(kinds)
+
+
+def keys_of(columns: Columns, rows: npt.NDArray[Any]) -> Hashes:
+    """Return the blocking keys of accounts, one row each; 0 stands for none.
+
+    Two accounts that share a key are worth comparing.
+    """
+    vocabulary = columns.vocabulary
+    table = vocabulary.tokens
+    tokens = columns["tokens"][rows][:, :_KEYED]
+    present = tokens >= 0
+    names = ("hash", "initial", "skeleton_hash", "length")
+    hashes, initials, sounds, lengths = (table[name][tokens] for name in names)
+    canonicals = table["canonicals"][tokens][:, :, :2]
+    years = columns["year"][rows]
+    keys: list[Hashes] = []
+
+    def add(kind: int, valid: Flags, first: npt.NDArray[Any], second: npt.NDArray[Any]) -> None:
+        mixed = _mix(first.astype(np.uint64), second.astype(np.uint64), kind)
+        keys.append(np.where(valid, mixed, np.uint64(0)))
+
+    for a, b in _UNORDERED:
+        both = present[:, a] & present[:, b]
+        whole = (lengths[:, a] > 1) & (lengths[:, b] > 1)
+        add(1, both & whole, *_sorted(hashes[:, a], hashes[:, b]))
+        add(2, both & whole, *_sorted(sounds[:, a], sounds[:, b]))
+    for a, b in _ORDERED:
+        both = present[:, a] & present[:, b] & (lengths[:, a] > 1)
+        add(3, both, hashes[:, a], initials[:, b])
+        for i in range(canonicals.shape[2]):
+            known = both & (canonicals[:, a, i] >= 0)
+            add(4, known, vocabulary.canonicals["hash"][canonicals[:, a, i]], sounds[:, b])
+    for a in range(_KEYED):
+        whole = present[:, a] & (lengths[:, a] > 1)
+        add(5, whole & (years >= 0), hashes[:, a], years)
+        add(6, whole, hashes[:, a], lengths[:, a])
+    zeros = np.zeros(len(rows), np.uint64)
+    handles = columns["handles"][rows]
+    for i in range(_HANDLES):
+        stems = vocabulary.handles["stem"][handles[:, i]]
+        add(7, handles[:, i] >= 0, vocabulary.handles["hash"][handles[:, i]], zeros)
+        add(8, (handles[:, i] >= 0) & (stems > 0), stems, zeros)
+    made, _ = handles_made(columns, rows)
+    for i in range(made.shape[1]):
+        add(8, made[:, i] > 0, made[:, i], zeros)
+    for name, kind in (("email", 9), ("ids", 10)):
+        words = columns[name][rows].reshape(len(rows), -1)
+        for i in range(words.shape[1]):
+            add(kind, words[:, i] >= 0, vocabulary.words["hash"][words[:, i]], zeros)
+    return np.stack(keys, axis=1)
+
+
+WEAK_KINDS: Final = frozenset({6})
+
+
+def _sorted(first: Hashes, second: Hashes) -> tuple[Hashes, Hashes]:
+    return np.minimum(first, second), np.maximum(first, second)
+
+
+def _mix(first: Hashes, second: Hashes, kind: int) -> Hashes:
+    """Return well spread hashes of pairs; the lowest four bits say the kind of key."""
+    value = first * np.uint64(0xBF58476D1CE4E5B9) + second
+    value = (value ^ (value >> np.uint64(29))) * np.uint64(0x94D049BB133111EB)
+    value ^= value >> np.uint64(32)
+    return (value & ~np.uint64(15)) | np.uint64(kind)
+
+
+def _word_hash(text: str) -> int:
+    digest = blake2b(text.encode("utf-8", "ignore"), digest_size=8).digest()
+    return int.from_bytes(digest, "big")

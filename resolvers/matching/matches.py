@@ -1,0 +1,286 @@
+"""Which accounts of two pools are one person: candidates, weights, competition, groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from resolvers.matching.accounts import Prepared
+from resolvers.matching.columns import WEAK_KINDS, Columns, Floats, Ints, Vocabulary, keys_of
+from resolvers.matching.explaining import Suggestion, evidence_of
+from resolvers.matching.groups import GroupLinks
+from resolvers.matching.scoring import FEATURES, SHIPPED, STEPS, Model, compare, contributions
+
+_CHUNK: Final = 1 << 15
+_STRONG_CAP: Final = 4000
+_WEAK_CAP: Final = 150
+_KEPT_BITS: Final = -6.0
+_CONFIDENT: Final = 0.8
+
+Progress = Callable[[float], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matches:
+    """Pairs worth showing, best first, as columns; rows are positions in the pools matched.
+
+    Attributes:
+        weight: Bits, the prior among them; a multiple of 1/1024.
+        score: The probability that both are one person, after competition.
+        prior: Bits that every pair of these pools starts with.
+    """
+
+    left: Ints
+    right: Ints
+    weight: Floats
+    score: Floats
+    prior: float
+    model: Model
+    columns: tuple[Columns, Columns]
+    links: GroupLinks | None
+
+    def __len__(self) -> int:
+        return len(self.left)
+
+    def one_to_one(self) -> Ints:
+        """Return positions of pairs, best first, that use each account at most once."""
+        seen_left, seen_right, chosen = set[int](), set[int](), []
+        for at, (i, j) in enumerate(zip(self.left.tolist(), self.right.tolist(), strict=True)):
+            if i not in seen_left and j not in seen_right:
+                seen_left.add(i)
+                seen_right.add(j)
+                chosen.append(at)
+        return np.array(chosen, np.int64)
+
+    def features(self, at: Sequence[int]) -> list[tuple[float, ...]]:
+        """Return the feature values of pairs, as ``refit`` takes them."""
+        values, _ = self._values(np.asarray(at, np.int64))
+        return [tuple(row) for row in values.astype(np.float64).tolist()]
+
+    def suggestions(self, at: Sequence[int]) -> list[Suggestion]:
+        """Return pairs with their evidence, whose weights and the prior add up to the weight."""
+        rows = np.asarray(at, np.int64)
+        values, compared = self._values(rows)
+        parts = contributions(self.model, values)
+        rivals = self._rivals(rows)
+        return [
+            Suggestion(
+                left=int(self.left[row]),
+                right=int(self.right[row]),
+                weight=float(self.weight[row]),
+                prior=self.prior,
+                score=float(self.score[row]),
+                competitors=rivals[n],
+                evidence=evidence_of(
+                    self.columns,
+                    (int(self.left[row]), int(self.right[row])),
+                    values=values[n],
+                    parts=parts[n],
+                    partner=compared.partner[n],
+                    way=compared.way[n],
+                ),
+            )
+            for n, row in enumerate(rows.tolist())
+        ]
+
+    def _values(self, at: Ints) -> tuple[npt.NDArray[np.float32], Any]:
+        pairs = (self.left[at], self.right[at])
+        compared = compare(*self.columns, pairs)
+        if self.links is not None:
+            self.links.put_values(self.columns, pairs, compared.values)
+        return compared.values, compared
+
+    def _rivals(self, at: Ints) -> list[tuple[tuple[int, int], ...]]:
+        """Return, for each pair, the pairs that share one account and are not hopeless."""
+        by_left, by_right = _positions(self.left), _positions(self.right)
+        found = []
+        for row in at.tolist():
+            others = [*by_left[int(self.left[row])], *by_right[int(self.right[row])]]
+            near = [o for o in others if o != row and self.weight[o] > self.weight[row] - 7.0]
+            near.sort(key=lambda other: -self.weight[other])
+            found.append(tuple((int(self.left[o]), int(self.right[o])) for o in near[:5]))
+        return found
+
+
+def _positions(column: Ints) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
+    for position, value in enumerate(column.tolist()):
+        found.setdefault(value, []).append(position)
+    return found
+
+
+def match(
+    left: Sequence[Prepared],
+    right: Sequence[Prepared],
+    *,
+    model: Model = SHIPPED,
+    decided: Mapping[tuple[int, int], bool] | None = None,
+    expected_overlap: float | None = None,
+    groups: bool = True,
+    progress: Progress | None = None,
+) -> Matches:
+    """Return who of one provider may be who of another.
+
+    Args:
+        left: The accounts of one provider.
+        right: The accounts of the other.
+        model: The weights.
+        decided: What people said of pairs of positions: a confirmed pair is returned with
+            probability 1 and shuts out all others of its accounts, a rejected one is left out.
+        expected_overlap: The share of the smaller pool expected in the other one, if known.
+        groups: Whether to learn which classes and facilities correspond, and use it.
+        progress: Called with the share done, from 0 to 1, now and then.
+    """
+    say = progress or (lambda _: None)
+    vocabulary = Vocabulary()
+    columns = (Columns.of(left, vocabulary), Columns.of(right, vocabulary))
+    say(0.1)
+    prior = model.prior(len(left), len(right), expected_overlap)
+    pairs = _without_decided(candidates(columns), decided or {})
+    say(0.3)
+    weight = _weigh(columns, pairs, model, prior, lambda done: say(0.3 + 0.4 * done))
+    links = None
+    if groups and any(columns[0].groups) and any(columns[1].groups):
+        pairs, weight, links = _with_groups(columns, pairs, weight, model)
+        pairs, weight = _dropped(pairs, weight, decided or {})
+    say(0.9)
+    kept = weight > _KEPT_BITS
+    pairs, weight = (pairs[0][kept], pairs[1][kept]), weight[kept]
+    score = probabilities(model, pairs, weight)
+    for (i, j), same in (decided or {}).items():
+        if same:
+            score[(pairs[0] == i) & (pairs[1] == j)] = 1.0
+    order = np.lexsort((pairs[1], pairs[0], -weight, -score))
+    say(1.0)
+    return Matches(
+        left=pairs[0][order],
+        right=pairs[1][order],
+        weight=weight[order],
+        score=score[order],
+        prior=prior,
+        model=model,
+        columns=columns,
+        links=links,
+    )
+
+
+def candidates(columns: tuple[Columns, Columns]) -> tuple[Ints, Ints]:
+    """Return the pairs of rows that share a blocking key, each once, in order."""
+    keys_left, rows_left = _flat_keys(columns[0])
+    keys_right, rows_right = _flat_keys(columns[1])
+    start = np.searchsorted(keys_right, keys_left, "left")
+    counts = np.searchsorted(keys_right, keys_left, "right") - start
+    own = np.searchsorted(keys_left, keys_left, "right") - np.searchsorted(
+        keys_left, keys_left, "left"
+    )
+    weak = np.isin(keys_left & np.uint64(15), np.array(sorted(WEAK_KINDS), np.uint64))
+    size = counts * own
+    good = (counts > 0) & (size <= np.where(weak, _WEAK_CAP, _STRONG_CAP))
+    start, counts, rows = start[good], counts[good], rows_left[good]
+    first = np.repeat(rows, counts)
+    offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    second = rows_right[np.repeat(start, counts) + offsets]
+    codes = np.unique(first * np.int64(max(columns[1].count, 1)) + second)
+    return codes // max(columns[1].count, 1), codes % max(columns[1].count, 1)
+
+
+def _flat_keys(columns: Columns) -> tuple[npt.NDArray[np.uint64], Ints]:
+    """Return all keys in order, each with its row; a row has each key once."""
+    parts_keys, parts_rows = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+    for begin in range(0, columns.count, _CHUNK):
+        rows = np.arange(begin, min(begin + _CHUNK, columns.count))
+        keys = np.sort(keys_of(columns, rows), axis=1)
+        fresh = keys > 0
+        fresh[:, 1:] &= keys[:, 1:] != keys[:, :-1]
+        at, _ = np.nonzero(fresh)
+        parts_keys.append(keys[fresh])
+        parts_rows.append(rows[at])
+    keys, owners = np.concatenate(parts_keys), np.concatenate(parts_rows)
+    order = np.argsort(keys, kind="stable")
+    return keys[order], owners[order]
+
+
+def _without_decided(
+    pairs: tuple[Ints, Ints], decided: Mapping[tuple[int, int], bool]
+) -> tuple[Ints, Ints]:
+    if not decided:
+        return pairs
+    confirmed = [pair for pair, same in decided.items() if same]
+    pairs = (
+        np.concatenate([pairs[0], np.array([i for i, _ in confirmed], np.int64)]),
+        np.concatenate([pairs[1], np.array([j for _, j in confirmed], np.int64)]),
+    )
+    kept, _ = _dropped(pairs, np.zeros(len(pairs[0])), decided)
+    unique = np.unique(np.stack(kept), axis=1)
+    return unique[0], unique[1]
+
+
+def _dropped(
+    pairs: tuple[Ints, Ints], weight: Floats, decided: Mapping[tuple[int, int], bool]
+) -> tuple[tuple[Ints, Ints], Floats]:
+    """Leave out rejected pairs and whatever else touches a confirmed pair's accounts."""
+    if not decided:
+        return pairs, weight
+    partner_of_left = {i: j for (i, j), same in decided.items() if same}
+    partner_of_right = {j: i for (i, j), same in decided.items() if same}
+    kept = np.array(
+        [
+            decided.get((i, j)) is not False
+            and partner_of_left.get(i, j) == j
+            and partner_of_right.get(j, i) == i
+            for i, j in zip(pairs[0].tolist(), pairs[1].tolist(), strict=True)
+        ],
+        np.bool_,
+    )
+    return (pairs[0][kept], pairs[1][kept]), weight[kept]
+
+
+def _weigh(
+    columns: tuple[Columns, Columns],
+    pairs: tuple[Ints, Ints],
+    model: Model,
+    prior: float,
+    say: Progress,
+    links: GroupLinks | None = None,
+) -> Floats:
+    weight = np.zeros(len(pairs[0]), np.float64)
+    for begin in range(0, len(weight), _CHUNK):
+        part = slice(begin, begin + _CHUNK)
+        some = (pairs[0][part], pairs[1][part])
+        values = compare(*columns, some).values
+        if links is not None:
+            links.put_values(columns, some, values)
+        weight[part] = contributions(model, values).sum(axis=1) / STEPS + prior
+        say(min(1.0, (begin + _CHUNK) / len(weight)))
+    return weight
+
+
+def _with_groups(
+    columns: tuple[Columns, Columns],
+    pairs: tuple[Ints, Ints],
+    weight: Floats,
+    model: Model,
+) -> tuple[tuple[Ints, Ints], Floats, GroupLinks | None]:
+    """Weigh again with what confident pairs say of which groups correspond."""
+    score = probabilities(model, pairs, weight)
+    sure = score > _CONFIDENT
+    links = GroupLinks.learn(columns, (pairs[0][sure], pairs[1][sure]))
+    values = np.zeros((len(weight), len(FEATURES)), np.float32)
+    links.put_values(columns, pairs, values)
+    return pairs, weight + contributions(model, values).sum(axis=1) / STEPS, links
+
+
+def probabilities(model: Model, pairs: tuple[Ints, Ints], weight: Floats) -> Floats:
+    """Return the probability of each pair, given that an account has one counterpart at most."""
+    if not len(weight):
+        return np.zeros(0, np.float64)
+    odds = np.exp2(np.clip(weight, -60.0, 60.0))
+    by_left = np.bincount(pairs[0], weights=odds)[pairs[0]]
+    by_right = np.bincount(pairs[1], weights=odds)[pairs[1]]
+    rivals = np.maximum(by_left + by_right - 2.0 * odds, 0.0)
+    bits = model.slope * weight - model.rivalry * np.log2(1.0 + rivals) + model.shift
+    return np.asarray(1.0 / (1.0 + np.exp2(-np.clip(bits, -60.0, 60.0))), np.float64)

@@ -1,0 +1,420 @@
+"""What speaks for and against two accounts being one person, in bits that add up.
+
+A pair has a value for each of ``FEATURES``; a value times the model's weight, rounded to
+1/1024 bit, is what it contributes, and the contributions with the prior are the pair's weight.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from rapidfuzz.distance import OSA
+from rapidfuzz.process import cpdist
+
+from resolvers.matching.columns import (
+    FULL,
+    SHORTENED,
+    SINGLE,
+    WIDTH,
+    Columns,
+    Flags,
+    Floats,
+    Ints,
+    handles_made,
+)
+from resolvers.matching.names import ABJAD, LATIN
+
+STEPS: Final = 1024
+"""Parts of a bit that contributions are rounded to."""
+
+EXACT, NICKNAME, TYPO, SOUND, SCRIPT, INITIAL = range(1, 7)
+"""Ways in which two tokens can be the same name, the better first."""
+WAYS: Final = ("exact", "nickname", "typo", "sound", "script", "initial")
+
+
+class Feature(NamedTuple):
+    """One thing that is looked at: ``field`` is the ``User`` field it is seen in."""
+
+    name: str
+    field: str
+    weight: float
+
+
+# The weights are those fitted by benchmarks/matching_fit.py on the development half.
+FEATURES: Final = (
+    Feature("exact_count", "displayName", 0.0),
+    Feature("exact_bits", "displayName", 0.95),
+    Feature("nickname_count", "displayName", -1.5),
+    Feature("nickname_bits", "displayName", 0.8),
+    Feature("typo_count", "displayName", -1.5),
+    Feature("typo_bits", "displayName", 0.8),
+    Feature("sound_count", "displayName", -2.0),
+    Feature("sound_bits", "displayName", 0.7),
+    Feature("script_count", "displayName", -1.0),
+    Feature("script_bits", "displayName", 0.8),
+    Feature("initial_count", "displayName", 1.5),
+    Feature("in_handle_count", "username", 1.0),
+    Feature("in_handle_bits", "username", 0.4),
+    Feature("conflict_one", "displayName", -5.0),
+    Feature("conflict_more", "displayName", -9.0),
+    Feature("conflict_script", "displayName", -1.0),
+    Feature("extra_tokens", "displayName", -0.7),
+    Feature("nothing_in_common", "displayName", -4.0),
+    Feature("one_token_only", "displayName", -1.0),
+    Feature("email_same", "email", 9.0),
+    Feature("email_shared", "email", 4.0),
+    Feature("email_other", "email", -2.0),
+    Feature("handle_same", "username", 8.0),
+    Feature("handle_same_built", "username", 3.5),
+    Feature("handle_stem", "username", 4.0),
+    Feature("handle_stem_built", "username", 1.5),
+    Feature("handle_other", "username", -0.7),
+    Feature("handle_from_name", "username", 2.5),
+    Feature("handle_from_initial", "username", 1.8),
+    Feature("handle_from_token", "username", 0.8),
+    Feature("id_same", "identifiers", 11.0),
+    Feature("id_near", "identifiers", 3.0),
+    Feature("id_other", "identifiers", -4.0),
+    Feature("year_same", "birthYear", 2.5),
+    Feature("year_near", "birthYear", -1.0),
+    Feature("year_other", "birthYear", -4.0),
+    Feature("gender_same", "gender", 0.8),
+    Feature("gender_other", "gender", -4.0),
+    Feature("zone_same", "timeZone", 0.5),
+    Feature("zone_other", "timeZone", -0.5),
+    Feature("role_same", "roles", 0.1),
+    Feature("role_other", "roles", -3.0),
+    Feature("groups_same", "enrollments", 1.0),
+    Feature("groups_other", "enrollments", 1.0),
+)
+AT: Final = {feature.name: i for i, feature in enumerate(FEATURES)}
+
+
+class Model(msgspec.Struct, frozen=True):
+    """Weights in bits, one for each feature, and what turns a weight into a probability.
+
+    ``probability = 1 / (1 + 2 ** -(slope * weight - rivalry * log2(1 + rivals) + shift))``
+    where ``rivals`` are the odds of all competitors together.
+    """
+
+    version: str
+    weights: tuple[float, ...]
+    slope: float = 1.0
+    rivalry: float = 1.0
+    shift: float = 0.0
+
+    def prior(self, left: int, right: int, overlap: float | None = None) -> float:
+        """Return the bits before any evidence, for pools of two sizes.
+
+        ``overlap`` is the expected share of the smaller pool that is in the other one too; it
+        counts as one half when nothing is said.
+        """
+        share = 0.5 if overlap is None else min(max(overlap, 0.001), 1.0)
+        bits = math.log2(share) - math.log2(max(left, right, 2))
+        if overlap is not None:
+            bits += max(0.0, 4.0 * (share - 0.5))
+        return round(bits * STEPS) / STEPS
+
+
+def contributions(model: Model, values: npt.NDArray[Any]) -> Ints:
+    """Return what each value contributes, in 1/1024 bit."""
+    weights = np.asarray(model.weights)
+    return np.asarray(np.rint(values * (weights * STEPS)), np.int64)
+
+
+class Compared(NamedTuple):
+    """Pairs compared: values by feature, and for each token which it was aligned with, and how.
+
+    ``partner`` and ``way`` are by pair and token of the left account, -1 and 0 for none.
+    """
+
+    values: npt.NDArray[np.float32]
+    partner: npt.NDArray[np.int8]
+    way: npt.NDArray[np.int8]
+
+
+def compare(left: Columns, right: Columns, pairs: tuple[Ints, Ints]) -> Compared:
+    """Return the values of pairs of rows of two columns that share a vocabulary."""
+    count = len(pairs[0])
+    values = np.zeros((count, len(FEATURES)), np.float32)
+    if not count:
+        return Compared(values, np.zeros((0, WIDTH), np.int8), np.zeros((0, WIDTH), np.int8))
+    partner, way = _compare_names(left, right, pairs, values)
+    _compare_handles(left, right, pairs, values)
+    _compare_facts(left, right, pairs, values)
+    return Compared(values, partner, way)
+
+
+def _compare_names(
+    left: Columns, right: Columns, pairs: tuple[Ints, Ints], values: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int8]]:
+    vocabulary = left.vocabulary
+    first, second = left["tokens"][pairs[0]], right["tokens"][pairs[1]]
+    ways = _token_ways(left, first, second)
+    partner, way = _align(ways)
+    aligned = way > 0
+    rows = np.arange(len(first))[:, None]
+    other = second[rows, partner]
+    bits = 0.5 * (vocabulary.information(first) + vocabulary.information(other))
+    sounds = vocabulary.tokens["skeleton"]
+    sound_bits = vocabulary.skeleton_information(sounds[first])
+    for kind, name in enumerate(WAYS, 1):
+        here = way == kind
+        values[:, AT[f"{name}_count"]] = here.sum(axis=1)
+        if kind != INITIAL:
+            said = sound_bits if kind in {SOUND, SCRIPT} else bits
+            values[:, AT[f"{name}_bits"]] = np.where(here, said, 0.0).sum(axis=1)
+    present_left, present_right = first >= 0, second >= 0
+    used = np.zeros(present_right.shape, np.bool_)
+    for column in range(WIDTH):
+        used[np.arange(len(first)), partner[:, column]] |= aligned[:, column]
+    left_over, right_over = present_left & ~aligned, present_right & ~used
+    in_right, count_l, bits_l = _in_handles(left, right, first, left_over, pairs[1])
+    in_left, count_r, bits_r = _in_handles(right, left, second, right_over, pairs[0])
+    values[:, AT["in_handle_count"]] = count_l + count_r
+    values[:, AT["in_handle_bits"]] = bits_l + bits_r
+    left_over &= ~in_right
+    right_over &= ~in_left
+    here, there = left_over.sum(axis=1), right_over.sum(axis=1)
+    conflicts = np.minimum(here, there)
+    scripts = vocabulary.tokens["script"]
+    foreign_left = (present_left & (scripts[first] != LATIN)).any(axis=1)
+    foreign_right = (present_right & (scripts[second] != LATIN)).any(axis=1)
+    across = foreign_left != foreign_right
+    values[:, AT["conflict_one"]] = (conflicts == 1) & ~across
+    values[:, AT["conflict_more"]] = (conflicts > 1) & ~across
+    values[:, AT["conflict_script"]] = np.where(across, conflicts, 0)
+    values[:, AT["extra_tokens"]] = np.maximum(here, there) - conflicts
+    both = present_left.any(axis=1) & present_right.any(axis=1)
+    matched = aligned.sum(axis=1)
+    values[:, AT["nothing_in_common"]] = both & (matched == 0)
+    fewest = np.minimum(present_left.sum(axis=1), present_right.sum(axis=1))
+    values[:, AT["one_token_only"]] = (fewest == 1) & (matched == 1)
+    return np.where(aligned, partner, -1).astype(np.int8), way
+
+
+def _token_ways(
+    columns: Columns, first: npt.NDArray[Any], second: npt.NDArray[Any]
+) -> npt.NDArray[np.int8]:
+    """Return how each token of one name is the same as each of the other, 0 for not."""
+    table = columns.vocabulary.tokens
+    a = np.repeat(first[:, :, None], WIDTH, axis=2)
+    b = np.repeat(second[:, None, :], WIDTH, axis=1)
+    result = np.zeros(a.shape, np.int8)
+    valid = (a >= 0) & (b >= 0)
+    cells = np.nonzero(valid)
+    one, two = a[cells], b[cells]
+    way = np.zeros(len(one), np.int8)
+    length_one, length_two = table["length"][one], table["length"][two]
+    same_initial = table["initial"][one] == table["initial"][two]
+    short = np.minimum(length_one, length_two) == 1
+    way[short & same_initial] = INITIAL
+    script_one, script_two = table["script"][one], table["script"][two]
+    across = (script_one != script_two) | (script_one == ABJAD)
+    sound_one, sound_two = table["skeleton"][one], table["skeleton"][two]
+    heard = columns.vocabulary.skeletons["length"][sound_one]
+    same_sound = (sound_one == sound_two) & ~short
+    way[same_sound & ~across & (heard > 1) & same_initial] = SOUND
+    way[same_sound & across & (heard > 0)] = SCRIPT
+    _find_typos(columns, one, two, way, ~short & ~(across & (way == SCRIPT)))
+    nick = np.zeros(len(one), np.bool_)
+    known = np.nonzero(
+        (table["canonicals"][one, 0] >= 0) & (table["canonicals"][two, 0] >= 0) & ~short
+    )[0]
+    names_one, names_two = table["canonicals"][one[known]], table["canonicals"][two[known]]
+    shared = (names_one[:, :, None] == names_two[:, None, :]) & (names_one[:, :, None] >= 0)
+    nick[known] = shared.any(axis=(1, 2))
+    way[nick] = NICKNAME
+    _find_prefixes(columns, one, two, way)
+    way[(one == two) & ~short] = EXACT
+    result[cells] = way
+    return result
+
+
+def _find_typos(
+    columns: Columns,
+    one: npt.NDArray[Any],
+    two: npt.NDArray[Any],
+    way: npt.NDArray[np.int8],
+    eligible: Flags,
+) -> None:
+    """Mark tokens of one edit from each other, or two if both are long."""
+    table = columns.vocabulary.tokens
+    shorter = np.minimum(table["length"][one], table["length"][two])
+    apart = np.abs(table["length"][one] - table["length"][two])
+    allowed = np.where(shorter >= 8, 2, 1)
+    letters = np.bitwise_count(table["letters"][one] ^ table["letters"][two])
+    worth = eligible & (one != two) & (shorter >= 4) & (apart <= allowed)
+    at = np.nonzero(worth & (letters <= 2 * allowed))[0]
+    if not len(at):
+        return
+    texts = table.texts
+    edits = cpdist(
+        [texts[i] for i in one[at].tolist()],
+        [texts[i] for i in two[at].tolist()],
+        scorer=OSA.distance,
+        score_cutoff=2,
+        dtype=np.uint8,
+    )
+    way[at[edits <= allowed[at]]] = TYPO
+
+
+def _find_prefixes(
+    columns: Columns, one: npt.NDArray[Any], two: npt.NDArray[Any], way: npt.NDArray[np.int8]
+) -> None:
+    """Mark tokens of which one is the other's beginning, three letters or more."""
+    table = columns.vocabulary.tokens
+    length_one, length_two = table["length"][one], table["length"][two]
+    worth = (
+        (table["initial"][one] == table["initial"][two])
+        & (np.minimum(length_one, length_two) >= 3)
+        & (length_one != length_two)
+        & ((way == 0) | (way == SOUND))
+    )
+    at = np.nonzero(worth)[0]
+    texts = table.texts
+    for i, a, b in zip(at.tolist(), one[at].tolist(), two[at].tolist(), strict=True):
+        if texts[a].startswith(texts[b]) or texts[b].startswith(texts[a]):
+            way[i] = NICKNAME
+
+
+_GREED: Final = np.array([0, 10, 8, 9, 5, 7, 2], np.int8)
+
+
+def _align(ways: npt.NDArray[np.int8]) -> tuple[Ints, npt.NDArray[np.int8]]:
+    """Return for each token of the left name its partner and the way, best ways first."""
+    rank = _GREED[ways]
+    count = len(ways)
+    partner = np.zeros((count, WIDTH), np.int64)
+    way = np.zeros((count, WIDTH), np.int8)
+    rows = np.nonzero(rank.reshape(count, -1).any(axis=1))[0]
+    while len(rows):
+        flat = rank[rows].reshape(len(rows), -1)
+        best = flat.argmax(axis=1)
+        i, j = best // WIDTH, best % WIDTH
+        partner[rows, i] = j
+        way[rows, i] = ways[rows, i, j]
+        rank[rows, i, :] = 0
+        rank[rows, :, j] = 0
+        rows = rows[rank[rows].reshape(len(rows), -1).any(axis=1)]
+    return partner, way
+
+
+def _in_handles(
+    columns: Columns,
+    other: Columns,
+    tokens: npt.NDArray[Any],
+    left_over: Flags,
+    rows: Ints,
+) -> tuple[Flags, Floats, Floats]:
+    """Return which tokens left over are inside the other account's handles; count and bits."""
+    vocabulary = columns.vocabulary
+    found = np.zeros(left_over.shape, np.bool_)
+    handles = other["handles"][rows]
+    long = vocabulary.tokens["length"][tokens] >= 3
+    at, column = np.nonzero(left_over & long & (handles[:, :1] >= 0))
+    texts, stems = vocabulary.tokens.texts, vocabulary.stems
+    for i in range(handles.shape[1]):
+        pairs = zip(tokens[at, column].tolist(), handles[at, i].tolist(), strict=True)
+        inside = [h >= 0 and texts[t] in stems[h] for t, h in pairs]
+        found[at, column] |= np.array(inside, np.bool_)
+    bits = np.where(found, vocabulary.information(tokens), 0.0).sum(axis=1)
+    return found, found.sum(axis=1).astype(np.float64), bits
+
+
+def _compare_handles(
+    left: Columns, right: Columns, pairs: tuple[Ints, Ints], values: npt.NDArray[np.float32]
+) -> None:
+    handles = left.vocabulary.handles
+    one, two = left["handles"][pairs[0]], right["handles"][pairs[1]]
+    made_left, kinds = handles_made(left, pairs[0])
+    made_right, _ = handles_made(right, pairs[1])
+    same = np.zeros(len(one), np.bool_)
+    stem, built = same.copy(), same.copy()
+    crossed = np.zeros(len(one), np.int8)
+    ranks = np.array(kinds, np.int8)
+    for i in range(one.shape[1]):
+        stems_one = np.where(one[:, i] >= 0, handles["stem"][one[:, i]], 0)
+        stems_two = np.where(two[:, i] >= 0, handles["stem"][two[:, i]], 0)
+        crossed = np.maximum(crossed, _best(made_right, stems_one, ranks))
+        crossed = np.maximum(crossed, _best(made_left, stems_two, ranks))
+        built |= _best(made_left, stems_one, ranks) > 0
+        built |= _best(made_right, stems_two, ranks) > 0
+        for j in range(two.shape[1]):
+            present = (one[:, i] >= 0) & (two[:, j] >= 0)
+            other = np.where(two[:, j] >= 0, handles["stem"][two[:, j]], 0)
+            same |= present & (one[:, i] == two[:, j])
+            stem |= present & (stems_one == other) & (stems_one > 0)
+    stem &= ~same
+    present = (one[:, 0] >= 0) & (two[:, 0] >= 0)
+    values[:, AT["handle_same"]] = same & ~built
+    values[:, AT["handle_same_built"]] = same & built
+    values[:, AT["handle_stem"]] = stem & ~built
+    values[:, AT["handle_stem_built"]] = stem & built
+    values[:, AT["handle_other"]] = present & ~same & ~stem
+    alone = ~same & ~stem
+    values[:, AT["handle_from_name"]] = alone & (crossed == FULL)
+    values[:, AT["handle_from_initial"]] = alone & (crossed == SHORTENED)
+    values[:, AT["handle_from_token"]] = alone & (crossed == SINGLE)
+
+
+def _best(
+    made: npt.NDArray[np.uint64], stems: npt.NDArray[np.uint64], ranks: npt.NDArray[np.int8]
+) -> npt.NDArray[np.int8]:
+    hits = (made == stems[:, None]) & (stems[:, None] > 0)
+    return np.asarray((hits * ranks).max(axis=1), np.int8)
+
+
+def _compare_facts(
+    left: Columns, right: Columns, pairs: tuple[Ints, Ints], values: npt.NDArray[np.float32]
+) -> None:
+    i, j = pairs
+    email_l, email_r = left["email"][i], right["email"][j]
+    mailed = (email_l >= 0) & (email_r >= 0)
+    same = mailed & (email_l == email_r)
+    shared = left.vocabulary.words["count"][email_l] > 2
+    values[:, AT["email_same"]] = same & ~shared
+    values[:, AT["email_shared"]] = same & shared
+    values[:, AT["email_other"]] = mailed & ~same & (left["domain"][i] == right["domain"][j])
+    _compare_ids(left, right, pairs, values)
+    year_l, year_r = left["year"][i], right["year"][j]
+    dated, apart = (year_l >= 0) & (year_r >= 0), np.abs(year_l - year_r)
+    values[:, AT["year_same"]] = dated & (apart == 0)
+    values[:, AT["year_near"]] = dated & (apart == 1)
+    values[:, AT["year_other"]] = dated & (apart > 1)
+    for name in ("gender", "zone", "role"):
+        one, two = left[name][i], right[name][j]
+        known = (one >= 0) & (two >= 0)
+        values[:, AT[f"{name}_same"]] = known & (one == two)
+        values[:, AT[f"{name}_other"]] = known & (one != two)
+
+
+def _compare_ids(
+    left: Columns, right: Columns, pairs: tuple[Ints, Ints], values: npt.NDArray[np.float32]
+) -> None:
+    one, two = left["ids"][pairs[0]], right["ids"][pairs[1]]
+    numbered = (one[:, 0] >= 0) & (two[:, 0] >= 0)
+    equal = (one[:, :, None] == two[:, None, :]) & (one[:, :, None] >= 0)
+    same = equal.any(axis=(1, 2))
+    near = np.zeros(len(one), np.bool_)
+    at = np.nonzero(numbered & ~same)[0]
+    if len(at):
+        texts = left.vocabulary.words.texts
+        edits = cpdist(
+            [texts[i] for i in one[at, 0].tolist()],
+            [texts[i] for i in two[at, 0].tolist()],
+            scorer=OSA.distance,
+            score_cutoff=1,
+            dtype=np.uint8,
+        )
+        near[at] = edits <= 1
+    values[:, AT["id_same"]] = same
+    values[:, AT["id_near"]] = near
+    values[:, AT["id_other"]] = numbered & ~same & ~near
+
+
+SHIPPED: Final = Model(version="hand-1", weights=tuple(feature.weight for feature in FEATURES))
