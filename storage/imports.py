@@ -36,6 +36,7 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    tuple_,
     type_coerce,
     update,
 )
@@ -45,7 +46,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from storage.database import Database
 from storage.errors import ConstraintViolated
-from storage.leases import JobClaim, Problem
+from storage.leases import JobClaim, Problem, hold_job
 from storage.tables import (
     Instant,
     change,
@@ -61,6 +62,10 @@ from storage.tables import (
 IMPORT_JOB: Final = "import"
 """The kind of job a provider's imports are; its key is the provider's id."""
 
+ACCOUNTS_JOB: Final = "accounts"
+"""The kind of job that prepares a provider's users for matching (``storage.matching``); its key is
+the provider's id. It is planned whenever a snapshot changes."""
+
 BY_SCHEDULE: Final = "schedule"
 """Who asked for a run that nobody asked for."""
 
@@ -69,6 +74,7 @@ _READING_BITS: Final = 62
 _FENCE_BITS: Final = 30
 _KEPT_RUNS: Final = 20
 _SWEPT_AT_ONCE: Final = 10_000
+_FOUND_AT_ONCE: Final = 500
 _NEVER_SEEN: Final = -1
 
 
@@ -349,7 +355,7 @@ class ImportStore:
         provider_id = claim.job.key
         try:
             async with self._database.transaction() as connection:
-                if not await _holds(connection, claim):
+                if not await hold_job(connection, claim):
                     return None
                 run = await _find_last(connection, provider_id)
                 if run is None or run.ended:
@@ -380,7 +386,7 @@ class ImportStore:
         """
         try:
             async with self._database.transaction() as connection:
-                if not await _holds(connection, claim, lease_seconds=lease_seconds):
+                if not await hold_job(connection, claim, lease_seconds=lease_seconds):
                     return None
                 await self._stage_rows(connection, run, page)
                 counts = run.counts.get(page.kind, ListCounts())
@@ -407,7 +413,7 @@ class ImportStore:
             StorageError: As for ``stage``.
         """
         async with self._database.transaction() as connection:
-            if not await _holds(connection, claim):
+            if not await hold_job(connection, claim):
                 return None
             kind = KINDS[run.lists_done]
             await _forget_list(connection, run, kind)
@@ -421,7 +427,7 @@ class ImportStore:
             StorageError: As for ``stage``.
         """
         async with self._database.transaction() as connection:
-            if not await _holds(connection, claim):
+            if not await hold_job(connection, claim):
                 return None
             kind = KINDS[run.lists_done]
             await _forget_list(connection, run, kind)
@@ -450,7 +456,7 @@ class ImportStore:
             StorageError: The database could not do it; nothing was changed.
         """
         async with self._database.transaction() as connection:
-            if not await _holds(connection, claim):
+            if not await hold_job(connection, claim):
                 return None
             counts = await _change_counts(connection, run)
             written = sum(each.created + each.updated + each.deleted for each in counts.values())
@@ -462,6 +468,13 @@ class ImportStore:
                     update(provider)
                     .where(provider.c.id == run.provider_id)
                     .values(writes=provider.c.writes + 1)  # what is kept of it is old
+                )
+                await connection.execute(
+                    self._database.upsert(
+                        job,
+                        _planned(run.provider_id, database_now(), kind=ACCOUNTS_JOB),
+                        change={"due_at": database_now()},
+                    )
                 )
             await _end_job(connection, claim, next_seconds=next_seconds, problem=None, failed=False)
             return await _change_run(
@@ -501,7 +514,7 @@ class ImportStore:
         """
         failed = state is ImportState.FAILED
         async with self._database.transaction() as connection:
-            if not await _holds(connection, claim):
+            if not await hold_job(connection, claim):
                 return None
             if not failed:
                 await _forget_stage(connection, run.provider_id)
@@ -597,6 +610,51 @@ class ImportStore:
                 await connection.execute(delete(change).where(change.c.sequence <= through))
             ).rowcount
 
+    # Snapshots.
+
+    async def list_rows(
+        self, provider_id: str, kind: RosterKind, *, after: str = "", limit: int
+    ) -> Sequence[StagedRow]:
+        """Return rows of a provider's snapshot behind one, by external id.
+
+        Raises:
+            StorageError: The database could not answer.
+        """
+        statement = (
+            select(snapshot)
+            .where(
+                snapshot.c.provider_id == provider_id,
+                snapshot.c.kind == kind.value,
+                snapshot.c.external_id > after,
+            )
+            .order_by(snapshot.c.external_id)
+            .limit(limit)
+        )
+        async with self._database.read() as connection:
+            return [_kept_row(row) for row in (await connection.execute(statement)).mappings()]
+
+    async def find_rows(
+        self, kind: RosterKind, keys: Collection[tuple[str, str]]
+    ) -> Mapping[tuple[str, str], StagedRow]:
+        """Return those of these rows that the snapshots hold, by provider and external id.
+
+        Raises:
+            StorageError: The database could not answer.
+        """
+        listed = list(keys)
+        found: dict[tuple[str, str], StagedRow] = {}
+        async with self._database.read() as connection:
+            for start in range(0, len(listed), _FOUND_AT_ONCE):
+                statement = select(snapshot).where(
+                    snapshot.c.kind == kind.value,
+                    tuple_(snapshot.c.provider_id, snapshot.c.external_id).in_(
+                        listed[start : start + _FOUND_AT_ONCE]
+                    ),
+                )
+                for row in (await connection.execute(statement)).mappings():
+                    found[row["provider_id"], row["external_id"]] = _kept_row(row)
+        return found
+
     # Rows.
 
     async def _stage_rows(
@@ -666,9 +724,11 @@ class ImportStore:
         return sqlite if self._database.dialect == "sqlite" else postgresql
 
 
-def _planned(provider_id: str, due_at: ColumnElement[float]) -> Mapping[str, Any]:
+def _planned(
+    provider_id: str, due_at: ColumnElement[float], *, kind: str = IMPORT_JOB
+) -> Mapping[str, Any]:
     return {
-        "kind": IMPORT_JOB,
+        "kind": kind,
         "key": provider_id,
         "due_at": due_at,
         "lease_until": 0.0,
@@ -684,15 +744,6 @@ def _held(claim: JobClaim) -> tuple[ColumnElement[bool], ...]:
         job.c.key == claim.job.key,
         job.c.fence == claim.fence,
     )
-
-
-async def _holds(
-    connection: AsyncConnection, claim: JobClaim, *, lease_seconds: float | None = None
-) -> bool:
-    """Whether the lease was not taken over; it cannot be before this transaction ends."""
-    lease_until = job.c.lease_until if lease_seconds is None else database_now() + lease_seconds
-    statement = update(job).where(*_held(claim)).values(lease_until=lease_until)
-    return (await connection.execute(statement)).rowcount == 1
 
 
 async def _end_job(
@@ -943,6 +994,10 @@ def _unseen(run: ImportRun) -> tuple[ColumnElement[bool], ...]:
         snapshot.c.kind.in_([kind.value for kind in run.counts]),
         snapshot.c.seen_reading != run.reading,
     )
+
+
+def _kept_row(row: RowMapping) -> StagedRow:
+    return StagedRow(external_id=row["external_id"], sha256=row["sha256"], record=row["record"])
 
 
 def _counts_text(counts: Mapping[RosterKind, ListCounts]) -> str:

@@ -997,6 +997,21 @@ def _held(claim: Claim) -> tuple[ColumnElement[bool], ...]:
     )
 
 
+async def hold_job(
+    connection: AsyncConnection, claim: JobClaim, *, lease_seconds: float | None = None
+) -> bool:
+    """Whether a job was not taken over; it cannot be before this transaction ends.
+
+    Args:
+        connection: In a transaction.
+        claim: The lease.
+        lease_seconds: For how long to renew it; ``None`` to leave it as it is.
+    """
+    lease_until = job.c.lease_until if lease_seconds is None else _from_now(lease_seconds)
+    statement = update(job).where(*_held_job(claim)).values(lease_until=lease_until)
+    return (await connection.execute(statement)).rowcount == 1
+
+
 def _held_job(claim: JobClaim) -> tuple[ColumnElement[bool], ...]:
     return (
         job.c.kind == claim.job.kind,

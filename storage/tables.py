@@ -339,3 +339,141 @@ document_revision = Table(
     Column("id", Integer, primary_key=True, autoincrement=False),  # there is one row
     Column("last", BigInteger, nullable=False),  # raised by every change of the documents
 )
+
+account = Table(
+    "account",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("provider_id", Text, ForeignKey("provider.id", ondelete="CASCADE"), nullable=False),
+    Column("external_id", Text, nullable=False),
+    Column("prepared", LargeBinary, nullable=False),  # what matching reads of it, normalised
+    Column("version", Integer, nullable=False),  # of the normaliser
+    Column("sha256", LargeBinary, nullable=False),  # of what it was made from
+    Index(None, "provider_id", "external_id", unique=True),
+)
+
+match_key = Table(
+    "match_key",
+    metadata,
+    Column("key", BigInteger, primary_key=True, autoincrement=False),
+    Column("account_id", Integer, ForeignKey("account.id", ondelete="CASCADE"), primary_key=True),
+    Index(None, "account_id"),
+)
+
+person_account = Table(
+    "person_account",
+    metadata,
+    Column("provider_id", Text, ForeignKey("provider.id", ondelete="CASCADE"), primary_key=True),
+    Column("external_id", Text, primary_key=True),
+    Column("person_id", Text, nullable=False),
+    Index(None, "person_id", "provider_id", unique=True),  # one account at each provider
+)
+
+match_verdict = Table(
+    "match_verdict",
+    metadata,
+    Column(
+        "left_provider_id", Text, ForeignKey("provider.id", ondelete="CASCADE"), primary_key=True
+    ),
+    Column("left_external_id", Text, primary_key=True),
+    Column(
+        "right_provider_id", Text, ForeignKey("provider.id", ondelete="CASCADE"), primary_key=True
+    ),
+    Column("right_external_id", Text, primary_key=True),
+    Column("verdict", Text, nullable=False),
+    Index(None, "right_provider_id", "right_external_id"),
+)
+
+match_suggestion = Table(
+    "match_suggestion",
+    metadata,
+    Column(
+        "left_provider_id", Text, ForeignKey("provider.id", ondelete="CASCADE"), primary_key=True
+    ),
+    Column("left_external_id", Text, primary_key=True),
+    Column(
+        "right_provider_id", Text, ForeignKey("provider.id", ondelete="CASCADE"), primary_key=True
+    ),
+    Column("right_external_id", Text, primary_key=True),
+    Column("run_id", Integer, nullable=False),
+    Column("score", Double, nullable=False),
+    Column("weight", Double, nullable=False),
+    Column("prior", Double, nullable=False),
+    Column("model_version", Text, nullable=False),
+    Column("evidence", LargeBinary, nullable=False),
+    Column("competitors", LargeBinary, nullable=False),
+    Index(None, "right_provider_id", "right_external_id"),
+    Index(None, "score"),
+)
+
+people_decision = Table(
+    "people_decision",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("at", Instant, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("decided_by", Text, nullable=False),  # id of a key, command-line, or automatic
+    Column("undoes", BigInteger),
+    Column("undone_by", BigInteger),
+)
+
+people_change = Table(
+    "people_change",
+    metadata,
+    Column(
+        "decision_id",
+        BigInteger,
+        ForeignKey("people_decision.id", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("provider_id", Text, ForeignKey("provider.id", ondelete="CASCADE"), nullable=False),
+    Column("external_id", Text, nullable=False),
+    # Of the verdict on a pair the second account; null for whose the first one is.
+    Column("other_provider_id", Text, ForeignKey("provider.id", ondelete="CASCADE")),
+    Column("other_external_id", Text),
+    Column("before", Text),  # a person's id or a verdict; null for none
+    Column("after", Text),
+    Index(None, "provider_id", "external_id"),
+    Index(None, "other_provider_id", "other_external_id"),
+)
+
+people_counter = Table(
+    "people_counter",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),  # there is one row
+    Column("last", BigInteger, nullable=False),  # id of the latest decision
+)
+
+match_run = Table(
+    "match_run",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("state", Text, nullable=False),
+    Column("requested_by", Text, nullable=False),
+    Column("requested_at", Instant, nullable=False),
+    Column("started_at", Instant),
+    Column("finished_at", Instant),
+    Column("provider_ids", Text, nullable=False),  # JSON array
+    Column("expected_overlap", Double),
+    Column("link_above", Double),  # null to link nothing unasked
+    Column("pairs_done", Integer, nullable=False),  # of providers
+    Column("progress", Double, nullable=False),  # within the pair after those done
+    Column("account_count", Integer, nullable=False),
+    Column("suggestion_count", Integer, nullable=False),
+    Column("link_count", Integer, nullable=False),
+    Column("model_version", Text),
+    Column("notes", Text, nullable=False),  # JSON array of sentences
+    Column("problem_code", Text),
+    Column("problem", Text),
+)
+
+match_model = Table(
+    "match_model",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("version", Text, nullable=False),
+    Column("body", LargeBinary),  # null: what was tried was no better than what is shipped
+    Column("verdict_count", Integer, nullable=False),  # how many it was fitted to
+    Column("fitted_at", Instant, nullable=False),
+)
