@@ -11,10 +11,11 @@ flights            what is not young enough is read once for all who want it at 
 if error           an answer that cannot be had anew is served old, marked STALE; not when the
                    provider refused the account, for then nobody may see it any more
 
-Memory holds encoded answers, those used last, up to a number of bytes. The database is written
-behind the readers' backs and read for what memory does not hold. Our own writes at a provider make
-everything read before old, in every gateway at once, by the number ``Provider.writes``; a changed
-registration makes it unusable.
+Memory holds answers, those used last, up to a number of bytes: encoded until somebody asks for
+them, and from then on, while there is room, as records, which all readers share. The database is
+written behind the readers' backs and read for what memory does not hold. Our own writes at a
+provider make everything read before old, in every gateway at once, by the number
+``Provider.writes``; a changed registration makes it unusable.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ from storage.records import DataSource, Provenance, Provider
 V = TypeVar("V")
 
 _SERVED_STALE: Final = (ProviderUnavailable, ProviderRateLimited, ProviderBadResponse)
-_ENTRY_BYTES: Final = 450  # more than an entry takes beside its body and its name
+_ENTRY_BYTES: Final = 520  # more than an entry takes beside its answer and its name
+_RECORD_FACTOR: Final = 3  # records take less than so many times what they take encoded
 _ANSWERS_AT_ONCE: Final = 500
 _SAVE_SECONDS: Final = 0.2
 _SWEEP_SECONDS: Final = 3600.0
@@ -210,17 +212,32 @@ class CacheCounts:
 _Name: TypeAlias = tuple[str, str, str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class _Entry:
-    """An encoded answer; without a body, what the provider has no longer."""
+    """An answer; without a body, what the provider has no longer.
+
+    Attributes:
+        body: The answer, encoded; nothing once it is ``kept``.
+        kept: The same as it is given to readers from memory, who must not change it.
+        length: Of the body as it was.
+    """
 
     body: bytes
     registration: str
     writes: int
     read_at: float
+    kept: Kept[Any] | None = None
+    length: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.length = len(self.body)
 
     def serves(self, place: Place, oldest_at: float) -> bool:
-        return bool(self.body) and self.writes == place.writes and self.read_at >= oldest_at
+        return bool(self.length) and self.writes == place.writes and self.read_at >= oldest_at
+
+    def encoded(self) -> bytes:
+        """Return the answer as it is written to the database."""
+        return self.body if self.kept is None else msgspec.msgpack.encode(self.kept.value)
 
 
 @dataclass(eq=False, slots=True)
@@ -306,16 +323,25 @@ class RecordCache:
         if found.unknown and wish.oldest_while_read_anew < wish.began_at:
             await self._recall(place, kind, found.unknown)
             found = self._sorted(place, kind, keys, wish)
-        if found.answers:
-            self.counts.hits += len(found.answers)
-            if (meter := current_meter()) is not None:
-                meter.note_hit(place.provider_id, len(found.answers))
+        self._note_hits(place, len(found.answers))
         if found.aging:
             self._refresh(place, kind, found.aging, wish=wish, fetch=fetch)
         if found.missing:
             read = await self._read_now(place, kind, found.missing, wish=wish, fetch=fetch)
             found.answers.update(read)
         return found.answers
+
+    def at_hand(
+        self, place: Place, kind: Kind[V], keys: Sequence[str], *, wish: Wish
+    ) -> Mapping[str, Kept[V]]:
+        """Return those answers that are in memory and as fresh as wished, by key."""
+        found: dict[str, Kept[V]] = {}
+        for key in keys:
+            entry = self._held(place, _name(place, kind, key))
+            if entry is not None and entry.serves(place, wish.oldest_at):
+                found[key] = entry.kept or self._unpacked(entry, kind)
+        self._note_hits(place, len(found))
+        return found
 
     def prefetch(
         self, place: Place, kind: Kind[V], key: str, *, wish: Wish, fetch: Fetch[V]
@@ -350,7 +376,7 @@ class RecordCache:
         for name in [*filter(is_meant, self._entries)]:
             self._forget(name)
         for name in [*filter(is_meant, self._unsaved)]:
-            self._unsaved_bytes -= len(self._unsaved.pop(name).body)
+            self._unsaved_bytes -= self._unsaved.pop(name).length
         for name in [*filter(is_meant, self._flights)]:
             del self._flights[name]
 
@@ -389,7 +415,7 @@ class RecordCache:
                     provider_id=name[0],
                     subject=name[1],
                     resource=name[2],
-                    body=entry.body,
+                    body=entry.encoded(),
                     generation=f"{entry.registration}/{entry.writes}",
                     age_seconds=max(0.0, now - entry.read_at),
                 )
@@ -402,7 +428,7 @@ class RecordCache:
                 self._note_trouble(error)
             for name, entry in entries.items():
                 if self._unsaved.get(name) is entry:  # else it was read anew in the meantime
-                    self._unsaved_bytes -= len(self._unsaved.pop(name).body)
+                    self._unsaved_bytes -= self._unsaved.pop(name).length
 
     async def aclose(self) -> None:
         """Give up every read under way, and save what is not saved."""
@@ -411,6 +437,12 @@ class RecordCache:
         if self._running:
             await asyncio.wait(self._running)
         await self.save()
+
+    def _note_hits(self, place: Place, count: int) -> None:
+        if count:
+            self.counts.hits += count
+            if (meter := current_meter()) is not None:
+                meter.note_hit(place.provider_id, count)
 
     # What is held.
 
@@ -422,7 +454,7 @@ class RecordCache:
                 found.unknown.append(key)
                 found.missing.append(key)
             elif entry.serves(place, wish.oldest_while_read_anew):
-                found.answers[key] = _kept(entry, kind, DataSource.CACHE)
+                found.answers[key] = entry.kept or self._unpacked(entry, kind)
                 if not entry.serves(place, wish.oldest_at):
                     found.aging.append(key)
             else:
@@ -445,6 +477,15 @@ class RecordCache:
         self.counts.held_bytes += _size(name, entry)
         while self.counts.held_bytes > self._terms.max_bytes:
             self._forget(next(iter(self._entries)))
+
+    def _unpacked(self, entry: _Entry, kind: Kind[V]) -> Kept[V]:
+        """Return a held answer's records, and hold them instead of it while there is room."""
+        kept = _kept(entry, kind, DataSource.CACHE)
+        more = (_RECORD_FACTOR - 1) * entry.length
+        if self.counts.held_bytes + more <= self._terms.max_bytes:
+            entry.kept, entry.body = kept, _NONE
+            self.counts.held_bytes += more
+        return kept
 
     def _forget(self, name: _Name) -> None:
         entry = self._entries.pop(name, None)
@@ -643,7 +684,7 @@ class RecordCache:
             await self._recall(place, kind, unknown)
         for key, error in failed.items():
             entry = self._held(place, _name(place, kind, key))
-            if entry is None or not entry.body:
+            if entry is None or not entry.length:
                 continue
             if entry.read_at < self.clock() - self._terms.stale_seconds:
                 continue
@@ -667,10 +708,10 @@ class RecordCache:
     # Saving.
 
     def _save_later(self, name: _Name, entry: _Entry) -> None:
-        if self._unsaved_bytes + len(entry.body) > self._terms.max_unsaved_bytes:
+        if self._unsaved_bytes + entry.length > self._terms.max_unsaved_bytes:
             return
         earlier = self._unsaved.pop(name, None)
-        self._unsaved_bytes += len(entry.body) - (0 if earlier is None else len(earlier.body))
+        self._unsaved_bytes += entry.length - (0 if earlier is None else earlier.length)
         self._unsaved[name] = entry
         self._to_save.set()
 
@@ -715,7 +756,8 @@ def _name(place: Place, kind: Kind[Any], key: str) -> _Name:
 
 
 def _size(name: _Name, entry: _Entry) -> int:
-    return len(entry.body) + len(name[2]) + _ENTRY_BYTES
+    factor = 1 if entry.kept is None else _RECORD_FACTOR
+    return factor * entry.length + len(name[2]) + _ENTRY_BYTES
 
 
 def _is_readable(entry: _Entry, kind: Kind[Any]) -> bool:
@@ -729,7 +771,7 @@ def _is_readable(entry: _Entry, kind: Kind[Any]) -> bool:
 def _kept(
     entry: _Entry, kind: Kind[V], via: DataSource, error: ProviderError | None = None
 ) -> Kept[V]:
-    value = kind.decoder.decode(entry.body)
+    value = kind.decoder.decode(entry.encoded())
     _mark(value, via)
     return Kept(
         value=value, via=via, read_at=datetime.fromtimestamp(entry.read_at, UTC), error=error
@@ -743,7 +785,7 @@ def _mark(value: object, via: DataSource) -> None:
     for record in value if isinstance(value, (tuple, list)) else (value,):
         provenance = getattr(record, "provenance", None)
         if isinstance(provenance, Provenance):
-            object.__setattr__(provenance, "via", via)
+            msgspec.structs.force_setattr(provenance, "via", via)
 
 
 def _late(place: Place, how: str) -> ProviderTimeout:

@@ -9,18 +9,15 @@ nothing is read that would not be read anyway, nor in more calls.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
 
 from resolvers.context import RequestContext, Scope
 from resolvers.errors import RequestRefused
-from resolvers.loaders import BatchLoader, ExternalKey
+from resolvers.loaders import Outcomes, Soon, after
 from sessions.errors import ProviderError
 from storage.records import Course, Enrollment, User
-
-R = TypeVar("R", User, Course)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,39 +49,51 @@ def follow(
         return
     loaders = context.loaders
     reads = context.access.allows
-    keys: dict[ExternalKey, None]
     if isinstance(rows[0], Enrollment):
         places = [row for row in rows if isinstance(row, Enrollment)]
         if wanted.user is not None and reads(Scope.READ_USERS):
-            keys = dict.fromkeys((row.provider_id, row.user_id) for row in places)
-            loaders.start(_follow(context, wanted.user, loaders.user_by_id, keys))
+            users = loaders.user_by_id.load_each((row.provider_id, row.user_id) for row in places)
+            _follow(context, wanted.user, users)
         if wanted.course is not None and reads(Scope.READ_COURSES):
-            keys = dict.fromkeys((row.provider_id, row.course_id) for row in places)
-            loaders.start(_follow(context, wanted.course, loaders.course_by_id, keys))
+            courses = loaders.course_by_id.load_each(
+                (row.provider_id, row.course_id) for row in places
+            )
+            _follow(context, wanted.course, courses)
     elif wanted.enrollments is not None and reads(Scope.READ_ENROLLMENTS):
-        keys = dict.fromkeys((row.provider_id, row.external_id or "") for row in rows)
         of_users = isinstance(rows[0], User)
         loader = loaders.enrollments_by_user if of_users else loaders.enrollments_by_course
-        loaders.start(_follow_lists(context, wanted.enrollments, loader, keys))
+        lists = loader.load_each((row.provider_id, row.external_id or "") for row in rows)
+        _follow(context, wanted.enrollments, after(lists, _joined))
 
 
-async def _follow(
+def _follow(
     context: RequestContext,
     wanted: Wanted,
-    loader: BatchLoader[ExternalKey, R],
-    keys: Iterable[ExternalKey],
+    found: Soon[Outcomes[User] | Outcomes[Course] | Outcomes[Enrollment]],
 ) -> None:
-    with suppress(ProviderError, RequestRefused):
-        found = await loader.load_many(keys)
-        follow(context, wanted, [row for row in found if row is not None])
+    """Follow what was found, at once or in a task of its own."""
+    if not isinstance(found, Awaitable):
+        follow(context, wanted, _there(found))
+    else:
+        context.loaders.start(_follow_later(context, wanted, found))
 
 
-async def _follow_lists(
+async def _follow_later(
     context: RequestContext,
     wanted: Wanted,
-    loader: BatchLoader[ExternalKey, Sequence[Enrollment]],
-    keys: Iterable[ExternalKey],
+    found: Awaitable[Outcomes[User] | Outcomes[Course] | Outcomes[Enrollment]],
 ) -> None:
     with suppress(ProviderError, RequestRefused):
-        found = await loader.load_many(keys)
-        follow(context, wanted, [row for rows in found for row in rows or ()])
+        follow(context, wanted, _there(await found))
+
+
+def _there(
+    found: Outcomes[User] | Outcomes[Course] | Outcomes[Enrollment],
+) -> Sequence[User | Course | Enrollment]:
+    """Return what could be had, each once."""
+    rows = {id(row): row for row in found if isinstance(row, User | Course | Enrollment)}
+    return [*rows.values()]
+
+
+def _joined(lists: Outcomes[Sequence[Enrollment]]) -> Outcomes[Enrollment]:
+    return [row for rows in lists if isinstance(rows, Sequence) for row in rows]

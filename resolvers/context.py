@@ -171,6 +171,9 @@ class Icons(Protocol):
     async def urls(self, wanted: Sequence[tuple[Course, int]]) -> Sequence[str | None]:
         """Return the address of each course's icon at about the given width in pixels."""
 
+    def urls_at_hand(self, wanted: Sequence[tuple[Course, int]]) -> Sequence[str | None] | None:
+        """Return the same if nothing has to be waited for."""
+
     async def assets(self, courses: Sequence[Course]) -> Sequence[Asset | None]:
         """Return each course's icon in the largest size kept."""
 

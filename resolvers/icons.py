@@ -51,6 +51,7 @@ _LONGEST_PAUSE_SECONDS: Final = 3600.0
 _FETCHES_PER_PROVIDER: Final = 2
 _FAILURES_UNTIL_REST: Final = 5
 _MAX_REMEMBERED: Final = 50_000
+_MAX_QUESTIONS: Final = 5_000
 _MAX_URL_LENGTH: Final = 2048
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _MARKUP_SEARCHED_BYTES: Final = 1024
@@ -136,6 +137,7 @@ class IconService:
         self._public_url = public_url.rstrip("/")
         self._limits = limits or IconLimits()
         self._known: _Recent[str, _Known] = _Recent(_MAX_REMEMBERED)
+        self._questions: _Recent[int, tuple[Course, _Question | None]] = _Recent(_MAX_QUESTIONS)
         self._refused_bytes: _Recent[str, str] = _Recent(_MAX_REMEMBERED)
         self._deciding: dict[str, asyncio.Task[None]] = {}
         self._rendering: dict[str, asyncio.Task[tuple[Media, ...]]] = {}
@@ -154,6 +156,18 @@ class IconService:
         ``None`` where a course has no icon, or none that can be shown, or none yet.
         """
         known = await self._get_known([course for course, _ in wanted])
+        return self._addresses(known, wanted)
+
+    def urls_at_hand(self, wanted: Sequence[tuple[Course, int]]) -> Sequence[str | None] | None:
+        """Return the same without waiting; ``None`` when one of them is still to be found out."""
+        questions = [self._question_of(course) for course, _ in wanted]
+        if any(one is not None and self._needs_decision(one.key) for one in questions):
+            return None
+        return self._addresses([*map(self._known_of, questions)], wanted)
+
+    def _addresses(
+        self, known: Sequence[_Known], wanted: Sequence[tuple[Course, int]]
+    ) -> Sequence[str | None]:
         return [
             self._address(_at_least(entry.renditions, width)) if entry.renditions else None
             for entry, (_, width) in zip(known, wanted, strict=True)
@@ -172,7 +186,7 @@ class IconService:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _get_known(self, courses: Sequence[Course]) -> Sequence[_Known]:
-        questions = [_question(course) for course in courses]
+        questions = [self._question_of(course) for course in courses]
         unknown = {
             question.key: question
             for question in questions
@@ -181,10 +195,18 @@ class IconService:
         if unknown:
             await self._load(unknown)
             await self._wait_for(self._start_deciding(unknown.values()))
-        return [
-            _NO_ICON if question is None else self._known.get(question.key) or _NO_ICON
-            for question in questions
-        ]
+        return [*map(self._known_of, questions)]
+
+    def _question_of(self, course: Course) -> _Question | None:
+        """Return what is asked of a course; of the same record, it is worked out once."""
+        found = self._questions.get(id(course))
+        if found is None or found[0] is not course:
+            found = (course, _question(course))
+            self._questions.put(id(course), found)
+        return found[1]
+
+    def _known_of(self, question: _Question | None) -> _Known:
+        return _NO_ICON if question is None else self._known.get(question.key) or _NO_ICON
 
     def _needs_decision(self, key: str) -> bool:
         known = self._known.get(key)

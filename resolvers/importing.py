@@ -12,13 +12,12 @@ never start together.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import hashlib
 import json
 import random
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import ceil
 from typing import Any, Final, NoReturn, TypeAlias
@@ -29,7 +28,7 @@ import structlog
 from resolvers.context import Platforms, Refusal, RequestContext, Scope, Sessions
 from resolvers.cursors import CursorSealer
 from resolvers.errors import BadInput, Forbidden
-from resolvers.loaders import list_courses, list_enrollments, list_users
+from resolvers.loaders import Outcomes, Soon, list_courses, list_enrollments, list_users
 from resolvers.paging import checked_first
 from sessions.base import SERVICE, Capability, Page, Platform, ProviderSession
 from sessions.errors import (
@@ -503,15 +502,17 @@ async def refresh(
     )
 
 
-def last_import_of(context: RequestContext, provider: Provider) -> asyncio.Future[ImportRun | None]:
-    """Return the future last run of a provider; batched with other providers'.
+def last_imports_of(
+    context: RequestContext, providers: Sequence[Provider]
+) -> Soon[Outcomes[ImportRun]]:
+    """Return the last run of each provider, or its error, in their order.
 
     Raises:
         Forbidden: A scope is missing, or the request acts for users.
     """
     context.require(Scope.READ_PROVIDERS)
     _refuse_users(context)
-    return context.last_import.load(provider.id)
+    return context.last_import.load_each(provider.id for provider in providers)
 
 
 async def watch_import(
@@ -653,14 +654,14 @@ _DECODERS: Final[Mapping[RosterKind, msgspec.msgpack.Decoder[Any]]] = {
     RosterKind.ENROLLMENTS: msgspec.msgpack.Decoder(Enrollment),
 }
 _DEFAULTS: Final[Mapping[type[RosterRecord], Sequence[tuple[str, object]]]] = {
-    kind: [(member.name, member.default) for member in dataclasses.fields(kind)]
+    kind: [(member.name, member.default) for member in msgspec.structs.fields(kind)]
     for kind in (User, Course, Enrollment)
 }
 
 
 def _with_reading(record: RosterRecord, *, at: datetime, via: DataSource) -> RosterRecord:
-    provenance = replace(record.provenance, fetched_at=at, via=via)
-    return replace(record, provenance=provenance)
+    provenance = msgspec.structs.replace(record.provenance, fetched_at=at, via=via)
+    return msgspec.structs.replace(record, provenance=provenance)
 
 
 async def _list_page(

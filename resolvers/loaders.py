@@ -26,7 +26,6 @@ import msgspec
 
 from resolvers.caching import Answers, Kept, Kind, Resource
 from resolvers.errors import Forbidden, RequestLimitExceeded
-from resolvers.paging import Connection
 from resolvers.reading import Ask, Reading
 from sessions.base import ListOrder, Page, Pair, ProviderSession
 from sessions.errors import ProviderBadResponse, ProviderError
@@ -55,6 +54,15 @@ FetchGroup: TypeAlias = Callable[[str, Sequence[K]], Awaitable[Mapping[K, V | Pr
 
 A key that cannot be had, while others can, has the reason in the place of its value.
 """
+
+AtHand: TypeAlias = Callable[[str, Sequence[K]], Mapping[K, V]]
+"""Gives what is there at once of the keys of one group, given its name."""
+
+Outcomes: TypeAlias = Sequence[V | BaseException | None]
+"""What came of each of several things, in their order: a value, none, or the error it met."""
+
+Soon: TypeAlias = V | Awaitable[V]
+"""Something that is there, or is waited for."""
 
 ListPage: TypeAlias = Callable[[ProviderSession, str | None, int], Coroutine[Any, Any, Page[V]]]
 """Asks a session for a page, given position and limit."""
@@ -89,6 +97,14 @@ class StatusFilter:
     first: int
 
 
+@dataclass(eq=False, slots=True)
+class _Batch(Generic[K]):
+    """Keys of one group on their way; ``done`` says that they have arrived, or never will."""
+
+    keys: list[K]
+    done: asyncio.Future[None]
+
+
 class BatchLoader(Generic[K, V]):
     """Collects keys and fetches them together.
 
@@ -97,6 +113,8 @@ class BatchLoader(Generic[K, V]):
             call.
         fetch: Fetches the keys of one group. A key missing from its answer loads as ``None``;
             its error fails all keys of the call and no other.
+        at_hand: Gives those of some keys of one group that need no waiting for; the others, with
+            ``None``, and all without it, are fetched.
     """
 
     def __init__(
@@ -104,11 +122,16 @@ class BatchLoader(Generic[K, V]):
         *,
         group_of: Callable[[K], str],
         fetch: FetchGroup[K, V],
+        at_hand: AtHand[K, V] | None = None,
     ) -> None:
         self._group_of = group_of
         self._fetch = fetch
+        self._at_hand = at_hand
+        self._found: dict[K, V | BaseException | None] = {}
+        self._batches: dict[K, _Batch[K]] = {}
+        self._forming: dict[str, _Batch[K]] = {}
+        self._wanted = 0
         self._futures: dict[K, asyncio.Future[V | None]] = {}
-        self._wanted: list[K] = []
         self._tasks: set[asyncio.Task[Mapping[K, V | ProviderError]]] = set()
 
     def load(self, key: K) -> asyncio.Future[V | None]:
@@ -119,24 +142,33 @@ class BatchLoader(Generic[K, V]):
         """
         future = self._futures.get(key)
         if future is None:
-            loop = asyncio.get_running_loop()
-            future = self._futures[key] = loop.create_future()
-            if not self._wanted:
-                loop.call_soon(self._dispatch_when_quiet, loop, 0, 0)
-            self._wanted.append(key)
+            future = self._futures[key] = asyncio.get_running_loop().create_future()
+            if key in self._found:
+                _conclude(future, self._found[key])
+            elif key not in self._batches:
+                self._want(key)
+            elif self._batches[key].done.cancelled():
+                future.cancel()
         return future
 
     def prime(self, key: K, value: V) -> None:
         """Remember a value that came along with something else, unless the key was asked for."""
-        if key not in self._futures:
-            future: asyncio.Future[V | None] = asyncio.get_running_loop().create_future()
-            future.set_result(value)
-            self._futures[key] = future
+        if key not in self._batches:
+            self._found.setdefault(key, value)
 
     def cancel(self) -> None:
         """Give up the calls under way; nobody waits for them any more."""
         for task in self._tasks:
             task.cancel()
+
+    def load_each(self, keys: Iterable[K]) -> Soon[Outcomes[V]]:
+        """Return what each of several keys comes to, in their order: now, if it can be had now."""
+        keys = [*keys]
+        found = self._found
+        missing = [key for key in dict.fromkeys(keys) if key not in found]
+        if missing and self._at_hand is not None:
+            missing = self._without_those_at_hand(missing, self._at_hand)
+        return self._arrived(keys) if missing else [found[key] for key in keys]
 
     async def load_many(self, keys: Iterable[K]) -> list[V | None]:
         """Return the values of several keys in their order.
@@ -144,54 +176,106 @@ class BatchLoader(Generic[K, V]):
         Raises:
             ProviderError: A provider of one of the keys could not answer.
         """
-        return await asyncio.gather(*map(self.load, keys))
+        values: list[V | None] = []
+        for outcome in await when_there(self.load_each(keys)):
+            if isinstance(outcome, BaseException):
+                raise outcome
+            values.append(outcome)
+        return values
+
+    def _without_those_at_hand(self, keys: Sequence[K], at_hand: AtHand[K, V]) -> list[K]:
+        """Remember what is at hand, and return the other keys."""
+        keys_by_group: dict[str, list[K]] = {}
+        for key in keys:
+            if key not in self._batches:
+                keys_by_group.setdefault(self._group_of(key), []).append(key)
+        for group, some in keys_by_group.items():
+            self._found.update(at_hand(group, some))
+        return [key for key in keys if key not in self._found]
+
+    async def _arrived(self, keys: Sequence[K]) -> Outcomes[V]:
+        """Have keys fetched, and return what they came to once all have arrived."""
+        found = self._found
+        missing = [key for key in dict.fromkeys(keys) if key not in found]
+        batches = {self._batches.get(key) or self._want(key) for key in missing}
+        if batches:
+            await asyncio.wait([batch.done for batch in batches])
+        if any(batch.done.cancelled() for batch in batches):
+            raise asyncio.CancelledError
+        return [found[key] for key in keys]
+
+    def _want(self, key: K) -> _Batch[K]:
+        """Have a key fetched with others of its group."""
+        loop = asyncio.get_running_loop()
+        group = self._group_of(key)
+        batch = self._forming.get(group)
+        if batch is None:
+            if not self._forming:
+                loop.call_soon(self._dispatch_when_quiet, loop, 0, 0)
+            batch = self._forming[group] = _Batch([], loop.create_future())
+        batch.keys.append(key)
+        self._batches[key] = batch
+        self._wanted += 1
+        return batch
 
     def _dispatch_when_quiet(self, loop: asyncio.AbstractEventLoop, seen: int, checks: int) -> None:
         """Start the calls once a whole turn of the event loop has added no key."""
-        if len(self._wanted) > seen and checks < _MAX_QUIET_CHECKS:
-            loop.call_soon(self._dispatch_when_quiet, loop, len(self._wanted), checks + 1)
+        if self._wanted > seen and checks < _MAX_QUIET_CHECKS:
+            loop.call_soon(self._dispatch_when_quiet, loop, self._wanted, checks + 1)
             return
-        keys_by_group: dict[str, list[K]] = {}
-        for key in self._wanted:
-            keys_by_group.setdefault(self._group_of(key), []).append(key)
-        self._wanted = []
-        for group, keys in keys_by_group.items():
-            self._start(loop, group, keys)
+        forming, self._forming, self._wanted = self._forming, {}, 0
+        for group, batch in forming.items():
+            self._start(loop, group, batch)
 
-    def _start(self, loop: asyncio.AbstractEventLoop, group: str, keys: list[K]) -> None:
+    def _start(self, loop: asyncio.AbstractEventLoop, group: str, batch: _Batch[K]) -> None:
         async def call() -> Mapping[K, V | ProviderError]:
-            return await self._fetch(group, keys)
+            return await self._fetch(group, batch.keys)
 
         task = loop.create_task(call())
         self._tasks.add(task)
-        task.add_done_callback(lambda done: self._settle(done, keys))
+        task.add_done_callback(lambda done: self._settle(done, batch))
 
-    def _settle(self, task: asyncio.Task[Mapping[K, V | ProviderError]], keys: list[K]) -> None:
+    def _settle(self, task: asyncio.Task[Mapping[K, V | ProviderError]], batch: _Batch[K]) -> None:
         self._tasks.discard(task)
-        futures = [future for key in keys if not (future := self._futures[key]).done()]
+        asked = [key for key in batch.keys if key in self._futures] if self._futures else []
         if task.cancelled():
-            for future in futures:
-                future.cancel()
+            batch.done.cancel()
+            for key in asked:
+                self._futures[key].cancel()
             return
         error = task.exception()
-        if error is not None:
-            for future in futures:
-                _fail(future, error)
-            return
-        values = task.result()
-        for key in keys:
-            future, value = self._futures[key], values.get(key)
-            if future.done():
-                continue
-            if isinstance(value, ProviderError):
-                _fail(future, value)
-            else:
-                future.set_result(value)
+        if error is None:
+            values = task.result()
+            self._found.update((key, values.get(key)) for key in batch.keys)
+        else:
+            self._found.update(dict.fromkeys(batch.keys, error))
+        batch.done.set_result(None)
+        for key in asked:
+            _conclude(self._futures[key], self._found[key])
 
 
-def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
-    future.set_exception(error)
-    future.exception()  # read once: a branch that was given up is no warning
+def _conclude(future: asyncio.Future[Any], outcome: object) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, BaseException):
+        future.set_exception(outcome)
+        future.exception()  # read once: a branch that was given up is no warning
+    else:
+        future.set_result(outcome)
+
+
+async def when_there(found: Soon[V]) -> V:
+    """Return something, once it is there."""
+    return await found if isinstance(found, Awaitable) else found
+
+
+def after(found: Soon[V], convert: Callable[[V], K]) -> Soon[K]:
+    """Return something converted, now or once it is there."""
+    return _after(found, convert) if isinstance(found, Awaitable) else convert(found)
+
+
+async def _after(found: Awaitable[V], convert: Callable[[V], K]) -> K:
+    return convert(await found)
 
 
 async def list_users(session: ProviderSession, position: str | None, limit: int) -> Page[User]:
@@ -339,7 +423,6 @@ class Loaders:
         progress_by_pair: What a call of its own tells of how far a user is in a course.
         activity_by_user: The latest things a user did; users asked for with different lengths
             share a call, which asks for the longest.
-        enrollment_pages: Pages of enrollments, a batch for each set of arguments.
 
     Args:
         statuses: Where it is told how sessions stand.
@@ -371,19 +454,29 @@ class Loaders:
         self._icons = icons
         self._iconic_courses: dict[ExternalKey, Course] = {}
         self.user_by_id: BatchLoader[ExternalKey, User] = BatchLoader(
-            group_of=_provider_of, fetch=self._fetch_users
+            group_of=_provider_of,
+            fetch=self._fetch_users,
+            at_hand=self._kept_of(_USER),
         )
         self.course_by_id: BatchLoader[ExternalKey, Course] = BatchLoader(
-            group_of=_provider_of, fetch=self._fetch_courses
+            group_of=_provider_of,
+            fetch=self._fetch_courses,
+            at_hand=self._kept_of(_COURSE),
         )
         self.enrollments_by_user: BatchLoader[ExternalKey, Sequence[Enrollment]] = BatchLoader(
-            group_of=_provider_of, fetch=self._fetch_enrollments_by_user
+            group_of=_provider_of,
+            fetch=self._fetch_enrollments_by_user,
+            at_hand=self._kept_of(_BY_USER),
         )
         self.enrollments_by_course: BatchLoader[ExternalKey, Sequence[Enrollment]] = BatchLoader(
-            group_of=_provider_of, fetch=self._fetch_enrollments_by_course
+            group_of=_provider_of,
+            fetch=self._fetch_enrollments_by_course,
+            at_hand=self._kept_of(_BY_COURSE),
         )
         self.sections_by_course: BatchLoader[ExternalKey, Sequence[Section]] = BatchLoader(
-            group_of=_provider_of, fetch=self._fetch_sections_by_course
+            group_of=_provider_of,
+            fetch=self._fetch_sections_by_course,
+            at_hand=self._kept_of(_SECTIONS),
         )
         self.milestones_by_pair: BatchLoader[PairKey, Sequence[Milestone]] = BatchLoader(
             group_of=_provider_of, fetch=self._fetch_milestones
@@ -395,10 +488,11 @@ class Loaders:
             group_of=_provider_of, fetch=self._fetch_activity_by_user
         )
         self._whole_lists: dict[object, BatchLoader[str, Kept[Sequence[Any]]]] = {}
-        self.enrollment_pages: dict[object, BatchLoader[ExternalKey, Connection[Enrollment]]] = {}
         self._status_pages: dict[StatusFilter, BatchLoader[str, Sequence[SessionStatus]]] = {}
         self._icon_urls: BatchLoader[IconKey, str] = BatchLoader(
-            group_of=_one_group, fetch=self._fetch_icon_urls
+            group_of=_one_group,
+            fetch=self._fetch_icon_urls,
+            at_hand=self._icon_urls_at_hand,
         )
         self._icon_assets: BatchLoader[ExternalKey, Asset] = BatchLoader(
             group_of=_one_group, fetch=self._fetch_icon_assets
@@ -431,22 +525,19 @@ class Loaders:
             *self._whole_lists.values(),
             self._icon_urls,
             self._icon_assets,
-            *self.enrollment_pages.values(),
             *self._status_pages.values(),
         ]
         for loader in loaders:
             loader.cancel()
 
-    def session_statuses(
-        self, provider_id: str, wanted: StatusFilter
-    ) -> asyncio.Future[Sequence[SessionStatus] | None]:
-        """Return the future list of how sessions with a provider stand, by subject."""
+    def session_statuses(self, wanted: StatusFilter) -> BatchLoader[str, Sequence[SessionStatus]]:
+        """Return what loads how sessions with providers stand, by provider id."""
         loader = self._status_pages.get(wanted)
         if loader is None:
             loader = self._status_pages[wanted] = BatchLoader(
                 group_of=_one_group, fetch=self._status_fetcher(wanted)
             )
-        return loader.load(provider_id)
+        return loader
 
     def whole_list(
         self, kind: ListKind[V], provider_id: str, *, max_age_seconds: float | None = None
@@ -459,16 +550,19 @@ class Loaders:
             )
         return loader.load(provider_id)
 
-    def icon_url(self, course: Course, width: int) -> asyncio.Future[str | None]:
-        """Return the future address of the course's icon at about ``width`` pixels."""
-        self._iconic_courses[course.provider_id, course.external_id] = course
-        return self._icon_urls.load((course.provider_id, course.external_id, width))
+    def icon_urls(self, courses: Iterable[Course], width: int) -> Soon[Outcomes[str]]:
+        """Return what each course's icon comes to: its address at about ``width`` pixels."""
+        keys = map(self._iconic, courses)
+        return self._icon_urls.load_each((*key, width) for key in keys)
 
-    def icon_asset(self, course: Course) -> asyncio.Future[Asset | None]:
-        """Return the future description of the course's icon."""
+    def icon_assets(self, courses: Iterable[Course]) -> Soon[Outcomes[Asset]]:
+        """Return what each course's icon comes to: its description."""
+        return self._icon_assets.load_each(map(self._iconic, courses))
+
+    def _iconic(self, course: Course) -> ExternalKey:
         key = (course.provider_id, course.external_id)
         self._iconic_courses[key] = course
-        return self._icon_assets.load(key)
+        return key
 
     async def _fetch_users(
         self, provider_id: str, keys: Sequence[ExternalKey]
@@ -532,6 +626,21 @@ class Loaders:
         external_ids = [external_id for _provider_id, external_id in keys]
         found = await self._reading.answers(provider_id, kind, external_ids, ask)
         return {(provider_id, key): value for key, value in _values(found).items()}
+
+    def _kept_of(self, kind: Kind[V]) -> AtHand[ExternalKey, V] | None:
+        """Return what tells which answers of a kind are kept, and young enough.
+
+        Whose rows a learner may see is found out on the way, so they wait for everything.
+        """
+        if self._own is not None:
+            return None
+
+        def kept(provider_id: str, keys: Sequence[ExternalKey]) -> Mapping[ExternalKey, V]:
+            external_ids = [external_id for _provider_id, external_id in keys]
+            found = self._reading.kept(provider_id, kind, external_ids)
+            return {(provider_id, key): answer.value for key, answer in found.items()}
+
+        return kept
 
     async def _fetch_milestones(
         self, provider_id: str, keys: Sequence[PairKey]
@@ -649,9 +758,17 @@ class Loaders:
     async def _fetch_icon_urls(self, _group: str, keys: Sequence[IconKey]) -> Mapping[IconKey, str]:
         if self._icons is None:
             return {}
-        wanted = [(self._iconic_courses[key[0], key[1]], key[2]) for key in keys]
-        urls = await self._icons.urls(wanted)
+        urls = await self._icons.urls(self._icons_wanted(keys))
         return {key: url for key, url in zip(keys, urls, strict=True) if url is not None}
+
+    def _icon_urls_at_hand(self, _group: str, keys: Sequence[IconKey]) -> Mapping[IconKey, Any]:
+        urls = None
+        if self._icons is not None:
+            urls = self._icons.urls_at_hand(self._icons_wanted(keys))
+        return {} if urls is None else dict(zip(keys, urls, strict=True))
+
+    def _icons_wanted(self, keys: Sequence[IconKey]) -> Sequence[tuple[Course, int]]:
+        return [(self._iconic_courses[key[0], key[1]], key[2]) for key in keys]
 
     async def _fetch_icon_assets(
         self, _group: str, keys: Sequence[ExternalKey]

@@ -159,6 +159,17 @@ class Reading:
                 self.problems[provider_id] = answer.error
         return found
 
+    def kept(self, provider_id: str, kind: Kind[V], keys: Sequence[str]) -> Mapping[str, Kept[V]]:
+        """Return those of a provider's answers that are in memory and as fresh as they must be."""
+        provider = self._find(provider_id)
+        if self._cache is None or provider is None:
+            return {}
+        try:
+            place = self._place(provider)
+        except ProviderError:  # told to whoever waits for the answers
+            return {}
+        return self._cache.at_hand(place, kind, keys, wish=self._wish(provider, kind, None))
+
     async def answer(
         self,
         provider_id: str,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from collections.abc import (
     AsyncGenerator,
     Callable,
+    Collection,
+    Iterable,
+    Iterator,
     Mapping,
     Sequence,
 )
@@ -14,6 +16,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
+
+import msgspec
 
 from resolvers.chains import NOTHING, Wanted
 from resolvers.collation import fold, sort_key
@@ -40,9 +44,12 @@ from resolvers.loaders import (
     USERS,
     BatchLoader,
     ExternalKey,
-    FetchGroup,
     ListKind,
+    Outcomes,
+    PairKey,
+    Soon,
     StatusFilter,
+    after,
     pages_of,
 )
 from resolvers.paging import (
@@ -74,13 +81,12 @@ from storage.records import (
 )
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 DEFAULT_ICON_WIDTH = 256
 MAX_SESSIONS = 1000
 MAX_ACTIVITIES = 100
 
-_PROGRESS_FIELDS = tuple(member.name for member in dataclasses.fields(Progress))
+_PROGRESS_FIELDS = Progress.__struct_fields__
 _MAX_ICON_WIDTH = 4096
 
 
@@ -328,83 +334,97 @@ async def enrollments(
     return await answer(context, query, page, path=path, wants_total=wants_total, wanted=wanted)
 
 
-def enrollments_of_user(
+def enrollments_of_users(
     context: RequestContext,
-    user: User,
+    users: Sequence[User],
     *,
     filter: EnrollmentFilter = ANY_ENROLLMENT,  # noqa: A002 - the argument's name in the API
     page: PageArguments = FIRST_PAGE,
-) -> asyncio.Future[Connection[Enrollment] | None]:
-    """Return the future page of a user's enrollments; batched with other users'.
+) -> Soon[Outcomes[Connection[Enrollment]]]:
+    """Return a page of each user's enrollments, read by one call for each provider.
 
     Raises:
-        RequestRefused: A scope is missing or ``first`` is wrong; a wrong cursor fails the future.
+        RequestRefused: A scope is missing or ``first`` is wrong; a wrong cursor is each user's own
+            error.
     """
     return _nested_enrollments(
         context,
-        (user.provider_id, user.external_id),
+        [(user.provider_id, user.external_id) for user in users],
         of="user",
         rows_by_key=context.loaders.enrollments_by_user,
-        arguments=(filter, page),
+        filter=filter,
+        page=page,
     )
 
 
-def enrollments_of_course(
+def enrollments_of_courses(
     context: RequestContext,
-    course: Course,
+    courses: Sequence[Course],
     *,
     filter: EnrollmentFilter = ANY_ENROLLMENT,  # noqa: A002 - the argument's name in the API
     page: PageArguments = FIRST_PAGE,
-) -> asyncio.Future[Connection[Enrollment] | None]:
-    """Return the future page of a course's enrollments; batched with other courses'.
+) -> Soon[Outcomes[Connection[Enrollment]]]:
+    """Return a page of each course's enrollments, as ``enrollments_of_users`` does.
 
     Raises:
-        RequestRefused: A scope is missing or ``first`` is wrong; a wrong cursor fails the future.
+        RequestRefused: A scope is missing or ``first`` is wrong; a wrong cursor is each course's
+            own error.
     """
     return _nested_enrollments(
         context,
-        (course.provider_id, course.external_id),
+        [(course.provider_id, course.external_id) for course in courses],
         of="course",
         rows_by_key=context.loaders.enrollments_by_course,
-        arguments=(filter, page),
+        filter=filter,
+        page=page,
     )
 
 
-def user_of(context: RequestContext, enrollment: Enrollment) -> asyncio.Future[User | None]:
-    """Return the future user of an enrollment; ``None`` when the provider has no such user.
+def users_of(context: RequestContext, enrollments: Sequence[Enrollment]) -> Soon[Outcomes[User]]:
+    """Return the user of each enrollment; ``None`` when the provider has no such user.
 
     Raises:
         Forbidden: A scope is missing.
     """
     context.require(Scope.READ_USERS)
-    return context.loaders.user_by_id.load((enrollment.provider_id, enrollment.user_id))
+    return context.loaders.user_by_id.load_each(
+        (enrollment.provider_id, enrollment.user_id) for enrollment in enrollments
+    )
 
 
-def course_of(context: RequestContext, enrollment: Enrollment) -> asyncio.Future[Course | None]:
-    """Return the future course of an enrollment; ``None`` when the provider has no such course.
+def courses_of(
+    context: RequestContext, enrollments: Sequence[Enrollment]
+) -> Soon[Outcomes[Course]]:
+    """Return the course of each enrollment; ``None`` when the provider has no such course.
 
     Raises:
         Forbidden: A scope is missing.
     """
     context.require(Scope.READ_COURSES)
-    return context.loaders.course_by_id.load((enrollment.provider_id, enrollment.course_id))
+    return context.loaders.course_by_id.load_each(
+        (enrollment.provider_id, enrollment.course_id) for enrollment in enrollments
+    )
 
 
 def sections_of(
-    context: RequestContext, course: Course
-) -> asyncio.Future[Sequence[Section] | None]:
-    """Return the future sections of a course; batched with other courses'.
+    context: RequestContext, courses: Sequence[Course]
+) -> Soon[Outcomes[Sequence[Section]]]:
+    """Return the sections of each course.
 
     Raises:
         Forbidden: A scope is missing.
     """
     context.require(Scope.READ_COURSES)
-    found = context.loaders.sections_by_course.load((course.provider_id, course.external_id))
-    return _counted(context, found, len)
+    found = context.loaders.sections_by_course.load_each(
+        (course.provider_id, course.external_id) for course in courses
+    )
+    return after(found, lambda rows: _counted(context, rows, len))
 
 
-def section_of(context: RequestContext, enrollment: Enrollment) -> asyncio.Future[Section | None]:
-    """Return the future section of an enrollment, found among those of its course.
+def section_of(
+    context: RequestContext, enrollments: Sequence[Enrollment]
+) -> Soon[Outcomes[Section]]:
+    """Return the section of each enrollment, found among those of its course.
 
     ``None``, without a call, when the enrollment is in none.
 
@@ -412,72 +432,77 @@ def section_of(context: RequestContext, enrollment: Enrollment) -> asyncio.Futur
         Forbidden: A scope is missing.
     """
     context.require(Scope.READ_COURSES)
-    section_id = enrollment.section_id
-    if section_id is None:
-        return _settled(None)
-    key = (enrollment.provider_id, enrollment.course_id)
-
-    def pick(sections: Sequence[Section] | None) -> Section | None:
-        return next((row for row in sections or () if row.external_id == section_id), None)
-
-    return _then(context.loaders.sections_by_course.load(key), pick)
+    placed = [row for row in enrollments if row.section_id is not None]
+    found = context.loaders.sections_by_course.load_each(
+        (row.provider_id, row.course_id) for row in placed
+    )
+    return after(found, lambda of_courses: [*_picked(enrollments, iter(of_courses))])
 
 
 def milestones_of(
-    context: RequestContext, enrollment: Enrollment
-) -> asyncio.Future[Sequence[Milestone] | None]:
-    """Return the future milestones of an enrollment's user in its course; batched with others'.
+    context: RequestContext, enrollments: Sequence[Enrollment]
+) -> Soon[Outcomes[Sequence[Milestone]]]:
+    """Return the milestones of each enrollment's user in its course.
 
     Raises:
         Forbidden: A scope is missing.
     """
     context.require(Scope.READ_ENROLLMENTS)
-    key = (enrollment.provider_id, enrollment.user_id, enrollment.course_id)
-    return _counted(context, context.loaders.milestones_by_pair.load(key), len)
+    found = context.loaders.milestones_by_pair.load_each(map(_pair_of, enrollments))
+    return after(found, lambda rows: _counted(context, rows, len))
 
 
 def activity_of(
-    context: RequestContext, user: User, *, first: int
-) -> asyncio.Future[Sequence[Activity] | None]:
-    """Return the future list of what a user did last, newest first; batched with other users'.
+    context: RequestContext, users: Sequence[User], *, first: int
+) -> Soon[Outcomes[Sequence[Activity]]]:
+    """Return what each user did last, newest first.
 
     Raises:
         RequestRefused: A scope is missing, or ``first`` is wrong.
     """
     context.require(Scope.READ_ENROLLMENTS)
-    key = (user.provider_id, user.external_id, checked_first(first, MAX_ACTIVITIES))
-    return _counted(context, context.loaders.activity_by_user.load(key), len)
+    length = checked_first(first, MAX_ACTIVITIES)
+    found = context.loaders.activity_by_user.load_each(
+        (user.provider_id, user.external_id, length) for user in users
+    )
+    return after(found, lambda rows: _counted(context, rows, len))
 
 
-def progress_of(context: RequestContext, enrollment: Enrollment) -> asyncio.Future[Progress | None]:
-    """Return the future progress of an enrollment.
+def progress_of(
+    context: RequestContext, enrollments: Sequence[Enrollment]
+) -> Soon[Outcomes[Progress]]:
+    """Return the progress of each enrollment.
 
-    Where the platform tells more of it by a call of its own, that is asked, together with all
-    others', and what it leaves open is what the enrollment itself says.
+    Where the platform tells more of it by a call of its own, that is asked, for all together, and
+    what it leaves open is what the enrollment itself says.
 
     Raises:
         Forbidden: A scope is missing.
     """
     context.require(Scope.READ_ENROLLMENTS)
-    platform = context.platform_of(enrollment.provider_id)
-    if platform is None or not platform.progress_by_call:
-        return _settled(enrollment.progress)
-    key = (enrollment.provider_id, enrollment.user_id, enrollment.course_id)
-    return _then(
-        context.loaders.progress_by_pair.load(key),
-        lambda called: _merged_progress(called, enrollment.progress),
-    )
+    platforms = {
+        provider_id: context.platform_of(provider_id)
+        for provider_id in {row.provider_id for row in enrollments}
+    }
+    told_apart = {
+        provider_id
+        for provider_id, platform in platforms.items()
+        if platform is not None and platform.progress_by_call
+    }
+    asked = [row for row in enrollments if row.provider_id in told_apart]
+    found = context.loaders.progress_by_pair.load_each(map(_pair_of, asked))
+    return after(found, lambda called: [*_completed(enrollments, told_apart, iter(called))])
 
 
 def sessions_of(
     context: RequestContext,
-    provider: Provider,
+    providers: Sequence[Provider],
     *,
     states: Sequence[SessionState] | None,
     subject: str | None,
     first: int,
-) -> asyncio.Future[Sequence[SessionStatus] | None]:
-    """Return the future list of how sessions with a provider stand, by subject.
+) -> Soon[Outcomes[Sequence[SessionStatus]]]:
+    """Return how sessions with each provider stand, by subject.
 
     Raises:
         RequestRefused: A scope is missing, or ``first`` is wrong.
@@ -488,13 +513,15 @@ def sessions_of(
         subject=subject,
         first=checked_first(first, MAX_SESSIONS),
     )
-    return _counted(context, context.loaders.session_statuses(provider.id, wanted), len)
+    statuses = context.loaders.session_statuses(wanted)
+    found = statuses.load_each(provider.id for provider in providers)
+    return after(found, lambda rows: _counted(context, rows, len))
 
 
-def icon_url_of(
-    context: RequestContext, course: Course, width: int | None
-) -> asyncio.Future[str | None]:
-    """Return the future address of a course's icon, 256 pixels wide unless said otherwise.
+def icon_urls_of(
+    context: RequestContext, courses: Sequence[Course], width: int | None
+) -> Soon[Outcomes[str]]:
+    """Return the address of each course's icon, 256 pixels wide unless said otherwise.
 
     Raises:
         BadInput: No icon is that wide.
@@ -502,7 +529,7 @@ def icon_url_of(
     width = DEFAULT_ICON_WIDTH if width is None else width
     if not 1 <= width <= _MAX_ICON_WIDTH:
         raise BadInput("width", f"{width} is not between 1 and {_MAX_ICON_WIDTH}")
-    return context.loaders.icon_url(course, width)
+    return context.loaders.icon_urls(courses, width)
 
 
 async def user(context: RequestContext, key: ExternalKey) -> User | None:
@@ -677,67 +704,90 @@ def _enrollment_matcher(filter: EnrollmentFilter) -> Callable[[Enrollment], bool
 
 def _nested_enrollments(
     context: RequestContext,
-    key: ExternalKey,
+    keys: Sequence[ExternalKey],
     *,
     of: str,
     rows_by_key: BatchLoader[ExternalKey, Sequence[Enrollment]],
-    arguments: tuple[EnrollmentFilter, PageArguments],
-) -> asyncio.Future[Connection[Enrollment] | None]:
-    """Return the future page of one object's enrollments, the same arguments' in one batch."""
+    filter: EnrollmentFilter,  # noqa: A002 - as in the API
+    page: PageArguments,
+) -> Soon[Outcomes[Connection[Enrollment]]]:
+    """Return a page of the enrollments under each key, a key given as often as it is wanted."""
     context.require(Scope.READ_ENROLLMENTS)
-    pages = context.loaders.enrollment_pages
-    loader = pages.get((of, arguments))
-    if loader is None:
-        checked_first(arguments[1].first, context.limits.max_page_size)
-        loader = pages[of, arguments] = BatchLoader(
-            group_of=lambda wanted: wanted[0],
-            fetch=_enrollment_pager(context, rows_by_key, *arguments, of=of),
-        )
-    return _counted(context, loader.load(key), lambda connection: len(connection.nodes))
+    checked_first(page.first, context.limits.max_page_size)
+    pager = _EnrollmentPager(context, filter, page, of=of)
+
+    def paged(found: Outcomes[Sequence[Enrollment]]) -> Outcomes[Connection[Enrollment]]:
+        pages: dict[ExternalKey, Connection[Enrollment] | BaseException | None] = {}
+        for key, rows in zip(keys, found, strict=True):
+            if key not in pages:
+                if rows is None or isinstance(rows, BaseException):
+                    pages[key] = rows
+                else:
+                    pages[key] = pager.page(key, rows)
+        wanted = [pages[key] for key in keys]
+        return _counted(context, wanted, lambda connection: len(connection.nodes))
+
+    return after(rows_by_key.load_each(keys), paged)
 
 
 def _counted(
-    context: RequestContext, found: asyncio.Future[T | None], length_of: Callable[[T], int]
-) -> asyncio.Future[T | None]:
-    """Return the future list once its rows are counted, for each place that it goes to."""
+    context: RequestContext,
+    found: Sequence[T | BaseException | None],
+    length_of: Callable[[T], int],
+) -> Outcomes[T]:
+    """Return lists once their rows are counted, for each place that they go to.
 
-    def count(rows: T | None) -> T | None:
-        context.count_nested_rows(0 if rows is None else length_of(rows))
+    Those that the answer has no room for are a refusal instead.
+    """
+
+    def count(rows: T | BaseException | None) -> T | BaseException | None:
+        if rows is None or isinstance(rows, BaseException):
+            return rows
+        try:
+            context.count_nested_rows(length_of(rows))
+        except RequestRefused as refusal:
+            return refusal
         return rows
 
-    return _then(found, count)
+    return [*map(count, found)]
 
 
-def _then(found: asyncio.Future[T], convert: Callable[[T], R]) -> asyncio.Future[R]:
-    """Return the future of what a loader promises, converted; a refusal there fails it."""
-    converted: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-
-    def settle(done: asyncio.Future[T]) -> None:
-        if converted.done():
-            return
-        if done.cancelled():
-            converted.cancel()
-            return
-        error = done.exception()
-        if error is None:
-            try:
-                result = convert(done.result())
-            except RequestRefused as refusal:
-                error = refusal
-        if error is None:
-            converted.set_result(result)
+def _picked(
+    enrollments: Iterable[Enrollment],
+    sections: Iterator[Sequence[Section] | BaseException | None],
+) -> Iterator[Section | BaseException | None]:
+    """Yield each enrollment's section, of those of the courses of all that are in one."""
+    for enrollment in enrollments:
+        if enrollment.section_id is None:
+            yield None
+            continue
+        found = next(sections)
+        if isinstance(found, BaseException):
+            yield found
         else:
-            converted.set_exception(error)
-
-    found.add_done_callback(settle)
-    return converted
+            wanted = enrollment.section_id
+            yield next((row for row in found or () if row.external_id == wanted), None)
 
 
-def _settled(value: T) -> asyncio.Future[T]:
-    """Return the future of what is known already."""
-    future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-    future.set_result(value)
-    return future
+def _completed(
+    enrollments: Iterable[Enrollment],
+    told_apart: Collection[str],
+    called: Iterator[Progress | BaseException | None],
+) -> Iterator[Progress | BaseException | None]:
+    """Yield each enrollment's progress: where providers tell it apart, completed by its own."""
+    for enrollment in enrollments:
+        if enrollment.provider_id not in told_apart:
+            yield enrollment.progress
+            continue
+        found = next(called)
+        if isinstance(found, BaseException):
+            yield found
+        else:
+            yield _merged_progress(found, enrollment.progress)
+
+
+def _pair_of(enrollment: Enrollment) -> PairKey:
+    return enrollment.provider_id, enrollment.user_id, enrollment.course_id
 
 
 def _merged_progress(called: Progress | None, known: Progress | None) -> Progress | None:
@@ -747,41 +797,90 @@ def _merged_progress(called: Progress | None, known: Progress | None) -> Progres
     missing = {
         name: getattr(known, name) for name in _PROGRESS_FIELDS if getattr(called, name) is None
     }
-    return dataclasses.replace(called, **missing)
+    return msgspec.structs.replace(called, **missing)
 
 
-def _enrollment_pager(
-    context: RequestContext,
-    rows_by_key: BatchLoader[ExternalKey, Sequence[Enrollment]],
-    filter: EnrollmentFilter,  # noqa: A002 - as in the API
-    page: PageArguments,
-    *,
-    of: str,
-) -> FetchGroup[ExternalKey, Connection[Enrollment]]:
-    matches = _enrollment_matcher(filter)
-    fingerprint = dataclasses.astuple(filter)
+class _EnrollmentPager:
+    """Makes pages of the enrollments of many users, or of many courses, alike.
 
-    async def fetch(
-        provider_id: str, keys: Sequence[ExternalKey]
-    ) -> Mapping[ExternalKey, Connection[Enrollment]]:
-        rows_in_turn = await rows_by_key.load_many(keys)
-        source = SourceStatus(
-            provider_id=provider_id,
-            provider=context.get_provider(provider_id),
-            state=SourceState.OK,
+    Args:
+        context: Of the request.
+        filter: Which ones.
+        page: As the caller gave it.
+        of: Whose they are: ``user`` or ``course``.
+    """
+
+    def __init__(
+        self,
+        context: RequestContext,
+        filter: EnrollmentFilter,  # noqa: A002 - as in the API
+        page: PageArguments,
+        *,
+        of: str,
+    ) -> None:
+        self._context = context
+        self._page = page
+        self._name = f"of {of}"
+        self._fingerprint = dataclasses.astuple(filter)
+        self._matches = None if filter == ANY_ENROLLMENT else _enrollment_matcher(filter)
+        self._sources: dict[str, tuple[SourceStatus, ...]] = {}
+
+    def page(
+        self, key: ExternalKey, rows: Sequence[Enrollment]
+    ) -> Connection[Enrollment] | RequestRefused:
+        """Return the page of one of them, or what is wrong with the cursor."""
+        if self._page.after is not None:
+            try:
+                return self._whole(key, rows)
+            except RequestRefused as refusal:
+                return refusal
+        rows_by_id = {row.id: row for row in rows if self._matches is None or self._matches(row)}
+        # Its cursors are seldom asked for, and cost more than all the rest.
+        return Connection(
+            nodes=[rows_by_id[row_id] for row_id in sorted(rows_by_id)[: self._page.first]],
+            cursor_of=_Cursors(lambda: self._whole(key, rows)),
+            empty_cursor=None,
+            has_previous_page=False,
+            has_next_page=len(rows_by_id) > self._page.first,
+            total_count=len(rows_by_id),
+            sources=self._sources_of(key[0]),
         )
-        return {
-            key: page_of_rows(
-                [
-                    CollectedRow(row=row, key=(row.id,), provider_id=provider_id)
-                    for row in rows
-                    if matches(row)
-                ],
-                sources=(source,),
-                request=page_request(context, f"of {of}", [key, fingerprint], page),
-            )
-            for key, rows in zip(keys, rows_in_turn, strict=True)
-            if rows is not None
-        }
 
-    return fetch
+    def _whole(self, key: ExternalKey, rows: Sequence[Enrollment]) -> Connection[Enrollment]:
+        """Return a page that can make its cursors.
+
+        Raises:
+            BadInput: The cursor is none of this list.
+        """
+        return page_of_rows(
+            [
+                CollectedRow(row=row, key=(row.id,), provider_id=key[0])
+                for row in rows
+                if self._matches is None or self._matches(row)
+            ],
+            sources=self._sources_of(key[0]),
+            request=page_request(self._context, self._name, [key, self._fingerprint], self._page),
+        )
+
+    def _sources_of(self, provider_id: str) -> tuple[SourceStatus, ...]:
+        sources = self._sources.get(provider_id)
+        if sources is None:
+            provider = self._context.get_provider(provider_id)
+            source = SourceStatus(provider_id=provider_id, provider=provider, state=SourceState.OK)
+            sources = self._sources[provider_id] = (source,)
+        return sources
+
+
+class _Cursors:
+    """Makes the cursors of a page that can make none by itself, once the first is wanted."""
+
+    __slots__ = ("_page", "_whole")
+
+    def __init__(self, whole: Callable[[], Connection[Enrollment]]) -> None:
+        self._whole = whole
+        self._page: Connection[Enrollment] | None = None
+
+    def __call__(self, index: int) -> str:
+        if self._page is None:
+            self._page = self._whole()
+        return self._page.cursor_of(index)

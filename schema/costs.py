@@ -12,11 +12,12 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from operator import attrgetter
 from typing import Any, Final, TypeAlias
 
-import msgspec
 import strawberry
 from graphql import (
     ArgumentNode,
@@ -44,6 +45,8 @@ from graphql import (
     is_object_type,
 )
 from strawberry.schema_directive import Location
+
+from schema.engine import Row
 
 
 @strawberry.schema_directive(
@@ -433,23 +436,21 @@ def count_values(answer: object) -> int:
     Objects are dicts or structs, as they are executed.
     """
     total = 0
-    waiting: Sequence[object] = [answer]
+    waiting: Sequence[Any] = [answer]
     while waiting:
-        inside: list[object] = []
-        for value in waiting:
-            values: Collection[object]
-            if isinstance(value, msgspec.Struct):
-                values = msgspec.structs.astuple(value)
-                total += len(values)
-            elif isinstance(value, dict):
-                values = value.values()
-                total += len(values)
-            elif isinstance(value, list):
-                values = value
-                total += len(values) - 1
-            else:
-                continue
-            inside += [one for one in values if one.__class__ not in _LEAVES]
+        inside: list[Any] = []
+        for kind in {*map(type, waiting)} - _LEAVES:
+            alike: list[Any] = [value for value in waiting if value.__class__ is kind]
+            if issubclass(kind, Row):
+                total += len(alike) * len(kind.__struct_fields__)
+                for name in kind.containers:
+                    inside += map(attrgetter(name), alike)
+            elif kind is list:
+                total += sum(map(len, alike)) - len(alike)
+                inside += chain.from_iterable(alike)
+            elif kind is dict:
+                total += sum(map(len, alike))
+                inside += chain.from_iterable(map(dict.values, alike))
         waiting = inside
     return total
 

@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-from asyncio import Future
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeAlias, TypeVar, cast
 
 import strawberry
 from graphql import (
@@ -25,12 +24,15 @@ from resolvers import context as contexts
 from resolvers.chains import NOTHING, Wanted
 from resolvers.context import RequestContext
 from resolvers.lists import DEFAULT_FIRST
+from resolvers.loaders import Outcomes, Soon, after
 from schema import global_ids
 from schema.costs import PAGE, ListSize
+from schema.engine import batched, reads
 from schema.enums import ErrorCode, error_code
 from schema.global_ids import GlobalId
 from schema.health import ProviderHealth
 from schema.inputs import EnrollmentFilter
+from sessions import resilience
 from sessions.base import SERVICE, Capability
 from storage import records
 from storage.leases import SessionStatus as SessionStatusRecord
@@ -57,6 +59,22 @@ GatewayInfo: TypeAlias = Info[RequestContext, None]
 
 S = TypeVar("S")
 R = TypeVar("R")
+S_co = TypeVar("S_co", covariant=True)
+
+
+class _Recorded(Protocol[S_co]):
+    """An object of the API that is made of a record."""
+
+    @property
+    def record(self) -> S_co: ...
+
+
+class _OfProvider(Protocol):
+    """A record of something that a provider has."""
+
+    @property
+    def provider_id(self) -> str: ...
+
 
 _FIRST = (
     "How many at most: 1 up to the gateway's largest page, 1000 unless set otherwise; null for 50."
@@ -67,31 +85,43 @@ _AFTER = (
 )
 
 
-def later(future: Future[S | None], convert: Callable[[S], R]) -> R | None:
-    """Return what a loader promises, converted; GraphQL waits for it where it must.
+def converted(outcomes: Soon[Outcomes[S]], convert: Callable[[S], R]) -> list[R | None]:
+    """Return what came of each of several things, the values among it converted.
 
-    No coroutine per object: a future that is done gives its value at once, another one gets a
-    callback.
+    An error stands in the place of its value, and what is not there yet is waited for, as
+    batched fields have it.
     """
-    if future.done() and not future.cancelled() and future.exception() is None:
-        value = future.result()
-        return None if value is None else convert(value)
-    converted: Future[R | None] = future.get_loop().create_future()
 
-    def settle(done: Future[S | None]) -> None:
-        if converted.done():
-            return
-        if done.cancelled():
-            converted.cancel()
-        elif (error := done.exception()) is not None:
-            converted.set_exception(error)
-            converted.exception()  # read once: a branch that was given up is no warning
-        else:
-            result = done.result()
-            converted.set_result(None if result is None else convert(result))
+    def convert_each(found: Outcomes[S]) -> list[R | BaseException | None]:
+        return [
+            outcome if outcome is None or isinstance(outcome, BaseException) else convert(outcome)
+            for outcome in found
+        ]
 
-    future.add_done_callback(settle)
-    return cast("R | None", converted)  # GraphQL awaits what a resolver returns
+    return cast("list[R | None]", after(outcomes, convert_each))  # the engine knows
+
+
+def shared(outcomes: Soon[Outcomes[S]], convert: Callable[[S], R]) -> list[R | None]:
+    """Return the same as ``converted``; of what comes several times, the same object each time."""
+    known: dict[int, R] = {}
+
+    def convert_once(value: S) -> R:
+        found = known.get(id(value))
+        if found is None:
+            found = known[id(value)] = convert(value)
+        return found
+
+    return converted(outcomes, convert_once)
+
+
+def records_of(parents: Iterable[_Recorded[S]]) -> list[S]:
+    """Return what objects are made of."""
+    return [parent.record for parent in parents]
+
+
+def provider_id_of(parent: _Recorded[_OfProvider]) -> str:
+    """Return whose an object is: what hangs on it is read by provider."""
+    return parent.record.provider_id
 
 
 def path_of(info: GatewayInfo) -> tuple[str | int, ...]:
@@ -192,9 +222,22 @@ def _fields_of(
 class Node:
     """Anything with a global id."""
 
-    id: strawberry.ID = strawberry.field(
+    @property
+    def global_id(self) -> GlobalId:
+        """What the id says."""
+        raise NotImplementedError
+
+    @strawberry.field(
         description="Opaque, unique over all providers, the same for as long as the object exists."
     )
+    def id(self) -> strawberry.ID:
+        """Return the id."""
+        return strawberry.ID(self.global_id.encode())
+
+
+def _authorization_urls(parents: Sequence[ProviderSession], info: GatewayInfo) -> list[str | None]:
+    made_by = info.context.authorizing
+    return [authorizing.url_for_session(made_by, parent.record) for parent in parents]
 
 
 @strawberry.type(description="One session the gateway holds with a provider; never a secret.")
@@ -224,14 +267,11 @@ class ProviderSession:
         description="The same for a person; null when all is well."
     )
     record: strawberry.Private[SessionStatusRecord]
-
-    @strawberry.field(
+    authorization_url = batched(
+        _authorization_urls,
         description="Where the user signs in again, to be opened within an hour; null unless the"
-        " session is a user's and REAUTH_REQUIRED."
+        " session is a user's and REAUTH_REQUIRED.",
     )
-    def authorization_url(self, info: GatewayInfo) -> str | None:
-        """Return where the user signs in again."""
-        return authorizing.url_for_session(info.context.authorizing, self.record)
 
     @classmethod
     def from_record(cls, record: SessionStatusRecord) -> ProviderSession:
@@ -250,141 +290,164 @@ class ProviderSession:
         )
 
 
+def _base_urls(parents: Sequence[Provider], info: GatewayInfo) -> list[str]:
+    info.context.refuse_learners()
+    return [parent.record.base_url for parent in parents]
+
+
+def _account_ids(parents: Sequence[Provider], info: GatewayInfo) -> list[str | None]:
+    info.context.refuse_learners()
+    return [parent.record.account_id for parent in parents]
+
+
+def _versions(parents: Sequence[Provider], info: GatewayInfo) -> list[str | None]:
+    info.context.refuse_learners()
+    return [parent.record.version for parent in parents]
+
+
+def _problems(parents: Sequence[Provider], info: GatewayInfo) -> list[str | None]:
+    info.context.refuse_learners()
+    return [parent.record.problem for parent in parents]
+
+
+def _capabilities(parents: Sequence[Provider], info: GatewayInfo) -> list[list[Capability]]:
+    platforms = [info.context.platforms.get(parent.record.platform) for parent in parents]
+    return [[] if found is None else sorted(found.capabilities) for found in platforms]
+
+
+def _sessions_of_providers(
+    parents: Sequence[Provider],
+    info: GatewayInfo,
+    states: Annotated[
+        list[SessionState] | None,
+        strawberry.argument(description="Only those in one of these states; null for all."),
+    ] = None,
+    subject: Annotated[
+        str | None,
+        strawberry.argument(
+            description="Only this one: service, or user: and a user's external id; null for all."
+        ),
+    ] = None,
+    first: Annotated[
+        int | None,
+        strawberry.argument(description="How many at most: 1 to 1000; null for 50."),
+    ] = 50,
+) -> list[list[ProviderSession] | None]:
+    found = roster.sessions_of(
+        info.context,
+        records_of(parents),
+        states=states,
+        subject=subject,
+        first=DEFAULT_FIRST if first is None else first,
+    )
+    return converted(found, lambda rows: [ProviderSession.from_record(row) for row in rows])
+
+
+def _health_of_providers(
+    parents: Sequence[Provider], info: GatewayInfo
+) -> list[ProviderHealth | None]:
+    found = {parent.record.id: info.context.health(parent.record.id) for parent in parents}
+    used = [parent.record for parent in parents if found[parent.record.id] is not None]
+    sessions = roster.sessions_of(info.context, used, states=None, subject=SERVICE, first=1)
+
+    def describe(statuses: Outcomes[Sequence[SessionStatusRecord]]) -> list[object]:
+        rows_of_used = iter(statuses)
+        return [_health(found[parent.record.id], rows_of_used) for parent in parents]
+
+    return cast("list[ProviderHealth | None]", after(sessions, describe))  # as in ``converted``
+
+
+def _health(
+    health: resilience.ProviderHealth | None,
+    statuses: Iterator[Sequence[SessionStatusRecord] | BaseException | None],
+) -> ProviderHealth | BaseException | None:
+    if health is None:
+        return None
+    rows = next(statuses)
+    if rows is None or isinstance(rows, BaseException):
+        return rows
+    return ProviderHealth.from_record(health, rows)
+
+
+def _last_imports(
+    parents: Sequence[Provider], info: GatewayInfo
+) -> list[Annotated[ImportRun, strawberry.lazy("schema.imports")] | None]:
+    from schema.imports import ImportRun  # noqa: PLC0415 - it is built from these types
+
+    found = importing.last_imports_of(info.context, records_of(parents))
+    return converted(found, ImportRun.from_record)
+
+
 @strawberry.type(description="One registered installation of a platform, such as a Kolibri server.")
 class Provider(Node):
     """One registered installation of a platform."""
 
-    provider_id: strawberry.ID = strawberry.field(
-        description="The product's own id for it, as given when it was registered."
+    provider_id: strawberry.ID = reads(
+        "record.id",
+        description="The product's own id for it, as given when it was registered.",
     )
-    platform: str = strawberry.field(description="Kind of software, in lower case: kolibri.")
-    name: str = strawberry.field(description="For a person.")
-    state: ProviderState = strawberry.field(description="Where it is in its life.")
-    revision: int = strawberry.field(description="Rises by one with every change.")
-    created_at: datetime = strawberry.field(description="When it was registered.")
-    updated_at: datetime = strawberry.field(description="When it was last changed.")
-    checked_at: datetime | None = strawberry.field(
-        description="When it was last checked; null before the first check."
+    platform: str = reads(
+        "record.platform", description="Kind of software, in lower case: kolibri."
+    )
+    name: str = reads("record.name", description="For a person.")
+    state: ProviderState = reads("record.state", description="Where it is in its life.")
+    revision: int = reads("record.revision", description="Rises by one with every change.")
+    created_at: datetime = reads("record.created_at", description="When it was registered.")
+    updated_at: datetime = reads("record.updated_at", description="When it was last changed.")
+    checked_at: datetime | None = reads(
+        "record.checked_at",
+        description="When it was last checked; null before the first check.",
     )
     record: strawberry.Private[records.Provider]
-
-    @strawberry.field(description="Where the gateway reaches it. Not for learners.")
-    def base_url(self, info: GatewayInfo) -> str:
-        """Return where it is."""
-        info.context.refuse_learners()
-        return self.record.base_url
-
-    @strawberry.field(
+    base_url = batched(_base_urls, description="Where the gateway reaches it. Not for learners.")
+    account_id = batched(
+        _account_ids,
         description="Which part of the installation is meant (Kolibri: the facility id); null for"
-        " the one the account belongs to. Not for learners."
+        " the one the account belongs to. Not for learners.",
     )
-    def account_id(self, info: GatewayInfo) -> str | None:
-        """Return which part of the installation is meant."""
-        info.context.refuse_learners()
-        return self.record.account_id
-
-    @strawberry.field(
+    version = batched(
+        _versions,
         description="Software version last read from it; null before the first check. Not for"
-        " learners."
+        " learners.",
     )
-    def version(self, info: GatewayInfo) -> str | None:
-        """Return its version."""
-        info.context.refuse_learners()
-        return self.record.version
-
-    @strawberry.field(
+    problem = batched(
+        _problems,
         description="Why its last check failed, for a person; null when it did not. Not for"
-        " learners."
+        " learners.",
     )
-    def problem(self, info: GatewayInfo) -> str | None:
-        """Return why its last check failed."""
-        info.context.refuse_learners()
-        return self.record.problem
-
-    @strawberry.field(
+    capabilities = batched(
+        _capabilities,
         description="What it can be asked for, in alphabetical order.",
         directives=[ListSize(assumed_size=10)],
     )
-    def capabilities(self, info: GatewayInfo) -> list[Capability]:
-        """Return what its platform declares."""
-        platform = info.context.platforms.get(self.record.platform)
-        return [] if platform is None else sorted(platform.capabilities)
-
-    @strawberry.field(
+    sessions = batched(
+        _sessions_of_providers,
+        every_place=True,
         description="Sessions the gateway holds with it, by subject. Needs the scope"
         " read:providers; null without.",
         directives=[ListSize(slicing_arguments=["first"])],
     )
-    def sessions(
-        self,
-        info: GatewayInfo,
-        states: Annotated[
-            list[SessionState] | None,
-            strawberry.argument(description="Only those in one of these states; null for all."),
-        ] = None,
-        subject: Annotated[
-            str | None,
-            strawberry.argument(
-                description="Only this one: service, or user: and a user's external id; null for"
-                " all."
-            ),
-        ] = None,
-        first: Annotated[
-            int | None,
-            strawberry.argument(description="How many at most: 1 to 1000; null for 50."),
-        ] = 50,
-    ) -> list[ProviderSession] | None:
-        """Return how its sessions stand."""
-        found = roster.sessions_of(
-            info.context,
-            self.record,
-            states=states,
-            subject=subject,
-            first=DEFAULT_FIRST if first is None else first,
-        )
-        return later(found, lambda rows: [ProviderSession.from_record(row) for row in rows])
-
-    @strawberry.field(
+    health = batched(
+        _health_of_providers,
+        every_place=True,
         description="How the process that answers gets on with it; null when that process has not"
-        " used it. Costs no call. Needs the scope read:providers; null without."
+        " used it. Costs no call. Needs the scope read:providers; null without.",
     )
-    def health(self, info: GatewayInfo) -> ProviderHealth | None:
-        """Return how this process gets on with it."""
-        found = info.context.health(self.record.id)
-        if found is None:
-            return None
-        sessions = roster.sessions_of(
-            info.context, self.record, states=None, subject=SERVICE, first=1
-        )
-        return later(sessions, lambda rows: ProviderHealth.from_record(found, rows))
-
-    @strawberry.field(
+    last_import = batched(
+        _last_imports,
         description="Its last import, under way or ended; null when it was never imported. Needs"
-        " the scope read:providers; null without."
+        " the scope read:providers; null without.",
     )
-    def last_import(
-        self, info: GatewayInfo
-    ) -> Annotated[ImportRun, strawberry.lazy("schema.imports")] | None:
-        """Return its last import."""
-        from schema.imports import ImportRun  # noqa: PLC0415 - it is built from these types
 
-        return later(importing.last_import_of(info.context, self.record), ImportRun.from_record)
+    @property
+    def global_id(self) -> GlobalId:
+        """What the id says."""
+        return GlobalId(global_ids.PROVIDER, self.record.id)
 
     @classmethod
     def from_record(cls, record: records.Provider) -> Provider:
         """Build the type from its record."""
-        return cls(
-            id=strawberry.ID(GlobalId(global_ids.PROVIDER, record.id).encode()),
-            provider_id=strawberry.ID(record.id),
-            platform=record.platform,
-            name=record.name,
-            state=record.state,
-            revision=record.revision,
-            created_at=record.created_at,
-            updated_at=record.updated_at,
-            checked_at=record.checked_at,
-            record=record,
-        )
+        return cls(record=record)
 
 
 @strawberry.type(description="A role as all providers' own words are mapped to it.")
@@ -748,129 +811,169 @@ _CURSOR = "What to give as after for what comes behind this row."
 _NODE = "The row."
 
 
+def _providers_of(parents: Sequence[_Recorded[_OfProvider]], info: GatewayInfo) -> list[Provider]:
+    provider_ids = [*map(provider_id_of, parents)]
+    found = {provider_id: _provider_of(info, provider_id) for provider_id in set(provider_ids)}
+    return [found[provider_id] for provider_id in provider_ids]
+
+
+def _enrollments_of_users(
+    parents: Sequence[User],
+    info: GatewayInfo,
+    filter: Annotated[  # noqa: A002 - the argument's name in the API
+        EnrollmentFilter | None, strawberry.argument(description="Which ones.")
+    ] = None,
+    first: Annotated[int | None, strawberry.argument(description=_FIRST)] = 50,
+    after: Annotated[str | None, strawberry.argument(description=_AFTER)] = None,
+) -> list[EnrollmentConnection | None]:
+    found = roster.enrollments_of_users(
+        info.context,
+        records_of(parents),
+        filter=EnrollmentFilter.record_of(filter),
+        page=lists.PageArguments(first=DEFAULT_FIRST if first is None else first, after=after),
+    )
+    return converted(found, EnrollmentConnection.from_record)
+
+
+def _activity_of_users(
+    parents: Sequence[User],
+    info: GatewayInfo,
+    first: Annotated[
+        int | None, strawberry.argument(description="How many at most: 1 to 100; null for 50.")
+    ] = 50,
+) -> list[list[Activity] | None]:
+    found = roster.activity_of(
+        info.context, records_of(parents), first=DEFAULT_FIRST if first is None else first
+    )
+    return converted(found, lambda rows: [Activity.from_record(row) for row in rows])
+
+
 @strawberry.type(description="An account at one provider. Null always means not reported.")
 class User(Node):
     """An account at one provider."""
 
-    external_id: str = strawberry.field(description="The provider's own id, exactly.")
-    username: str | None = strawberry.field(
-        description="What the user logs in with; null when not reported."
+    external_id: str = reads("record.external_id", description="The provider's own id, exactly.")
+    username: str | None = reads(
+        "record.username", description="What the user logs in with; null when not reported."
     )
-    display_name: str = strawberry.field(
-        description="The provider's text untouched; empty where the provider has none."
+    display_name: str = reads(
+        "record.display_name",
+        description="The provider's text untouched; empty where the provider has none.",
     )
-    given_name: str | None = strawberry.field(
-        description="Null unless reported, or told from the display name with confidence."
+    given_name: str | None = reads(
+        "record.given_name",
+        description="Null unless reported, or told from the display name with confidence.",
     )
-    middle_name: str | None = strawberry.field(
-        description="Null unless reported, or told from the display name with confidence."
+    middle_name: str | None = reads(
+        "record.middle_name",
+        description="Null unless reported, or told from the display name with confidence.",
     )
-    family_name: str | None = strawberry.field(
-        description="Null unless reported, or told from the display name with confidence."
+    family_name: str | None = reads(
+        "record.family_name",
+        description="Null unless reported, or told from the display name with confidence.",
     )
-    email: str | None = strawberry.field(description="Null when not reported.")
-    active: bool | None = strawberry.field(
-        description="Whether the account can be used; null when not reported."
+    email: str | None = reads("record.email", description="Null when not reported.")
+    active: bool | None = reads(
+        "record.active", description="Whether the account can be used; null when not reported."
     )
-    locale: str | None = strawberry.field(
-        description="BCP 47 language tag; null when not reported."
+    locale: str | None = reads(
+        "record.locale", description="BCP 47 language tag; null when not reported."
     )
-    time_zone: str | None = strawberry.field(
-        description="IANA time zone name; null when not reported."
+    time_zone: str | None = reads(
+        "record.time_zone", description="IANA time zone name; null when not reported."
     )
-    last_activity_at: datetime | None = strawberry.field(
-        description="When the user last did something; null when not reported."
+    last_activity_at: datetime | None = reads(
+        "record.last_activity_at",
+        description="When the user last did something; null when not reported.",
     )
     record: strawberry.Private[records.User]
 
-    @strawberry.field(description="Where the account is.")
-    def provider(self, info: GatewayInfo) -> Provider:
-        """Return the account's provider."""
-        return _provider_of(info, self.record.provider_id)
-
-    @strawberry.field(
-        description="Identifiers beside the external id, in the provider's order.",
-        directives=[ListSize(assumed_size=3)],
-    )
-    def identifiers(self) -> list[Identifier]:
-        """Return the account's other identifiers."""
-        return [Identifier.from_record(record) for record in self.record.identifiers]
-
-    @strawberry.field(
+    roles: list[Role] = reads(
+        "record.roles",
         description="Roles in the installation as a whole, in the provider's order.",
         directives=[ListSize(assumed_size=3)],
     )
-    def roles(self) -> list[Role]:
-        """Return the account's roles."""
-        return [Role.from_record(record) for record in self.record.roles]
-
-    @strawberry.field(description="Where the account comes from and how fresh it is.")
-    def provenance(self) -> Provenance:
-        """Return where the account comes from."""
-        return Provenance.from_record(self.record.provenance)
-
-    @strawberry.field(
+    identifiers: list[Identifier] = reads(
+        "record.identifiers",
+        description="Identifiers beside the external id, in the provider's order.",
+        directives=[ListSize(assumed_size=3)],
+    )
+    provenance: Provenance = reads(
+        "record.provenance", description="Where the account comes from and how fresh it is."
+    )
+    provider = batched(_providers_of, description="Where the account is.")
+    enrollments = batched(
+        _enrollments_of_users,
+        apart=provider_id_of,
+        every_place=True,
         description="The user's enrollments, in an order that stays the same; null while the"
         " provider is down or when it no longer knows the user.",
         directives=[PAGE],
     )
-    def enrollments(
-        self,
-        info: GatewayInfo,
-        filter: Annotated[  # noqa: A002 - the argument's name in the API
-            EnrollmentFilter | None, strawberry.argument(description="Which ones.")
-        ] = None,
-        first: Annotated[int | None, strawberry.argument(description=_FIRST)] = 50,
-        after: Annotated[str | None, strawberry.argument(description=_AFTER)] = None,
-    ) -> EnrollmentConnection | None:
-        """Return the future page of the user's enrollments."""
-        found = roster.enrollments_of_user(
-            info.context,
-            self.record,
-            filter=EnrollmentFilter.record_of(filter),
-            page=lists.PageArguments(first=DEFAULT_FIRST if first is None else first, after=after),
-        )
-        return later(found, EnrollmentConnection.from_record)
-
-    @strawberry.field(
+    activity = batched(
+        _activity_of_users,
+        apart=provider_id_of,
+        every_place=True,
         description="The latest things the user did, newest first; null while the provider is"
         " down, cannot tell, or no longer knows the user. Needs the scope read:enrollments. Costs"
         " a provider that tells it user by user one call for each.",
         directives=[ListSize(slicing_arguments=["first"])],
     )
-    def activity(
-        self,
-        info: GatewayInfo,
-        first: Annotated[
-            int | None, strawberry.argument(description="How many at most: 1 to 100; null for 50.")
-        ] = 50,
-    ) -> list[Activity] | None:
-        """Return the future list of what the user did."""
-        found = roster.activity_of(
-            info.context, self.record, first=DEFAULT_FIRST if first is None else first
-        )
-        return later(found, lambda rows: [Activity.from_record(row) for row in rows])
+
+    @property
+    def global_id(self) -> GlobalId:
+        """What the id says."""
+        return GlobalId(global_ids.USER, self.record.provider_id, self.record.external_id)
 
     @classmethod
     def from_record(cls, record: records.User) -> User:
         """Build the type from its record."""
-        return cls(
-            id=strawberry.ID(
-                GlobalId(global_ids.USER, record.provider_id, record.external_id).encode()
-            ),
-            external_id=record.external_id,
-            username=record.username,
-            display_name=record.display_name,
-            given_name=record.given_name,
-            middle_name=record.middle_name,
-            family_name=record.family_name,
-            email=record.email,
-            active=record.active,
-            locale=record.locale,
-            time_zone=record.time_zone,
-            last_activity_at=record.last_activity_at,
-            record=record,
-        )
+        return cls(record=record)
+
+
+def _icon_urls(
+    parents: Sequence[Course],
+    info: GatewayInfo,
+    width: Annotated[
+        int | None,
+        strawberry.argument(
+            description="Wanted width in pixels, 1 to 4096: the smallest size kept that is"
+            " as wide is given, else the widest."
+        ),
+    ] = 256,
+) -> list[str | None]:
+    found = roster.icon_urls_of(info.context, records_of(parents), width)
+    return converted(found, str)
+
+
+def _icon_assets(parents: Sequence[Course], info: GatewayInfo) -> list[Asset | None]:
+    found = info.context.loaders.icon_assets(records_of(parents))
+    return converted(found, Asset.from_record)
+
+
+def _enrollments_of_courses(
+    parents: Sequence[Course],
+    info: GatewayInfo,
+    filter: Annotated[  # noqa: A002 - the argument's name in the API
+        EnrollmentFilter | None, strawberry.argument(description="Which ones.")
+    ] = None,
+    first: Annotated[int | None, strawberry.argument(description=_FIRST)] = 50,
+    after: Annotated[str | None, strawberry.argument(description=_AFTER)] = None,
+) -> list[EnrollmentConnection | None]:
+    found = roster.enrollments_of_courses(
+        info.context,
+        records_of(parents),
+        filter=EnrollmentFilter.record_of(filter),
+        page=lists.PageArguments(first=DEFAULT_FIRST if first is None else first, after=after),
+    )
+    return converted(found, EnrollmentConnection.from_record)
+
+
+def _sections_of_courses(
+    parents: Sequence[Course], info: GatewayInfo
+) -> list[list[Section] | None]:
+    found = roster.sections_of(info.context, records_of(parents))
+    return converted(found, lambda rows: [Section.from_record(row) for row in rows])
 
 
 @strawberry.type(
@@ -880,142 +983,171 @@ class User(Node):
 class Course(Node):
     """What users of one provider enroll in."""
 
-    external_id: str = strawberry.field(description="The provider's own id, exactly.")
-    kind: CourseKind = strawberry.field(description="What kind of thing it is.")
-    title: str = strawberry.field(description="The provider's text untouched.")
-    course_code: str | None = strawberry.field(description="Short code; null when not reported.")
-    description: str | None = strawberry.field(
-        description="As the provider has it, which may be HTML; null when not reported."
+    external_id: str = reads("record.external_id", description="The provider's own id, exactly.")
+    kind: CourseKind = reads("record.kind", description="What kind of thing it is.")
+    title: str = reads("record.title", description="The provider's text untouched.")
+    course_code: str | None = reads(
+        "record.course_code", description="Short code; null when not reported."
     )
-    language: str | None = strawberry.field(
-        description="BCP 47 language tag; null when not reported."
+    description: str | None = reads(
+        "record.description",
+        description="As the provider has it, which may be HTML; null when not reported.",
     )
-    state: CourseState = strawberry.field(description="Where it is in its life.")
-    starts_at: datetime | None = strawberry.field(description="Null when not reported.")
-    ends_at: datetime | None = strawberry.field(description="Null when not reported.")
-    url: str | None = strawberry.field(
-        description="Where a person opens it at the provider; null when not reported."
+    language: str | None = reads(
+        "record.language", description="BCP 47 language tag; null when not reported."
     )
-    resource_count: int | None = strawberry.field(
-        description="How many items it holds; null when not reported."
+    state: CourseState = reads("record.state", description="Where it is in its life.")
+    starts_at: datetime | None = reads("record.starts_at", description="Null when not reported.")
+    ends_at: datetime | None = reads("record.ends_at", description="Null when not reported.")
+    url: str | None = reads(
+        "record.url", description="Where a person opens it at the provider; null when not reported."
+    )
+    resource_count: int | None = reads(
+        "record.resource_count", description="How many items it holds; null when not reported."
     )
     record: strawberry.Private[records.Course]
 
-    @strawberry.field(description="Where the course is.")
-    def provider(self, info: GatewayInfo) -> Provider:
-        """Return the course's provider."""
-        return _provider_of(info, self.record.provider_id)
-
-    @strawberry.field(
+    identifiers: list[Identifier] = reads(
+        "record.identifiers",
         description="Identifiers beside the external id, in the provider's order.",
         directives=[ListSize(assumed_size=3)],
     )
-    def identifiers(self) -> list[Identifier]:
-        """Return the course's other identifiers."""
-        return [Identifier.from_record(record) for record in self.record.identifiers]
-
-    @strawberry.field(description="Where the course comes from and how fresh it is.")
-    def provenance(self) -> Provenance:
-        """Return where the course comes from."""
-        return Provenance.from_record(self.record.provenance)
-
-    @strawberry.field(
-        description="Address of the icon at the gateway; null when there is none, it is not a"
-        " usable image, or it cannot be had now. Never fails a query."
+    provenance: Provenance = reads(
+        "record.provenance", description="Where the course comes from and how fresh it is."
     )
-    def icon_url(
-        self,
-        info: GatewayInfo,
-        width: Annotated[
-            int | None,
-            strawberry.argument(
-                description="Wanted width in pixels, 1 to 4096: the smallest size kept that is"
-                " as wide is given, else the widest."
-            ),
-        ] = 256,
-    ) -> str | None:
-        """Return the future address of the course's icon."""
-        return later(roster.icon_url_of(info.context, self.record, width), str)
-
-    @strawberry.field(description="The icon in the largest size kept; null as for iconUrl.")
-    def icon(self, info: GatewayInfo) -> Asset | None:
-        """Return the future description of the course's icon."""
-        return later(info.context.loaders.icon_asset(self.record), Asset.from_record)
-
-    @strawberry.field(
+    provider = batched(_providers_of, description="Where the course is.")
+    icon_url = batched(
+        _icon_urls,
+        description="Address of the icon at the gateway; null when there is none, it is not a"
+        " usable image, or it cannot be had now. Never fails a query.",
+    )
+    icon = batched(
+        _icon_assets, description="The icon in the largest size kept; null as for iconUrl."
+    )
+    enrollments = batched(
+        _enrollments_of_courses,
+        apart=provider_id_of,
+        every_place=True,
         description="Enrollments in the course, in an order that stays the same; null while the"
         " provider is down or when it no longer knows the course.",
         directives=[PAGE],
     )
-    def enrollments(
-        self,
-        info: GatewayInfo,
-        filter: Annotated[  # noqa: A002 - the argument's name in the API
-            EnrollmentFilter | None, strawberry.argument(description="Which ones.")
-        ] = None,
-        first: Annotated[int | None, strawberry.argument(description=_FIRST)] = 50,
-        after: Annotated[str | None, strawberry.argument(description=_AFTER)] = None,
-    ) -> EnrollmentConnection | None:
-        """Return the future page of the course's enrollments."""
-        found = roster.enrollments_of_course(
-            info.context,
-            self.record,
-            filter=EnrollmentFilter.record_of(filter),
-            page=lists.PageArguments(first=DEFAULT_FIRST if first is None else first, after=after),
-        )
-        return later(found, EnrollmentConnection.from_record)
-
-    @strawberry.field(
+    sections = batched(
+        _sections_of_courses,
+        apart=provider_id_of,
+        every_place=True,
         description="The course's sections, by title; null while the provider is down, has none,"
         " or no longer knows the course. Needs the scope read:courses.",
         directives=[ListSize(assumed_size=5)],
     )
-    def sections(self, info: GatewayInfo) -> list[Section] | None:
-        """Return the future sections."""
-        found = roster.sections_of(info.context, self.record)
-        return later(found, lambda rows: [Section.from_record(row) for row in rows])
+
+    @property
+    def global_id(self) -> GlobalId:
+        """What the id says."""
+        return GlobalId(global_ids.COURSE, self.record.provider_id, self.record.external_id)
 
     @classmethod
     def from_record(cls, record: records.Course) -> Course:
         """Build the type from its record."""
-        return cls(
-            id=strawberry.ID(
-                GlobalId(global_ids.COURSE, record.provider_id, record.external_id).encode()
-            ),
-            external_id=record.external_id,
-            kind=record.kind,
-            title=record.title,
-            course_code=record.course_code,
-            description=record.description,
-            language=record.language,
-            state=record.state,
-            starts_at=record.starts_at,
-            ends_at=record.ends_at,
-            url=record.url,
-            resource_count=record.resource_count,
-            record=record,
-        )
+        return cls(record=record)
+
+
+def _users_of_enrollments(parents: Sequence[Enrollment], info: GatewayInfo) -> list[User | None]:
+    return shared(roster.users_of(info.context, records_of(parents)), User.from_record)
+
+
+def _courses_of_enrollments(
+    parents: Sequence[Enrollment], info: GatewayInfo
+) -> list[Course | None]:
+    return shared(roster.courses_of(info.context, records_of(parents)), Course.from_record)
+
+
+def _section_of_enrollments(
+    parents: Sequence[Enrollment], info: GatewayInfo
+) -> list[Section | None]:
+    return shared(roster.section_of(info.context, records_of(parents)), Section.from_record)
+
+
+def _progress_of_enrollments(
+    parents: Sequence[Enrollment], info: GatewayInfo
+) -> list[Progress | None]:
+    found = roster.progress_of(info.context, records_of(parents))
+    return converted(found, Progress.from_record)
+
+
+def _milestones_of_enrollments(
+    parents: Sequence[Enrollment], info: GatewayInfo
+) -> list[list[Milestone] | None]:
+    found = roster.milestones_of(info.context, records_of(parents))
+    return converted(found, lambda rows: [Milestone.from_record(row) for row in rows])
 
 
 @strawberry.type(description="One user's place in one course. Null always means not reported.")
 class Enrollment(Node):
     """One user's place in one course."""
 
-    external_id: str | None = strawberry.field(
-        description="The provider's own id; null where the gateway derived the enrollment."
+    external_id: str | None = reads(
+        "record.external_id",
+        description="The provider's own id; null where the gateway derived the enrollment.",
     )
-    state: EnrollmentState = strawberry.field(description="Where it is in its life.")
-    source: EnrollmentSource = strawberry.field(description="How the gateway knows of it.")
-    enrolled_at: datetime | None = strawberry.field(
+    state: EnrollmentState = reads("record.state", description="Where it is in its life.")
+    source: EnrollmentSource = reads("record.source", description="How the gateway knows of it.")
+    enrolled_at: datetime | None = reads(
+        "record.enrolled_at",
         description="When the user was enrolled, or for ACTIVITY first did something; null when"
-        " not reported."
+        " not reported.",
     )
-    starts_at: datetime | None = strawberry.field(description="Null when not reported.")
-    ends_at: datetime | None = strawberry.field(description="Null when not reported.")
-    last_activity_at: datetime | None = strawberry.field(
-        description="When the user last did something in the course; null when not reported."
+    starts_at: datetime | None = reads("record.starts_at", description="Null when not reported.")
+    ends_at: datetime | None = reads("record.ends_at", description="Null when not reported.")
+    last_activity_at: datetime | None = reads(
+        "record.last_activity_at",
+        description="When the user last did something in the course; null when not reported.",
     )
     record: strawberry.Private[records.Enrollment]
+
+    role: Role = reads("record.role", description="As what.")
+    provenance: Provenance = reads(
+        "record.provenance", description="Where the enrollment comes from and how fresh it is."
+    )
+    provider = batched(_providers_of, description="Where the enrollment is.")
+    user = batched(
+        _users_of_enrollments,
+        apart=provider_id_of,
+        description="Who; null while the provider is down or when it no longer knows the user.",
+    )
+    course = batched(
+        _courses_of_enrollments,
+        apart=provider_id_of,
+        description="In what; null while the provider is down or when it no longer knows it.",
+    )
+    section = batched(
+        _section_of_enrollments,
+        apart=provider_id_of,
+        description="In which part of the course; null when in none, and as for course. Needs the"
+        " scope read:courses.",
+    )
+    progress = batched(
+        _progress_of_enrollments,
+        apart=provider_id_of,
+        description="How far the user is; null when not reported. Some providers, such as Canvas,"
+        " tell it by a call of its own, made for all enrollments of the answer together: null too"
+        " while that fails.",
+    )
+    milestones = batched(
+        _milestones_of_enrollments,
+        apart=provider_id_of,
+        every_place=True,
+        description="What the user has handed in and been given marks for in the course, by due"
+        " date, those without one last; null while the provider is down, or has no such thing."
+        " Needs the scope read:enrollments.",
+        directives=[ListSize(assumed_size=20)],
+    )
+
+    @property
+    def global_id(self) -> GlobalId:
+        """What the id says."""
+        record = self.record
+        return global_ids.enrollment_id(record.provider_id, record.user_id, record.id)
 
     @strawberry.field(description="Global id of the user; costs no call.")
     def user_id(self) -> strawberry.ID:
@@ -1029,78 +1161,10 @@ class Enrollment(Node):
         found = GlobalId(global_ids.COURSE, self.record.provider_id, self.record.course_id)
         return strawberry.ID(found.encode())
 
-    @strawberry.field(description="Where the enrollment is.")
-    def provider(self, info: GatewayInfo) -> Provider:
-        """Return the enrollment's provider."""
-        return _provider_of(info, self.record.provider_id)
-
-    @strawberry.field(
-        description="Who; null while the provider is down or when it no longer knows the user."
-    )
-    def user(self, info: GatewayInfo) -> User | None:
-        """Return the future user."""
-        return later(roster.user_of(info.context, self.record), User.from_record)
-
-    @strawberry.field(
-        description="In what; null while the provider is down or when it no longer knows it."
-    )
-    def course(self, info: GatewayInfo) -> Course | None:
-        """Return the future course."""
-        return later(roster.course_of(info.context, self.record), Course.from_record)
-
-    @strawberry.field(description="As what.")
-    def role(self) -> Role:
-        """Return the user's role in the course."""
-        return Role.from_record(self.record.role)
-
-    @strawberry.field(
-        description="In which part of the course; null when in none, and as for course. Needs the"
-        " scope read:courses."
-    )
-    def section(self, info: GatewayInfo) -> Section | None:
-        """Return the future section."""
-        return later(roster.section_of(info.context, self.record), Section.from_record)
-
-    @strawberry.field(
-        description="How far the user is; null when not reported. Some providers, such as Canvas,"
-        " tell it by a call of its own, made for all enrollments of the answer together: null too"
-        " while that fails."
-    )
-    def progress(self, info: GatewayInfo) -> Progress | None:
-        """Return how far the user is, in the future where a call tells it."""
-        return later(roster.progress_of(info.context, self.record), Progress.from_record)
-
-    @strawberry.field(
-        description="What the user has handed in and been given marks for in the course, by due"
-        " date, those without one last; null while the provider is down, or has no such thing."
-        " Needs the scope read:enrollments.",
-        directives=[ListSize(assumed_size=20)],
-    )
-    def milestones(self, info: GatewayInfo) -> list[Milestone] | None:
-        """Return the future milestones."""
-        found = roster.milestones_of(info.context, self.record)
-        return later(found, lambda rows: [Milestone.from_record(row) for row in rows])
-
-    @strawberry.field(description="Where the enrollment comes from and how fresh it is.")
-    def provenance(self) -> Provenance:
-        """Return where the enrollment comes from."""
-        return Provenance.from_record(self.record.provenance)
-
     @classmethod
     def from_record(cls, record: records.Enrollment) -> Enrollment:
         """Build the type from its record."""
-        found = global_ids.enrollment_id(record.provider_id, record.user_id, record.id)
-        return cls(
-            id=strawberry.ID(found.encode()),
-            external_id=record.external_id,
-            state=record.state,
-            source=record.source,
-            enrolled_at=record.enrolled_at,
-            starts_at=record.starts_at,
-            ends_at=record.ends_at,
-            last_activity_at=record.last_activity_at,
-            record=record,
-        )
+        return cls(record=record)
 
 
 @strawberry.type(description="One of the users of a page.")
@@ -1115,7 +1179,7 @@ class UserEdge:
 class UserConnection:
     """A page of users."""
 
-    total_count: int | None = strawberry.field(description=_TOTAL_COUNT)
+    total_count: int | None = reads("record.total_count", description=_TOTAL_COUNT)
     record: strawberry.Private[paging.Connection[records.User]]
 
     @strawberry.field(description=_NODES)
@@ -1144,7 +1208,7 @@ class UserConnection:
     @classmethod
     def from_record(cls, record: paging.Connection[records.User]) -> UserConnection:
         """Build the type from its record."""
-        return cls(total_count=record.total_count, record=record)
+        return cls(record=record)
 
 
 @strawberry.type(description="One of the courses of a page.")
@@ -1159,7 +1223,7 @@ class CourseEdge:
 class CourseConnection:
     """A page of courses."""
 
-    total_count: int | None = strawberry.field(description=_TOTAL_COUNT)
+    total_count: int | None = reads("record.total_count", description=_TOTAL_COUNT)
     record: strawberry.Private[paging.Connection[records.Course]]
 
     @strawberry.field(description=_NODES)
@@ -1188,7 +1252,7 @@ class CourseConnection:
     @classmethod
     def from_record(cls, record: paging.Connection[records.Course]) -> CourseConnection:
         """Build the type from its record."""
-        return cls(total_count=record.total_count, record=record)
+        return cls(record=record)
 
 
 @strawberry.type(description="One of the enrollments of a page.")
@@ -1203,7 +1267,7 @@ class EnrollmentEdge:
 class EnrollmentConnection:
     """A page of enrollments."""
 
-    total_count: int | None = strawberry.field(description=_TOTAL_COUNT)
+    total_count: int | None = reads("record.total_count", description=_TOTAL_COUNT)
     record: strawberry.Private[paging.Connection[records.Enrollment]]
 
     @strawberry.field(description=_NODES)
@@ -1232,7 +1296,7 @@ class EnrollmentConnection:
     @classmethod
     def from_record(cls, record: paging.Connection[records.Enrollment]) -> EnrollmentConnection:
         """Build the type from its record."""
-        return cls(total_count=record.total_count, record=record)
+        return cls(record=record)
 
 
 def _provider_of(info: GatewayInfo, provider_id: str) -> Provider:

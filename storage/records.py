@@ -3,6 +3,11 @@
 Names follow OneRoster 1.2 (https://www.imsglobal.org/spec/oneroster/v1p2). ``None`` always
 means "not reported by the provider", never zero, false or empty. External ids are strings,
 unique only together with their provider id. Instants are aware UTC datetimes.
+
+What providers have is kept by the hundred thousand, so those records are structs: two thirds of a
+dataclass, and nothing to the garbage collector (``gc=False``). That is safe because they hold
+texts, numbers, instants and other records, and never themselves. ``msgspec.structs.replace`` makes
+a changed copy.
 """
 
 from __future__ import annotations
@@ -11,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+
+import msgspec
 
 
 class RoleValue(StrEnum):
@@ -117,8 +124,7 @@ class ProviderState(StrEnum):
     DISABLED = "DISABLED"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Provenance:
+class Provenance(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Where a record comes from.
 
     Attributes:
@@ -143,16 +149,14 @@ class Provenance:
         return self.via is DataSource.STALE
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Role:
+class Role(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A unified role beside the provider's own word for it."""
 
     value: RoleValue
     source_value: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identifier:
+class Identifier(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An identifier other than the external id; ``namespace`` says within what it is unique."""
 
     type: IdentifierType
@@ -160,8 +164,7 @@ class Identifier:
     namespace: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class User:
+class User(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An account as one provider knows it.
 
     ``display_name`` is the provider's text untouched and may be empty. The name parts are
@@ -185,8 +188,7 @@ class User:
     provenance: Provenance
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IconSource:
+class IconSource(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Where a course's icon can be had.
 
     Attributes:
@@ -202,8 +204,7 @@ class IconSource:
     version: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Course:
+class Course(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What users of one provider enroll in."""
 
     provider_id: str
@@ -223,8 +224,7 @@ class Course:
     provenance: Provenance
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Score:
+class Score(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A result in xAPI's terms; ``scaled`` is between -1 and 1."""
 
     raw: float | None = None
@@ -234,8 +234,7 @@ class Score:
     grade: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class Progress(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """How far a user is in a course; ``ratio`` is between 0 and 1."""
 
     ratio: float | None = None
@@ -263,8 +262,7 @@ class MilestoneState(StrEnum):
     UNKNOWN = "UNKNOWN"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Milestone:
+class Milestone(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One piece of work of one user in one course (Canvas: a submission to an assignment).
 
     Attributes:
@@ -290,8 +288,7 @@ class Milestone:
     provenance: Provenance
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Section:
+class Section(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A part of a course that enrollments are made in."""
 
     provider_id: str
@@ -304,8 +301,7 @@ class Section:
     provenance: Provenance
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Activity:
+class Activity(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One thing a user did at a provider (Canvas: a page view).
 
     Attributes:
@@ -323,8 +319,7 @@ class Activity:
     provenance: Provenance
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Enrollment:
+class Enrollment(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One user's place in one course, with a role.
 
     ``id`` is unique within the provider and stable: the external id where the provider has

@@ -7,8 +7,8 @@ it is about. How it works, and how to look into it: docs/engine.md.
 
 from __future__ import annotations
 
-from schema.engine.batches import batched
+from schema.engine.batches import batched, reads
 from schema.engine.executing import Engine, Executed
-from schema.engine.plans import Rows
+from schema.engine.plans import Row, Rows
 
-__all__ = ["Engine", "Executed", "Rows", "batched"]
+__all__ = ["Engine", "Executed", "Row", "Rows", "batched", "reads"]

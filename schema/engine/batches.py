@@ -1,4 +1,7 @@
-"""Fields that are loaded for all parents at once, whoever executes them."""
+"""Fields whose values are had in one step: loaded for all parents at once, or only read.
+
+Both are ordinary Strawberry fields, whoever executes them; a plan knows them by their metadata.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,18 @@ import re
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, get_args, get_origin
+from operator import attrgetter
+from typing import Any, Final, TypeAlias, get_args, get_origin
 
 import strawberry
 from strawberry.types import Info
 
 _LIST: Final = re.compile(r"(?:\w+\.)*(?:list|List|Sequence)\[(.*)\]", re.DOTALL)
-_IS_BATCHED: Final = "batched"
+_BATCHED: Final = "batched"
+_READ: Final = "read"
+
+Apart: TypeAlias = Callable[[Any], object]
+"""Tells a parent's batch; those of different batches are loaded by calls of their own."""
 
 _waiting: dict[tuple[object, ...], _Batch] = {}
 """Batches of fields that are executed object by object, until the loop comes round."""
@@ -29,18 +37,42 @@ class Parents:
         self.rows = rows
 
 
-def batched(load: Callable[..., Any], **options: Any) -> Any:
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """How a batched field is loaded.
+
+    Attributes:
+        apart: Whose parents are loaded apart; ``None`` when all are loaded together.
+        every_place: Whether a parent is given as often as it stands in the answer, and not once.
+    """
+
+    apart: Apart | None = None
+    every_place: bool = False
+
+
+def batched(
+    load: Callable[..., Any],
+    *,
+    apart: Apart | None = None,
+    every_place: bool = False,
+    **options: Any,
+) -> Any:
     """Return a Strawberry field that is loaded for many parents by one call.
 
     Args:
         load: Takes the parents, ``info`` and the field's arguments, and returns, perhaps later,
             a list aligned with the parents; an exception in it is that parent's error. Annotated
             as ``list[T]`` or ``Sequence[T]`` for a field of type ``T``.
+        apart: Gives, for a parent, what tells its batch from others: parents for which that
+            differs are loaded by calls of their own, and none waits for those of another.
+        every_place: Give a parent as often as it stands in the answer: for a loader that has to
+            know how much comes to be in it.
         **options: Given to ``strawberry.field``, such as the description.
 
-    A compiled plan calls it once for each level of an answer, with each parent once; ``info``
-    is that of the first parent. Where GraphQL executes object by object, the parents of one
-    field that are asked for in one turn of the event loop make one batch.
+    A compiled plan calls it once for each level of an answer (and batch, with ``apart``), with
+    each parent once; ``info`` is that of the first parent. Where GraphQL executes object by
+    object, the parents of one field that are asked for in one turn of the event loop make one
+    batch.
 
     Raises:
         TypeError: The annotation is no list.
@@ -49,7 +81,7 @@ def batched(load: Callable[..., Any], **options: Any) -> Any:
     def resolve(self: Any, info: Info[Any, Any], **arguments: Any) -> Any:
         if isinstance(self, Parents):
             return load(self.rows, info, **arguments)
-        return _joined(load, self, info, arguments)
+        return _joined(load, None if apart is None else apart(self), self, info, arguments)
 
     parents, info, *arguments = inspect.signature(load).parameters.values()
     of_one = [
@@ -66,12 +98,43 @@ def batched(load: Callable[..., Any], **options: Any) -> Any:
     resolve.__name__ = load.__name__
     resolve.__module__ = load.__module__
     resolve.__doc__ = load.__doc__
-    return strawberry.field(resolver=resolve, metadata={_IS_BATCHED: True}, **options)
+    batching = Batching(apart, every_place)
+    return strawberry.field(resolver=resolve, metadata={_BATCHED: batching}, **options)
 
 
-def is_batched(metadata: Mapping[Any, Any]) -> bool:
-    """Whether a Strawberry field of this metadata was made by ``batched``."""
-    return bool(metadata.get(_IS_BATCHED))
+def reads(path: str, **options: Any) -> Any:
+    """Return a Strawberry field that is an attribute of something its object holds.
+
+    Args:
+        path: Names with dots between, such as ``record.title``; read from left to right.
+        **options: Given to ``strawberry.field``, such as the description.
+
+    The field's type is the annotation beside it. A plan reads it where it makes the row, as it
+    does the object's own attributes, and it is no argument of the type's constructor.
+
+    Raises:
+        ValueError: The path is none.
+    """
+    if not all(map(str.isidentifier, path.split("."))):
+        raise ValueError(f"{path!r} is no path of attributes")
+    read = attrgetter(path)
+
+    def resolve(self: Any) -> Any:
+        return read(self)
+
+    del resolve.__annotations__["return"]  # the annotation beside the field is its type
+    return strawberry.field(resolver=resolve, metadata={_READ: path}, **options)
+
+
+def batching_of(metadata: Mapping[Any, Any]) -> Batching | None:
+    """Return how a Strawberry field of this metadata is loaded, if ``batched`` made it."""
+    return metadata.get(_BATCHED)
+
+
+def path_read(metadata: Mapping[Any, Any]) -> str:
+    """Return the path that a Strawberry field of this metadata reads; empty if it does not."""
+    path: str = metadata.get(_READ, "")
+    return path
 
 
 def aligned(found: Any, parents: Sequence[Any]) -> Sequence[Any]:
@@ -108,12 +171,16 @@ class _Batch:
 
 
 def _joined(
-    load: Callable[..., Any], parent: Any, info: Info[Any, Any], arguments: Mapping[str, Any]
+    load: Callable[..., Any],
+    apart: object,
+    parent: Any,
+    info: Info[Any, Any],
+    arguments: Mapping[str, Any],
 ) -> Awaitable[Any]:
     """Put a parent into the batch of its place in the answer."""
     loop = asyncio.get_running_loop()
     place = tuple(step for step in info.path.as_list() if isinstance(step, str))
-    key = (loop, id(info.operation), id(info.context), load, place)
+    key = (loop, id(info.operation), id(info.context), load, place, apart)
     batch = _waiting.get(key)
     if batch is None:
         batch = _waiting[key] = _Batch(load, info, arguments)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from types import GeneratorType, NoneType
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import msgspec
 from graphql import (
@@ -34,7 +34,7 @@ from graphql.execution.collect_fields import FieldDetails, collect_fields
 from strawberry.types.base import StrawberryObjectDefinition
 from strawberry.types.field import StrawberryField
 
-from schema.engine.batches import is_batched
+from schema.engine.batches import Batching, batching_of, path_read
 
 _STRAWBERRY: Final = "strawberry-definition"
 _MAX_INT: Final = 2**31
@@ -160,6 +160,7 @@ class Field:
     how: How
     attribute: str = ""
     method: Callable[[Any], Any] | None = None
+    batching: Batching | None = None
     is_inline: bool = False
     _blocks: dict[str, Block] = field(default_factory=dict)
 
@@ -175,6 +176,8 @@ class Block:
 
     Attributes:
         fetched: Places of the fields whose values are fetched as columns, one value an object.
+        is_placeless: Whether no field, here or below, looks where in the answer it is, or how
+            often; then what comes of an object is the same wherever it stands.
         row: Makes the answer's object out of an object and its fetched values; raises Surprise.
         make: Makes the answer's object out of all of its values.
         source: Of ``row``.
@@ -183,6 +186,7 @@ class Block:
     object_type: GraphQLObjectType
     fields: list[Field]
     fetched: list[int]
+    is_placeless: bool
     row: Callable[..., Any]
     make: Callable[..., Any]
     source: str
@@ -254,12 +258,13 @@ class Plan:
             if (definition := self._schema.get_field(object_type, details[0].node.name.value))
         ]
         fetched = [place for place, found in enumerate(fields) if not found.is_inline]
-        make = _maker([found.key for found in fields], self.rows, object_type.name)
+        make = _maker(fields, self.rows, object_type.name)
         writer = _Writer(object_type, fields, fetched, make, self.rows)
         return Block(
             object_type=object_type,
             fields=fields,
             fetched=fetched,
+            is_placeless=all(map(self._is_placeless, fields)),
             row=writer.compiled(),
             make=make,
             source=writer.source,
@@ -284,12 +289,20 @@ class Plan:
         else:
             inlinable = inner.kind is Kind.LEAF
         can_be_read = found.how is How.TYPENAME or (
-            found.how is How.ATTRIBUTE
-            and found.attribute.isidentifier()
-            and not keyword.iskeyword(found.attribute)
+            found.how is How.ATTRIBUTE and all(map(_is_name, found.attribute.split(".")))
         )
         found.is_inline = can_be_read and inlinable
         return found
+
+    def _is_placeless(self, found: Field) -> bool:
+        if found.how is How.RESOLVER or (found.batching is not None and found.batching.every_place):
+            return False
+        inner = found.shape.innermost
+        if inner.kind is Kind.LEAF:
+            return True
+        if inner.kind is not Kind.OBJECT or not self.admission_of(inner.type).is_by_class:
+            return False
+        return found._blocks[inner.type.name].is_placeless  # noqa: SLF001 - compiled before
 
     def _shape(self, graphql_type: Any) -> Shape:
         nonnull = isinstance(graphql_type, GraphQLNonNull)
@@ -306,6 +319,10 @@ class Plan:
         if isinstance(graphql_type, GraphQLEnumType):
             _learn_members(shape, graphql_type)
         return shape
+
+
+def _is_name(text: str) -> bool:
+    return text.isidentifier() and not keyword.iskeyword(text)
 
 
 def is_awaitable_class(cls: type) -> bool:
@@ -372,8 +389,11 @@ def _find_how(found: Field) -> None:
         return
     resolver = defined.base_resolver
     taken = [name for name in resolver.reserved_parameters.values() if name is not None]
-    if is_batched(defined.metadata):
+    found.batching = batching_of(defined.metadata)
+    if found.batching is not None:
         found.how = How.BATCHED
+    elif path := path_read(defined.metadata):
+        found.how, found.attribute = How.ATTRIBUTE, path
     elif taken == [resolver.self_parameter] and not resolver.arguments:
         if _handles_exceptions(resolve):
             return
@@ -389,12 +409,36 @@ def _handles_exceptions(resolve: Callable[..., Any]) -> bool:
     return found is None or bool(found.cell_contents)
 
 
-def _maker(keys: Sequence[str], rows: Rows, name: str) -> Callable[..., Any]:
+class Row(msgspec.Struct, gc=False):
+    """An object of the answer; only good for being counted and written.
+
+    Attributes:
+        containers: Names of the attributes that may hold more than a leaf.
+    """
+
+    containers: ClassVar[Sequence[str]] = ()
+
+
+def _maker(fields: Sequence[Field], rows: Rows, name: str) -> Callable[..., Any]:
+    keys = [found.key for found in fields]
     if rows is Rows.DICTS:
         return lambda *values: dict(zip(keys, values, strict=True))
-    fields = [(f"f{place}", Any) for place in range(len(keys))]
-    rename = {f"f{place}": key for place, key in enumerate(keys)}
-    return msgspec.defstruct(name, fields, rename=rename, gc=False)
+    inside = [place for place, found in enumerate(fields) if found.shape.kind is not Kind.LEAF]
+    scalars = [place for place, found in enumerate(fields) if _is_open(found.shape)]
+    return msgspec.defstruct(
+        name,
+        [(f"f{place}", Any) for place in range(len(keys))],
+        bases=(Row,),
+        namespace={"containers": tuple(f"f{place}" for place in (*inside, *scalars))},
+        rename={f"f{place}": key for place, key in enumerate(keys)},
+        gc=False,
+    )
+
+
+def _is_open(shape: Shape) -> bool:
+    """Whether a leaf may be more than one value: what a custom scalar is written as, who knows."""
+    is_custom = shape.kind is Kind.LEAF and shape.exact_class is None
+    return is_custom and not isinstance(shape.type, GraphQLEnumType)
 
 
 class _Writer:
@@ -411,12 +455,17 @@ class _Writer:
         self._globals: dict[str, Any] = {"make": make, "Surprise": Surprise}
         values = []
         lines = []
+        holders: dict[str, str] = {}
         for place, found in enumerate(fields):
             value = f"v{place}"
             if place not in fetched and found.how is How.TYPENAME:
                 value = repr(object_type.name)
             elif place not in fetched:
-                lines.append(f"{value} = o.{found.attribute}")
+                holder, _, attribute = found.attribute.rpartition(".")
+                if holder and holder not in holders:
+                    holders[holder] = f"o{len(holders)}"
+                    lines.append(f"{holders[holder]} = o.{holder}")
+                lines.append(f"{value} = {holders.get(holder, 'o')}.{attribute}")
                 lines.extend(self._checked(found.shape, value, found, object_type))
             values.append(value)
         if rows is Rows.STRUCTS:

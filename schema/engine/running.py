@@ -215,22 +215,42 @@ class Execution:
             self._fetch(run, place)
         self._settle_run(run)
 
+    def _start_those_there(
+        self, field: Field, shape: Shape, raws: list[Any], path_at: PathAt, then: Then
+    ) -> None:
+        """Execute a block for a column of objects, some of which may be null and are left so."""
+        places = [place for place, raw in enumerate(raws) if raw is not None]
+        if len(places) == len(raws):
+            self._start_distinct(field, shape, raws, path_at, then)
+            return
+        parts = _Parts(len(raws), then)
+        if places:
+            some = [raws[place] for place in places]
+            self._start_distinct(field, shape, some, _some(path_at, places), parts.part(places))
+        parts.end()
+
     def _start_distinct(
         self, field: Field, shape: Shape, raws: list[Any], path_at: PathAt, then: Then
     ) -> None:
         """Execute a block once for each object, where the same ones come again and again."""
         block = self._plan.block_of(field, shape.type, self._executor)
-        if block.fetched or shape is not field.shape:  # a resolver may look where it is
+        if not block.is_placeless:
             self._start(block, raws, path_at, then)
             return
         ids = list(map(id, raws))
         distinct = dict(zip(ids, raws, strict=True))
+        if len(distinct) == len(raws):
+            self._start(block, raws, path_at, then)
+            return
 
         def spread(outs: list[Any], flawed: bool) -> None:  # noqa: FBT001 - as every Then
             by_id = dict(zip(distinct, outs, strict=True))
             then([by_id[found] for found in ids], flawed)
 
-        self._start(block, [*distinct.values()], _nowhere, spread)
+        keys = [*distinct]
+        self._start(
+            block, [*distinct.values()], lambda place: path_at(ids.index(keys[place])), spread
+        )
 
     def _fetch(self, run: _Run, place: int) -> None:
         """Begin a column."""
@@ -332,12 +352,40 @@ class Execution:
     def _load(
         self, field: Field, rows: Sequence[Any], path_at: Callable[[int], Path], then: Then
     ) -> None:
-        """Resolve a batched field by one call for all parents, and complete what comes of it."""
-        ids = list(map(id, rows))
-        distinct = dict(zip(ids, rows, strict=True))
-        parents = [*distinct.values()]
+        """Resolve a batched field for all parents, and complete what comes of it."""
+        apart = field.batching.apart if field.batching is not None else None
+        if apart is None:
+            self._load_together(field, rows, path_at, then)
+            return
+        try:
+            batches = list(map(apart, rows))
+        except Exception:  # noqa: BLE001 - found out object by object
+            batches = [_called(apart, row) for row in rows]
+        if len(set(batches)) == 1 and type(batches[0]) is not Raised:
+            self._load_together(field, rows, path_at, then)
+            return
+        parts = _Parts(len(rows), then)
+        places_by_batch: dict[object, list[int]] = {}
+        for place, batch in enumerate(batches):
+            if type(batch) is Raised:
+                parts.fail(place, _failed(batch.error, field))
+            else:
+                places_by_batch.setdefault(batch, []).append(place)
+        for places in places_by_batch.values():
+            some = [rows[place] for place in places]
+            self._load_together(field, some, _some_paths(path_at, places), parts.part(places))
+        parts.end()
+
+    def _load_together(
+        self, field: Field, rows: Sequence[Any], path_at: Callable[[int], Path], then: Then
+    ) -> None:
+        """Resolve a batched field by one call."""
         resolve = field.definition.resolve
         assert resolve is not None  # noqa: S101 - a batched field has one
+        ids = list(map(id, rows))
+        parents = rows
+        if field.batching is None or not field.batching.every_place:
+            parents = [*dict(zip(ids, rows, strict=True)).values()]
 
         def receive(_: list[int], found: list[Any]) -> None:
             [loaded] = found
@@ -345,8 +393,10 @@ class Execution:
                 loaded = _called(aligned, loaded, parents)
             if type(loaded) is Raised:  # it is every parent's error
                 loaded = [loaded] * len(parents)
-            by_id = dict(zip(distinct, loaded, strict=True))
-            self._complete(field, field.shape, [by_id[found] for found in ids], path_at, then)
+            if len(parents) < len(rows):
+                by_id = dict(zip(map(id, parents), loaded, strict=True))
+                loaded = [by_id[found] for found in ids]
+            self._complete(field, field.shape, [*loaded], path_at, then)
 
         info = self._info(field, path_at(0))
         loading = _called(lambda: resolve(Parents(parents), info, **self._arguments(field)))
@@ -458,8 +508,9 @@ class Execution:
         """Make a column what the answer holds."""
         kinds = set(map(type, raws))
         if shape.kind is Kind.OBJECT and shape.admission is not None:
-            if all(map(shape.admission.knows, kinds)):
-                self._start_distinct(field, shape, raws, path_at, then)
+            there = kinds if shape.nonnull else kinds - {NoneType}
+            if all(map(shape.admission.knows, there)):
+                self._start_those_there(field, shape, raws, path_at, then)
                 return
         elif shape.kind is Kind.LEAF and _is_ready(shape, kinds, raws):
             then(raws, False)
@@ -654,6 +705,11 @@ def _nowhere(_: int) -> None:
 
 def _some(path_at: PathAt, places: Sequence[int]) -> PathAt:
     """Return where some of a column's values are."""
+    return lambda place: path_at(places[place])
+
+
+def _some_paths(path_at: Callable[[int], Path], places: Sequence[int]) -> Callable[[int], Path]:
+    """Return the same where every value has a place."""
     return lambda place: path_at(places[place])
 
 

@@ -9,11 +9,12 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import pytest
+from msgspec import structs
 
 from sessions.addresses import AddressPolicy
 from sessions.base import Export, Grant, NewGrant, Page, Platform, ProviderSession, Subject
@@ -210,7 +211,7 @@ def without_times(records: Sequence[T]) -> list[T]:
     """Records with equal times of reading, so that two readings can be compared."""
     never = datetime(2000, 1, 1, tzinfo=UTC)
     return [
-        replace(record, provenance=replace(record.provenance, fetched_at=never))
+        structs.replace(record, provenance=structs.replace(record.provenance, fetched_at=never))
         for record in records
     ]
 

@@ -329,6 +329,9 @@ class World:
 
     # Icons
 
+    def urls_at_hand(self, _wanted: Sequence[tuple[Course, int]]) -> None:
+        """Have every icon waited for."""
+
     async def urls(self, wanted: Sequence[tuple[Course, int]]) -> Sequence[str | None]:
         self.icon_batches.append(len(wanted))
         return [

@@ -8,15 +8,43 @@ from typing import Any
 
 import pytest
 from running_gateway import RunningGateway, running_gateway
+from strawberry.types.base import StrawberryObjectDefinition
+from strawberry.types.field import StrawberryField
 
 from gateway.command_line import main
 from schema import build_schema
+from schema.engine.batches import batching_of
 from schema.execution import explain
 from simulators.kolibri.app import running
 from simulators.kolibri.population import build_population
 from simulators.kolibri.state import Kolibri
 
 ENGINE = {"Gateway-Debug": "engine"}
+LOADED_TOGETHER = {
+    "Course.enrollments",
+    "Course.icon",
+    "Course.icon_url",
+    "Course.provider",
+    "Course.sections",
+    "Enrollment.course",
+    "Enrollment.milestones",
+    "Enrollment.progress",
+    "Enrollment.provider",
+    "Enrollment.section",
+    "Enrollment.user",
+    "Provider.account_id",
+    "Provider.base_url",
+    "Provider.capabilities",
+    "Provider.health",
+    "Provider.last_import",
+    "Provider.problem",
+    "Provider.sessions",
+    "Provider.version",
+    "ProviderSession.authorization_url",
+    "User.activity",
+    "User.enrollments",
+    "User.provider",
+}
 DOCUMENT = "query Named($id: ID!) { node(id: $id) { id ... on User { displayName } } }"
 
 
@@ -47,13 +75,37 @@ async def test_an_administrator_sees_by_which_plan_a_query_was_executed(
             "  users: UserConnection, column by resolver",
             "    UserConnection: rows from columns",
             "      nodes: [User!]!, column by method",
-            "        User: rows from columns",
+            "        User: rows from objects alone",
             "          displayName: String!, attribute in the row",
-            "          roles: [Role!]!, column by method",
+            "          roles: [Role!]!, attribute in the row",
             "            Role: rows from objects alone",
             "              value: RoleValue!, attribute in the row",
         ],
     }
+
+
+def test_below_the_roots_every_field_is_read_or_loaded_for_all_objects_together() -> None:
+    roots = {"Query", "Mutation", "Subscription"}
+    hows = {
+        f"{each.definition.name}.{field.python_name}": how_of(field)
+        for each in build_schema().schema_converter.type_map.values()
+        if isinstance(each.definition, StrawberryObjectDefinition)
+        and each.definition.name not in roots
+        for field in each.definition.fields
+    }
+
+    assert {name for name, how in hows.items() if how == "object by object"} == set()
+    assert {name for name, how in hows.items() if how == "together"} == LOADED_TOGETHER
+
+
+def how_of(field: StrawberryField) -> str:
+    if batching_of(field.metadata) is not None:
+        return "together"
+    resolver = field.base_resolver
+    if resolver is None:
+        return "read"
+    alone = resolver.info_parameter is None and not resolver.arguments and not resolver.is_async
+    return "read" if alone else "object by object"
 
 
 async def test_what_no_plan_covers_is_told_in_the_answer_and_counted(
@@ -83,15 +135,15 @@ def test_the_command_line_explains_a_document_with_every_possible_type(
     assert capsys.readouterr().out.splitlines() == [
         "Query: rows from columns",
         "  node: Node, column by resolver",
-        "    Provider: rows from objects alone",
-        "      id: ID!, attribute in the row",
-        "    User: rows from objects alone",
-        "      id: ID!, attribute in the row",
+        "    Provider: rows from columns",
+        "      id: ID!, column by method",
+        "    User: rows from columns",
+        "      id: ID!, column by method",
         "      displayName: String!, attribute in the row",
-        "    Course: rows from objects alone",
-        "      id: ID!, attribute in the row",
-        "    Enrollment: rows from objects alone",
-        "      id: ID!, attribute in the row",
+        "    Course: rows from columns",
+        "      id: ID!, column by method",
+        "    Enrollment: rows from columns",
+        "      id: ID!, column by method",
     ]
 
 
@@ -132,6 +184,6 @@ def test_fields_of_ours_are_what_the_engine_takes_them_for() -> None:
     )
 
     ways = [line.rpartition(", ")[2] for line in plan.splitlines()]
-    assert ways.count("attribute in the row") == 8
-    assert ways.count("column by method") == 3
+    assert ways.count("attribute in the row") == 7
+    assert ways.count("column by method") == 4
     assert ways.count("column by resolver") == 2

@@ -4,7 +4,7 @@ import asyncio
 
 from pretend_roster import World, a_context, a_course, an_enrollment
 
-from resolvers.loaders import Loaders
+from resolvers.loaders import Loaders, when_there
 
 
 async def test_every_loader_of_a_request_makes_one_call_per_provider() -> None:
@@ -50,12 +50,11 @@ async def test_icons_of_many_courses_and_widths_are_one_batch() -> None:
     with_icon, without = a_course("a", 1), a_course("a", 2, icon=None)
 
     urls = await asyncio.gather(
-        loaders.icon_url(with_icon, 64),
-        loaders.icon_url(with_icon, 256),
-        loaders.icon_url(without, 64),
+        when_there(loaders.icon_urls([with_icon, without], 64)),
+        when_there(loaders.icon_urls([with_icon], 256)),
     )
 
-    assert list(urls) == ["/media/c1-64.webp", "/media/c1-256.webp", None]
+    assert list(urls) == [["/media/c1-64.webp", None], ["/media/c1-256.webp"]]
     assert world.icon_batches == [3]
 
 
@@ -71,5 +70,5 @@ async def test_without_an_icon_service_there_are_no_icons() -> None:
 
     course = a_course("a", 1)
 
-    assert await loaders.icon_url(course, 64) is None
-    assert await loaders.icon_asset(course) is None
+    assert await when_there(loaders.icon_urls([course], 64)) == [None]
+    assert await when_there(loaders.icon_assets([course])) == [None]

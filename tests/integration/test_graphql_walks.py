@@ -13,6 +13,7 @@ from typing import TypeVar
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from pretend_roster import (
     NOW,
     PLATFORM,
@@ -33,6 +34,7 @@ from resolvers.context import ReadingLimits
 from resolvers.cursors import CursorSealer
 from resolvers.errors import BadInput, Forbidden, RequestLimitExceeded
 from resolvers.lists import PageArguments
+from resolvers.loaders import when_there
 from resolvers.paging import Connection, PageRequest, SourceState, walk_providers
 from resolvers.roster import (
     CourseFilter,
@@ -485,7 +487,7 @@ def modified(row: T, minutes: int | None) -> T:
     """The row, last changed so many minutes ago."""
     assert isinstance(row, User | Course | Enrollment)
     at = None if minutes is None else NOW - timedelta(minutes=minutes)
-    return replace(row, provenance=replace(row.provenance, modified_at=at))
+    return structs.replace(row, provenance=structs.replace(row.provenance, modified_at=at))
 
 
 @pytest.mark.parametrize(("descending", "expected"), [(False, "210n"), (True, "012n")])
@@ -733,10 +735,16 @@ async def test_a_users_cursor_is_no_place_among_the_enrollments_of_a_course() ->
     user, course = a_user("a", 5, external_id="5"), a_course("a", 5, external_id="5")
     school.users, school.courses = [user], [course]
     school.enrollments = [an_enrollment("a", "5", "5"), an_enrollment("a", "5", "6")]
-    first = await roster.enrollments_of_user(a_context(world), user, page=PageArguments(first=1))
-    assert first is not None
+    [first] = await when_there(
+        roster.enrollments_of_users(a_context(world), [user], page=PageArguments(first=1))
+    )
+    assert isinstance(first, Connection)
 
-    with pytest.raises(BadInput, match="belongs to another query"):
-        await roster.enrollments_of_course(
-            a_context(world), course, page=PageArguments(after=first.end_cursor)
+    [refused] = await when_there(
+        roster.enrollments_of_courses(
+            a_context(world), [course], page=PageArguments(after=first.end_cursor)
         )
+    )
+
+    assert isinstance(refused, BadInput)
+    assert "belongs to another query" in refused.message

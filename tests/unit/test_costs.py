@@ -1,23 +1,24 @@
 """What operations are estimated to cost, and what answers are counted at."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import msgspec
 import pytest
 import strawberry
 from graphql import OperationDefinitionNode, get_introspection_query, parse
 
 from schema import build_schema
 from schema.costs import CostModel, DocumentCosts, ListSize, SizeUnknown, count_values
+from schema.engine import Row
 from schema.execution import GatewaySchema
 
 
-class Row(msgspec.Struct):
+class User(Row):
     """An object as plans make it."""
 
+    containers: ClassVar[Sequence[str]] = ("role",)
     id: str
     role: object
 
@@ -174,7 +175,7 @@ def test_a_list_may_be_sized_by_whatever_gives_its_object() -> None:
         ({"users": {"nodes": [{"id": "1"}, {"id": "2"}]}}, 1 + 2 * 2),
         ({"roles": ["a", "b", "c"]}, 3),
         ({"users": {"nodes": []}}, 1),
-        ({"users": {"nodes": [Row(id="1", role=Row(id="2", role=None))]}}, 1 + 1 + 2 + 2),
+        ({"users": {"nodes": [User(id="1", role=User(id="2", role=None))]}}, 1 + 1 + 2 + 2),
     ],
 )
 def test_an_answer_is_counted_as_it_is_estimated(answer: Mapping[str, Any], values: int) -> None:

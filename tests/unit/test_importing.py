@@ -1,11 +1,11 @@
 from collections import Counter
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from pretend_roster import NOW, a_course, a_user, an_enrollment
 
 from resolvers.importing import (

@@ -1,11 +1,9 @@
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pytest
 
-from resolvers.loaders import BatchLoader, ExternalKey
-from schema.types import later
+from resolvers.loaders import BatchLoader, ExternalKey, when_there
 from sessions.errors import ProviderError, ProviderUnavailable
 
 
@@ -147,34 +145,59 @@ async def test_cancelling_a_loader_leaves_what_was_given_up_alone() -> None:
     assert given_up.cancelled()
 
 
-async def test_what_a_loader_promises_is_converted_at_once_or_later() -> None:
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[int | None] = loop.create_future()
-    nothing: asyncio.Future[int | None] = loop.create_future()
-    pending: asyncio.Future[int | None] = loop.create_future()
-    done.set_result(1)
-    nothing.set_result(None)
+async def test_of_several_keys_each_comes_to_its_own_value_or_error_in_their_order() -> None:
+    shelf = Shelf()
+    shelf.failures["b"] = ProviderUnavailable("Down")
+    loader = shelf.loader()
+    loader.prime(("a", "primed"), "known")
 
-    promised: Any = later(pending, str)
-    pending.set_result(2)
+    keys = [("a", "1"), ("b", "1"), ("a", "unknown"), ("a", "primed"), ("a", "1")]
+    found = await when_there(loader.load_each(keys))
+    again = await when_there(loader.load_each(keys))
 
-    assert (later(done, str), later(nothing, str), await promised) == ("1", None, "2")
+    assert found == again == ["a/1", shelf.failures["b"], None, "known", "a/1"]
+    assert shelf.calls == [("a", [("a", "1"), ("a", "unknown")]), ("b", [("b", "1")])]
 
 
-async def test_a_promise_that_fails_or_is_given_up_does_so_for_who_waits() -> None:
-    loop = asyncio.get_running_loop()
-    failing: asyncio.Future[int | None] = loop.create_future()
-    given_up: asyncio.Future[int | None] = loop.create_future()
-    unwanted: asyncio.Future[int | None] = loop.create_future()
-    promises: list[Any] = [later(future, str) for future in (failing, given_up, unwanted)]
+async def test_one_key_and_several_share_a_call_and_what_it_came_to() -> None:
+    shelf = Shelf()
+    loader = shelf.loader()
 
-    failing.set_exception(ProviderUnavailable("Down"))
-    given_up.cancel()
-    promises[2].cancel()
-    unwanted.set_result(3)
+    alone = loader.load(("a", "1"))
+    together = await when_there(loader.load_each([("a", "1"), ("a", "2")]))
 
-    with pytest.raises(ProviderUnavailable):
-        await promises[0]
+    assert (await alone, together) == ("a/1", ["a/1", "a/2"])
+    assert await loader.load(("a", "2")) == "a/2"
+    assert shelf.calls == [("a", [("a", "1"), ("a", "2")])]
+
+
+async def test_who_waits_for_several_keys_is_told_when_they_are_given_up() -> None:
+    shelf = Shelf()
+    shelf.gates["a"] = asyncio.Event()
+    loader = shelf.loader()
+
+    waiting = asyncio.ensure_future(when_there(loader.load_each([("a", "1")])))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    loader.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await promises[1]
-    assert promises[2].cancelled()
+        await waiting
+
+    assert loader.load(("a", "1")).cancelled()
+
+
+async def test_who_no_longer_waits_for_several_keys_takes_them_from_nobody() -> None:
+    shelf = Shelf()
+    shelf.gates["a"] = asyncio.Event()
+    loader = shelf.loader()
+
+    left, stayed = (
+        asyncio.ensure_future(when_there(loader.load_each([("a", "1")]))) for _ in range(2)
+    )
+    for _ in range(5):
+        await asyncio.sleep(0)
+    left.cancel()
+    shelf.gates["a"].set()
+
+    assert await stayed == ["a/1"]
+    assert left.cancelled()

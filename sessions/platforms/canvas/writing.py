@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Final, TypeVar
@@ -376,7 +375,7 @@ class CanvasWriting:
     def _ended(self, row: EnrollmentRow) -> Enrollment:
         record = self._converter.enrollment(row)
         gone = row.enrollment_state == _DELETED
-        return replace(record, state=EnrollmentState.DROPPED) if gone else record
+        return msgspec.structs.replace(record, state=EnrollmentState.DROPPED) if gone else record
 
     def _enrollment(self, response: Response, *, missing: str | None = None) -> EnrollmentRow:
         return self._accepted(response, missing=missing).decode(EnrollmentRow)
