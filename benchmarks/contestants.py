@@ -1,7 +1,8 @@
-"""Starts what the benchmarks compare, each as a process: the gateway, Hive Gateway, upstreams.
+"""Starts what the benchmarks compare, each as a process: the gateway, its peers, upstreams.
 
 Hive Gateway (npm: @graphql-hive/gateway, with @graphql-mesh/compose-cli to make REST upstreams its
-subgraphs) is installed into `hive/` from its lock file when it is not there. It needs Node 20.
+subgraphs) is installed into `hive/` from its lock file when it is not there, and Yoga and Mercurius
+into `peers/`. They need Node 20.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ import httpx
 
 ROOT = Path(__file__).resolve().parent.parent
 HIVE = Path(__file__).with_name("hive")
+PEERS = Path(__file__).with_name("peers")
 _START_SECONDS = 60
-_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 class ContestantMissing(Exception):
@@ -42,14 +43,19 @@ class Program:
 
     def cpu_seconds(self) -> float:
         """Return the time it has spent on processors so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text("ascii").rpartition(") ")[2]
-        user, system = fields.split()[11:13]
-        return (int(user) + int(system)) / _TICKS_PER_SECOND
+        return time.clock_gettime((~self.process.pid << 3) | 2)  # as clock_getcpuclockid makes it
 
     def resident_mib(self) -> float:
         """Return how much memory it holds."""
+        return self._status_mib("VmRSS")
+
+    def peak_mib(self) -> float:
+        """Return how much memory it held at most."""
+        return self._status_mib("VmHWM")
+
+    def _status_mib(self, name: str) -> float:
         status = Path(f"/proc/{self.process.pid}/status").read_text("ascii")
-        line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
+        line = next(line for line in status.splitlines() if line.startswith(f"{name}:"))
         return int(line.split()[1]) / 1024
 
 
@@ -58,7 +64,7 @@ def upstream(module: str, *arguments: str, ready: str = "/_control/counts") -> I
     """Serve a simulator: its module's name and the options of its command line."""
     port = free_port()
     command = [sys.executable, "-m", module, "--port", str(port), *arguments]
-    with _running(command, f"http://127.0.0.1:{port}", ready=ready) as program:
+    with running(command, f"http://127.0.0.1:{port}", ready=ready) as program:
         yield program
 
 
@@ -84,7 +90,7 @@ def gateway(folder: Path, *, extra_path: Path | None = None, **settings: str) ->
     environment["PYTHONPATH"] = os.pathsep.join([*paths, str(ROOT)])
     command = [str(Path(sys.executable).with_name("learning-gateway")), "serve"]
     headers = {"Authorization": f"Bearer {token}"}
-    with _running(command, url, ready="/ready", environment=environment) as program:
+    with running(command, url, ready="/ready", environment=environment) as program:
         yield Program(url=program.url, process=program.process, headers=headers)
 
 
@@ -109,7 +115,7 @@ def python_server(
     paths = [str(ROOT), here, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {"PYTHONPATH": os.pathsep.join(paths), **environment}
     url = f"http://127.0.0.1:{port}"
-    with _running(
+    with running(
         command, url, ready="/ready", environment=environment, working_folder=folder
     ) as program:
         yield program
@@ -150,10 +156,34 @@ def hive_gateway(folder: Path, **environment: str) -> Iterator[Program]:
     command = [node, str(_binary("hive-gateway")), "supergraph", str(supergraph)]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     url = f"http://127.0.0.1:{port}"
-    with _running(
+    with running(
         command, url, ready="/readiness", environment=environment, working_folder=HIVE
     ) as program:
         yield program
+
+
+@contextmanager
+def peer(server: str, *, jit: bool, **environment: str) -> Iterator[Program]:
+    """Serve Yoga or Mercurius, by `peers/server.js`, which says what it makes of its environment.
+
+    Raises:
+        ContestantMissing: Node or npm is not there, or npm could not install it.
+    """
+    node = _installed(PEERS, "Yoga and Mercurius", ["mercurius", "graphql-yoga"])
+    port = free_port()
+    environment |= {"SERVER": server, "JIT": "yes" if jit else "no", "PORT": str(port)}
+    environment |= {"NODE_ENV": "production"}
+    url = f"http://127.0.0.1:{port}"
+    command = [node, str(PEERS / "server.js")]
+    with running(
+        command, url, ready="/health", environment=environment, working_folder=PEERS
+    ) as program:
+        yield Program(url=f"{url}/graphql", process=program.process)
+
+
+def peer_versions() -> str:
+    """Return what is measured as Yoga and Mercurius, for the table's legend."""
+    return _versions(PEERS)
 
 
 def install_hive() -> str:
@@ -162,25 +192,34 @@ def install_hive() -> str:
     Raises:
         ContestantMissing: Node or npm is not there, or npm failed.
     """
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if node is None or npm is None:
-        missing = "node" if node is None else "npm"
-        raise ContestantMissing(
-            f"Hive Gateway needs {missing}, which is not installed: install Node.js 20 or newer"
-            " with npm, or leave Hive Gateway out with --without-hive"
-        )
-    if not _binary("hive-gateway").exists() or not _binary("mesh-compose").exists():
-        print("Installing Hive Gateway (npm ci, some 500 MB in benchmarks/hive/node_modules)")
-        command = [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
-        done = subprocess.run(command, cwd=HIVE, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise ContestantMissing(f"npm ci failed in {HIVE}:\n{done.stderr[-2000:]}")
-    return node
+    return _installed(HIVE, "Hive Gateway", [".bin/hive-gateway", ".bin/mesh-compose"])
 
 
 def hive_versions() -> str:
     """Return what is measured as Hive Gateway, for the table's legend."""
-    packages = json.loads((HIVE / "package.json").read_text("utf-8"))["dependencies"]
+    return _versions(HIVE)
+
+
+def _installed(folder: Path, title: str, needed: Sequence[str]) -> str:
+    """Install what a folder's lock file names, unless it is there; return where Node is."""
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node is None or npm is None:
+        missing = "node" if node is None else "npm"
+        raise ContestantMissing(
+            f"{title}: {missing} is not installed; install Node.js 20 or newer with npm, or leave"
+            " them out (--help says how)"
+        )
+    if not all((folder / "node_modules" / name).exists() for name in needed):
+        print(f"Installing {title} (npm ci) into {folder.relative_to(ROOT)}/node_modules")
+        command = [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise ContestantMissing(f"npm ci failed in {folder}:\n{done.stderr[-2000:]}")
+    return node
+
+
+def _versions(folder: Path) -> str:
+    packages = json.loads((folder / "package.json").read_text("utf-8"))["dependencies"]
     return ", ".join(f"{name} {version}" for name, version in sorted(packages.items()))
 
 
@@ -201,7 +240,7 @@ def _binary(name: str) -> Path:
 
 
 @contextmanager
-def _running(
+def running(
     command: Sequence[str],
     url: str,
     *,
@@ -209,6 +248,7 @@ def _running(
     environment: Mapping[str, str] | None = None,
     working_folder: Path = ROOT,
 ) -> Iterator[Program]:
+    """Run a server until the end, from when it answers at the path ``ready`` on."""
     process = subprocess.Popen(
         command,
         cwd=working_folder,

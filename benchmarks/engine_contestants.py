@@ -1,8 +1,9 @@
-"""What `benchmarks/engine.py` compares: the same lists, answered in several ways.
+"""What `benchmarks/engine.py` compares: one roster, answered in several ways.
 
-    uvicorn engine_contestants:app, with CONTESTANT and SIZE in the environment
+    uvicorn engine_contestants:app, with CONTESTANT and ROSTER in the environment
 
-Everything is in memory. Each user has five enrollments, each of them one of 200 courses.
+Everything is in memory. ROSTER is a file with the answer that all of them must give, from which
+they make their objects: each user has five enrollments, each of them in one of 200 courses.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -31,26 +32,35 @@ from strawberry.types import Info
 from schema.engine import Engine, Rows, batched
 
 QUERY = (
-    "query Roster($first: Int!) { users(first: $first) { id name email username"
-    " enrollments { role state course { id name iconUrl } } } }"
+    "query Roster($first: Int!) { users(first: $first) { nodes { id displayName username email"
+    " enrollments(first: 5) { nodes { role { value } state course { id title courseCode } } }"
+    " } } }"
 )
 SHIPPED = "Strawberry as shipped, a coroutine for each object"
-_COURSES = 200
-_ENROLLMENTS = 5
+TUNED = "Strawberry tuned: documents kept, attributes, msgspec, uvloop"
+ARIADNE = "Ariadne as shipped, on uvloop"
+BY_HAND = "Starlette and orjson by hand, no GraphQL"
+FLOOR = "orjson of ready dictionaries"
+PLANS = "plans alone, batched fields"
+IN_PROCESS_ONLY = frozenset({"plans alone, a coroutine for each object"})
+IN_PROCESS = (SHIPPED, TUNED, *IN_PROCESS_ONLY, PLANS, BY_HAND, FLOOR)
+OVER_HTTP = (SHIPPED, TUNED, ARIADNE, PLANS, BY_HAND, FLOOR)
+
+_SCHEMA = Path(__file__).with_name("peers") / "schema.graphql"
 
 
-class Role(StrEnum):
+class RoleValue(StrEnum):
     """As what."""
 
-    LEARNER = "learner"
-    COACH = "coach"
+    STUDENT = "STUDENT"
+    TEACHER = "TEACHER"
 
 
-class State(StrEnum):
+class EnrollmentState(StrEnum):
     """Whether it is under way."""
 
-    ACTIVE = "active"
-    COMPLETED = "completed"
+    ACTIVE = "ACTIVE"
+    COMPLETED = "COMPLETED"
 
 
 @dataclass
@@ -58,16 +68,23 @@ class CourseRow:
     """A course."""
 
     id: str
-    name: str
-    icon_url: str | None
+    title: str
+    course_code: str | None
+
+
+@dataclass
+class RoleRow:
+    """A role."""
+
+    value: RoleValue
 
 
 @dataclass
 class EnrollmentRow:
     """An enrollment."""
 
-    role: Role
-    state: State
+    role: RoleRow
+    state: EnrollmentState
     course: CourseRow
 
 
@@ -76,40 +93,49 @@ class UserRow:
     """A user."""
 
     id: str
-    name: str
-    email: str
-    username: str
-    enrollments: list[EnrollmentRow]
+    display_name: str
+    username: str | None
+    email: str | None
+    places: list[EnrollmentRow]
+
+
+@cache
+def expected() -> Mapping[str, Any]:
+    """Return the answer there is to give."""
+    answer: dict[str, Any] = msgspec.json.decode(Path(os.environ["ROSTER"]).read_bytes())
+    return answer
+
+
+def answer_of(size: int) -> dict[str, Any]:
+    """Return the answer to who asks for so many users."""
+    return {"data": {"users": {"nodes": expected()["data"]["users"]["nodes"][:size]}}}
 
 
 @cache
 def users() -> list[UserRow]:
-    """Return the users there are."""
-    courses = [
-        CourseRow(
-            id=f"{place:08x}-0000-4000-8000-000000000000",
-            name=f"Kurs für Ökologie {place}",
-            icon_url=None if place % 7 == 0 else f"https://gateway.example/media/{place}.webp",
+    """Return the users there are; their courses and roles are shared."""
+    courses: dict[str, CourseRow] = {}
+    roles = {value: RoleRow(value) for value in RoleValue}
+
+    def enrollment(row: Mapping[str, Any]) -> EnrollmentRow:
+        course = row["course"]
+        shared = courses.get(course["id"]) or CourseRow(
+            course["id"], course["title"], course["courseCode"]
         )
-        for place in range(_COURSES)
-    ]
-    roles, states = [*Role], [*State]
+        courses[shared.id] = shared
+        return EnrollmentRow(
+            role=roles[row["role"]["value"]], state=EnrollmentState(row["state"]), course=shared
+        )
+
     return [
         UserRow(
-            id=f"{place:08x}-1111-4111-8111-111111111111",
-            name=f"Zoë Müller {place}",
-            email=f"user{place}@example.org",
-            username=f"user{place}",
-            enrollments=[
-                EnrollmentRow(
-                    role=roles[(place + nth) % 2],
-                    state=states[(place * nth) % 2],
-                    course=courses[(place * 7 + nth * 13) % _COURSES],
-                )
-                for nth in range(_ENROLLMENTS)
-            ],
+            id=row["id"],
+            display_name=row["displayName"],
+            username=row["username"],
+            email=row["email"],
+            places=[enrollment(each) for each in row["enrollments"]["nodes"]],
         )
-        for place in range(int(os.environ.get("SIZE", "10000")))
+        for row in expected()["data"]["users"]["nodes"]
     ]
 
 
@@ -117,142 +143,196 @@ def by_hand(first: int) -> dict[str, Any]:
     """Return the answer as one would write it without GraphQL."""
     return {
         "data": {
-            "users": [
-                {
-                    "id": user.id,
-                    "name": user.name,
-                    "email": user.email,
-                    "username": user.username,
-                    "enrollments": [
-                        {
-                            "role": place.role.name,
-                            "state": place.state.name,
-                            "course": {
-                                "id": place.course.id,
-                                "name": place.course.name,
-                                "iconUrl": place.course.icon_url,
-                            },
-                        }
-                        for place in user.enrollments
-                    ],
-                }
-                for user in users()[:first]
-            ]
+            "users": {
+                "nodes": [
+                    {
+                        "id": user.id,
+                        "displayName": user.display_name,
+                        "username": user.username,
+                        "email": user.email,
+                        "enrollments": {
+                            "nodes": [
+                                {
+                                    "role": {"value": place.role.value},
+                                    "state": place.state,
+                                    "course": {
+                                        "id": place.course.id,
+                                        "title": place.course.title,
+                                        "courseCode": place.course.course_code,
+                                    },
+                                }
+                                for place in user.places[:5]
+                            ]
+                        },
+                    }
+                    for user in users()[:first]
+                ]
+            }
         }
     }
 
 
-_Role = strawberry.enum(Role)
-_State = strawberry.enum(State)
+_RoleValue = strawberry.enum(RoleValue)
+_EnrollmentState = strawberry.enum(EnrollmentState)
 
 
 @strawberry.type(name="Course")
 class _Course:
     id: strawberry.ID
-    name: str
-    icon_url: str | None
+    title: str
+    course_code: str | None
+
+
+@strawberry.type(name="Role")
+class _Role:
+    value: _RoleValue
+
+
+# With attributes, and a method where there is an argument.
 
 
 @strawberry.type(name="Enrollment")
 class _Enrollment:
     role: _Role
-    state: _State
-    course: _Course
+    state: _EnrollmentState
+    course: _Course | None
+
+
+@strawberry.type(name="EnrollmentConnection")
+class _Enrollments:
+    nodes: list[_Enrollment]
 
 
 @strawberry.type(name="User")
 class _User:
     id: strawberry.ID
-    name: str
-    email: str
-    username: str
-    enrollments: list[_Enrollment]
+    display_name: str
+    username: str | None
+    email: str | None
+
+    @strawberry.field
+    def enrollments(self, first: int = 50) -> _Enrollments | None:
+        return _Enrollments(nodes=self.places[:first])  # type: ignore[attr-defined]  # of a row
+
+
+@strawberry.type(name="UserConnection")
+class _Users:
+    nodes: list[_User]
 
 
 @strawberry.type(name="Query")
 class _Query:
     @strawberry.field
-    def users(self, first: int) -> list[_User]:
-        return users()[:first]  # type: ignore[return-value]  # of the same attributes
+    def users(self, first: int = 50) -> _Users | None:
+        return _Users(nodes=users()[:first])  # type: ignore[arg-type]  # of the same attributes
+
+
+# With a coroutine for each object, as Strawberry's documentation begins.
 
 
 @strawberry.type(name="Enrollment")
 class _NaiveEnrollment:
     role: _Role
-    state: _State
+    state: _EnrollmentState
     row: strawberry.Private[Any]
 
     @strawberry.field
-    async def course(self) -> _Course:
+    async def course(self) -> _Course | None:
         found = self.row.course
-        return _Course(id=found.id, name=found.name, icon_url=found.icon_url)
+        return _Course(id=found.id, title=found.title, course_code=found.course_code)
+
+
+@strawberry.type(name="EnrollmentConnection")
+class _NaiveEnrollments:
+    nodes: list[_NaiveEnrollment]
 
 
 @strawberry.type(name="User")
 class _NaiveUser:
     id: strawberry.ID
-    name: str
-    email: str
-    username: str
+    display_name: str
+    username: str | None
+    email: str | None
     row: strawberry.Private[Any]
 
     @strawberry.field
-    async def enrollments(self) -> list[_NaiveEnrollment]:
-        return [
+    async def enrollments(self, first: int = 50) -> _NaiveEnrollments | None:
+        rows = [
             _NaiveEnrollment(role=place.role, state=place.state, row=place)
-            for place in self.row.enrollments
+            for place in self.row.places[:first]
         ]
+        return _NaiveEnrollments(nodes=rows)
+
+
+@strawberry.type(name="UserConnection")
+class _NaiveUsers:
+    nodes: list[_NaiveUser]
 
 
 @strawberry.type(name="Query")
 class _NaiveQuery:
     @strawberry.field
-    async def users(self, first: int) -> list[_NaiveUser]:
-        return [
+    async def users(self, first: int = 50) -> _NaiveUsers | None:
+        rows = [
             _NaiveUser(
                 id=strawberry.ID(user.id),
-                name=user.name,
-                email=user.email,
+                display_name=user.display_name,
                 username=user.username,
+                email=user.email,
                 row=user,
             )
             for user in users()[:first]
         ]
+        return _NaiveUsers(nodes=rows)
 
 
-async def _load_courses(parents: Sequence[Any], info: Info[Any, Any]) -> list[_Course]:  # noqa: ARG001 - as a loader of many is written
+# With batched fields.
+
+
+async def _load_courses(parents: Sequence[Any], info: Info[Any, Any]) -> list[_Course | None]:  # noqa: ARG001 - as a loader of many is written
     return [parent.course for parent in parents]
 
 
 async def _load_enrollments(
     parents: Sequence[Any],
     info: Info[Any, Any],  # noqa: ARG001 - the same
-) -> list[list[_BatchedEnrollment]]:
+    first: int = 50,
+) -> list[_BatchedEnrollments | None]:
     await asyncio.sleep(0)
-    return [parent.enrollments for parent in parents]
+    return [_BatchedEnrollments(nodes=parent.places[:first]) for parent in parents]
 
 
 @strawberry.type(name="Enrollment")
 class _BatchedEnrollment:
     role: _Role
-    state: _State
+    state: _EnrollmentState
     course = batched(_load_courses)
+
+
+@strawberry.type(name="EnrollmentConnection")
+class _BatchedEnrollments:
+    nodes: list[_BatchedEnrollment]
 
 
 @strawberry.type(name="User")
 class _BatchedUser:
     id: strawberry.ID
-    name: str
-    email: str
-    username: str
+    display_name: str
+    username: str | None
+    email: str | None
     enrollments = batched(_load_enrollments)
+
+
+@strawberry.type(name="UserConnection")
+class _BatchedUsers:
+    nodes: list[_BatchedUser]
 
 
 @strawberry.type(name="Query")
 class _BatchedQuery:
     @strawberry.field
-    async def users(self, first: int) -> list[_BatchedUser]:
-        return users()[:first]  # type: ignore[return-value]  # of the same attributes
+    async def users(self, first: int = 50) -> _BatchedUsers | None:
+        return _BatchedUsers(nodes=users()[:first])  # type: ignore[arg-type]  # of the same attributes
 
 
 class _Prepared:
@@ -309,6 +389,7 @@ def tuned(schema: strawberry.Schema) -> Answering:
         result: Any = prepared.executor(body).execute_operation()
         if asyncio.iscoroutine(result):
             result = await result
+        assert not result.errors, result.errors
         return msgspec.json.encode({"data": result.data})
 
     return answered
@@ -325,47 +406,81 @@ def shipped(schema: strawberry.Schema) -> Answering:
     return answered
 
 
-def hand_written(encode: Callable[[Any], bytes]) -> Answering:
+def hand_written() -> Answering:
     """Answer without GraphQL."""
+    encode = import_module("orjson").dumps
 
     async def answered(body: Mapping[str, Any]) -> bytes:
-        return encode(by_hand(body["variables"]["first"]))
+        written: bytes = encode(by_hand(body["variables"]["first"]))
+        return written
 
     return answered
 
 
-def contestants() -> dict[str, Callable[[], Answering]]:
-    """Return those that can run here, by what they are called in the table."""
-    found: dict[str, Callable[[], Answering]] = {
+def floor() -> Answering:
+    """Answer with nothing to do but to write what is there."""
+    encode = import_module("orjson").dumps
+
+    async def answered(body: Mapping[str, Any]) -> bytes:
+        written: bytes = encode(answer_of(body["variables"]["first"]))
+        return written
+
+    return answered
+
+
+def contestant(name: str) -> Answering:
+    """Return what answers bodies in one of the ways."""
+    ways: dict[str, Callable[[], Answering]] = {
         SHIPPED: lambda: shipped(strawberry.Schema(query=_NaiveQuery)),
-        "Strawberry tuned, attributes": lambda: tuned(strawberry.Schema(query=_Query)),
-        "plans, nothing changed in the schema": lambda: plans(strawberry.Schema(query=_NaiveQuery)),
-        "plans, batched fields": lambda: plans(strawberry.Schema(query=_BatchedQuery)),
-        "plans, attributes": lambda: plans(strawberry.Schema(query=_Query)),
-        "no GraphQL, dictionaries, msgspec": lambda: hand_written(msgspec.json.encode),
+        TUNED: lambda: tuned(strawberry.Schema(query=_Query)),
+        "plans alone, a coroutine for each object": lambda: plans(
+            strawberry.Schema(query=_NaiveQuery)
+        ),
+        PLANS: lambda: plans(strawberry.Schema(query=_BatchedQuery)),
+        BY_HAND: hand_written,
+        FLOOR: floor,
     }
-    if find_spec("orjson") is not None:
-        found["no GraphQL, dictionaries, orjson"] = lambda: hand_written(
-            import_module("orjson").dumps
-        )
-    return found
+    return ways[name]()
+
+
+def _ariadne() -> Any:
+    ariadne = import_module("ariadne")
+    query, user = ariadne.QueryType(), ariadne.ObjectType("User")
+    query.set_field("users", lambda *_, first: {"nodes": users()[:first]})
+    user.set_field("enrollments", lambda row, _info, first: {"nodes": row.places[:first]})
+    schema = ariadne.make_executable_schema(
+        _SCHEMA.read_text("utf-8"),
+        query,
+        user,
+        ariadne.EnumType("RoleValue", RoleValue),
+        ariadne.EnumType("EnrollmentState", EnrollmentState),
+        convert_names_case=True,
+    )
+    return import_module("ariadne.asgi").GraphQL(schema)
 
 
 def _application(name: str) -> Any:
-    users()
-    answered = contestants()[name]()
+    async def hello(_: Request) -> Response:
+        return Response(b"{}", media_type="application/json")
+
+    ready = Route("/ready", hello)
+    if name == FLOOR:
+        expected()
+    else:
+        users()
+        expected.cache_clear()  # so that memory is of the objects alone
+    if name == SHIPPED:
+        as_shipped = GraphQL[Any, Any](strawberry.Schema(query=_NaiveQuery))
+        return Starlette(routes=[ready, Mount("/", as_shipped)])
+    if name == ARIADNE:
+        return Starlette(routes=[ready, Mount("/", _ariadne())])
+    answered = contestant(name)
 
     async def endpoint(request: Request) -> Response:
         body = msgspec.json.decode(await request.body())
         return Response(await answered(body), media_type="application/json")
 
-    async def hello(_: Request) -> Response:
-        return Response(b"{}", media_type="application/json")
-
-    if name == SHIPPED:
-        as_shipped = GraphQL[Any, Any](strawberry.Schema(query=_NaiveQuery))
-        return Starlette(routes=[Route("/ready", hello), Mount("/", as_shipped)])
-    return Starlette(routes=[Route("/", endpoint, methods=["POST"]), Route("/ready", hello)])
+    return Starlette(routes=[Route("/", endpoint, methods=["POST"]), ready])
 
 
 if "CONTESTANT" in os.environ:

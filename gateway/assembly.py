@@ -276,6 +276,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             limits=ReadingLimits(
                 max_page_size=settings.max_page_size,
                 max_collected_rows=settings.max_collected_rows,
+                max_nested_rows=settings.max_nested_rows,
                 cursor_key=_derived_key(token, purpose=b"cursors"),
                 cursor_seconds=settings.cursor_seconds,
             ),

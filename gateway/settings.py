@@ -63,6 +63,7 @@ class Settings:
     allowed_ports: frozenset[int] | None
     max_page_size: int
     max_collected_rows: int
+    max_nested_rows: int
     cursor_seconds: float
     max_body_bytes: int
     max_document_tokens: int
@@ -523,6 +524,17 @@ SETTINGS: Final = (
         form="a whole number from 1000 to 1000000",
         default="20000",
         read=_whole(1000, 1_000_000),
+    ),
+    Setting(
+        name="GATEWAY_MAX_NESTED_ROWS",
+        field="max_nested_rows",
+        meaning=(
+            "How many rows lists inside lists may hold in one answer, all together; where there"
+            " are more, the field is null, with an error."
+        ),
+        form="a whole number from 1 to 1000000",
+        default="20000",
+        read=_whole(1, 1_000_000),
     ),
     Setting(
         name="GATEWAY_CURSOR_SECONDS",

@@ -1,4 +1,5 @@
-// Composes one subgraph for each Canvas of CANVASES (names to URLs), and one for the Campus at CAMPUS_URL.
+// Composes one subgraph for each Canvas of CANVASES (names to URLs), one for the Campus at CAMPUS_URL, and
+// one for the register at REGISTER_URL.
 import { defineConfig } from "@graphql-mesh/compose-cli";
 import { loadJSONSchemaSubgraph } from "@omnigraph/json-schema";
 
@@ -97,8 +98,60 @@ const teacher = `
     )
   }`;
 
+function register(url, key) {
+  const user = object("User", { id, name: text, username: text, email: text });
+  const page = object("Users", { rows: { type: "array", items: user } });
+  const enrollment = object("Enrollment", { id, course_id: id, role: text, state: text });
+  const course = object("Course", { id, title: text, code: text });
+  return loadJSONSchemaSubgraph("register", {
+    endpoint: url,
+    operationHeaders: { Authorization: `Bearer ${key}` },
+    operations: [
+      {
+        type: "Query",
+        field: "users",
+        path: "/users?offset=0&limit={args.first}",
+        method: "GET",
+        argTypeMap: { first: { type: "integer" } },
+        responseSchema: page,
+      },
+      {
+        type: "Query",
+        field: "enrollments",
+        path: "/enrollments?user_ids={args.userId}",
+        method: "GET",
+        argTypeMap: { userId: { type: "string" } },
+        responseSchema: { type: "array", items: enrollment },
+      },
+      {
+        type: "Query",
+        field: "courses",
+        path: "/courses?ids={args.courseId}",
+        method: "GET",
+        argTypeMap: { courseId: { type: "string" } },
+        responseSchema: { type: "array", items: course },
+      },
+    ],
+  });
+}
+
+const places = `
+  extend type User {
+    enrollments: [Enrollment] @resolveTo(
+      sourceName: "register", sourceTypeName: "Query", sourceFieldName: "enrollments",
+      requiredSelectionSet: "{ id }", sourceArgs: { userId: "{root.id}" }
+    )
+  }
+  extend type Enrollment {
+    course: [Course] @resolveTo(
+      sourceName: "register", sourceTypeName: "Query", sourceFieldName: "courses",
+      requiredSelectionSet: "{ course_id }", sourceArgs: { courseId: "{root.course_id}" }
+    )
+  }`;
+
 const canvases = JSON.parse(process.env.CANVASES ?? "{}");
 const campusUrl = process.env.CAMPUS_URL;
+const registerUrl = process.env.REGISTER_URL;
 
 export const composeConfig = defineConfig({
   subgraphs: [
@@ -106,6 +159,11 @@ export const composeConfig = defineConfig({
       sourceHandler: canvas(name, url, process.env.CANVAS_TOKEN),
     })),
     ...(campusUrl ? [{ sourceHandler: campus(campusUrl, process.env.CAMPUS_KEY) }] : []),
+    ...(registerUrl ? [{ sourceHandler: register(registerUrl, process.env.REGISTER_KEY) }] : []),
   ],
-  additionalTypeDefs: [...Object.keys(canvases).map(links), ...(campusUrl ? [teacher] : [])].join("\n"),
+  additionalTypeDefs: [
+    ...Object.keys(canvases).map(links),
+    ...(campusUrl ? [teacher] : []),
+    ...(registerUrl ? [places] : []),
+  ].join("\n"),
 });

@@ -403,3 +403,21 @@ async def test_the_field_that_goes_past_the_budget_is_null_and_the_rest_is_answe
     assert error["path"][:1] == ["users"]
     assert error["message"].startswith("One operation may make 10 calls to providers")
     assert canvas.counts.calls.total() == 10
+
+
+async def test_lists_inside_lists_hold_as_many_rows_as_the_operator_allows(tmp_path: Path) -> None:
+    school = build_large_population(users=20, courses=8, enrollments=60)
+    query = "{ users { nodes { displayName enrollments { nodes { id } } } } }"
+    async with (
+        running_canvas(Canvas(school)) as url,
+        running_gateway(tmp_path, max_nested_rows="30") as gateway,
+    ):
+        await registered(gateway, url)
+        answer = await gateway.graphql(query)
+
+    assert len(answer["data"]["users"]["nodes"]) == 20
+    assert {error["extensions"]["limit"] for error in answer["errors"]} == {"nested_rows"}
+    assert answer["errors"][0]["message"] == (
+        "The answer would hold more than 30 rows in lists inside lists; ask for smaller pages,"
+        " or for less inside each other"
+    )
