@@ -16,7 +16,8 @@ from resolvers.matching.explaining import Evidence, Suggestion
 from resolvers.matching.fitting import MIN_DECISIONS, Features, refit
 from resolvers.matching.lookup import Index
 from resolvers.matching.matches import Matches, match
-from resolvers.matching.scoring import SHIPPED, Model
+from resolvers.matching.scoring import Model
+from resolvers.matching.shipped import SHIPPED
 
 __all__ = [
     "MIN_DECISIONS",

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 from anyascii import anyascii
 
-from resolvers.matching.names import read_tokens
+from resolvers.matching.names import LATIN, read_tokens
 
 VERSION: Final = 1
 """Of the normaliser: what another version prepared is made anew, and so are its keys."""
@@ -21,6 +21,7 @@ _MAX_GROUPS: Final = 64
 _MAX_TEXT: Final = 120
 _EARLIEST_YEAR, _LATEST_YEAR = 1900, 2100
 _ID_LIKE: Final = re.compile(r"^[a-z]{0,3}[-_. ]?\d{4,}[a-z]?$")
+_LETTERS: Final = re.compile(r"[a-z]+")
 _NOT_ID: Final = re.compile(r"[^a-z0-9]+")
 # Domains that no mail reaches: those reserved for examples, and what platforms make up.
 _SYNTHETIC: Final = re.compile(
@@ -95,6 +96,7 @@ def prepare(account: Account) -> Prepared:
             handles.insert(0, local)
         if email is None and "@" in username:
             email = _email(username)
+    tokens = _completed(tokens, handles)
     return Prepared(
         version=VERSION,
         provider_id=account.provider_id,
@@ -118,6 +120,40 @@ def _tokens(account: Account) -> tuple[tuple[str, int], ...]:
     shown = read_tokens(account.display_name or "")
     chosen = named if account.given_name and account.family_name and named else shown or named
     return tuple(dict.fromkeys(chosen))
+
+
+def _completed(
+    tokens: tuple[tuple[str, int], ...], handles: list[str]
+) -> tuple[tuple[str, int], ...]:
+    """Return tokens with the one that is missing, if a handle has it.
+
+    A name of one whole token and perhaps initials is completed from a handle that has that
+    token beside another one, such as ``amina`` or ``amina o`` with ``amina.okello``.
+    """
+    whole = [token for token, _ in tokens if len(token) > 1]
+    initials = {token for token, _ in tokens if len(token) == 1}
+    if len(whole) != 1 or len(whole[0]) < 3:
+        return tokens
+    for handle in handles:
+        other = _beside(whole[0], _LETTERS.findall(handle))
+        if other and (not initials or other[0] in initials):
+            kept = tuple(entry for entry in tokens if entry[0] != other[0])
+            return (*kept, (other, LATIN))
+    return tokens
+
+
+def _beside(known: str, pieces: list[str]) -> str | None:
+    """Return what a handle in pieces has beside a known token."""
+    if known in pieces:
+        others = [piece for piece in pieces if piece != known and len(piece) > 2]
+        return others[0] if others else None
+    for piece in pieces:
+        for rest in (piece.removeprefix(known), piece.removesuffix(known)):
+            if rest != piece and len(rest) > 2:
+                return rest
+        if len(piece) > 4 and piece[0] == known[0]:
+            return piece[1:]
+    return None
 
 
 def _plain(text: str | None) -> str:

@@ -38,7 +38,7 @@ def refit(
     fold = np.random.default_rng(0).permutation(len(same)) % _FOLDS
     before = np.zeros(len(same))
     after = np.zeros(len(same))
-    start = np.array([*model.weights, model.shift])
+    start = np.array([*model.weights, 0.0])
     for part in range(_FOLDS):
         inside, outside = fold != part, fold == part
         fitted = fit_weights(values[inside], same[inside], start, prior=prior, ridge=_RIDGE)
@@ -50,11 +50,20 @@ def refit(
 
 
 def with_weights(model: Model, fitted: Floats) -> Model:
-    """Return the model with weights and shift from one row, and a version from its content."""
+    """Return the model with other weights, its base moved by the last of them.
+
+    The version is made from the content.
+    """
     rounded = tuple((np.rint(fitted * STEPS) / STEPS).tolist())
-    content = repr((rounded, model.slope, model.rivalry)).encode()
-    version = "fit-" + hashlib.sha256(content).hexdigest()[:12]
-    return msgspec.structs.replace(model, version=version, weights=rounded[:-1], shift=rounded[-1])
+    return versioned(
+        msgspec.structs.replace(model, weights=rounded[:-1], base=model.base + rounded[-1])
+    )
+
+
+def versioned(model: Model) -> Model:
+    """Return the model with a version that says what it holds."""
+    content = msgspec.json.encode(msgspec.structs.replace(model, version=""))
+    return msgspec.structs.replace(model, version=hashlib.sha256(content).hexdigest()[:12])
 
 
 def fit_weights(
@@ -64,20 +73,23 @@ def fit_weights(
     *,
     prior: float | Floats,
     ridge: float,
-    importance: Floats | None = None,
+    free_shift: bool = False,
 ) -> Floats:
-    """Return weights and shift in bits that minimise log-loss plus a ridge towards ``start``."""
+    """Return weights and shift in bits that minimise log-loss plus a ridge towards ``start``.
+
+    The ridge holds the weight of a value the more the less it varies, so that what is nearly
+    always the same does not take the place of the shift.
+    """
     matrix = np.column_stack([values, np.ones(len(values))])
-    scale = np.maximum(matrix.std(axis=0), 0.05)
-    scale[-1] = 1.0
+    scale = np.maximum(matrix.std(axis=0), 0.3)
+    scale[-1] = 0.001 if free_shift else 1.0
     weights = start.copy()
-    share = np.ones(len(values)) if importance is None else importance
     for _ in range(30):
         bits = matrix @ weights + prior
         chance = 1.0 / (1.0 + np.exp2(-np.clip(bits, -60, 60)))
-        slope = matrix.T @ (share * (chance - same)) * _LN2
+        slope = matrix.T @ (chance - same) * _LN2
         slope += ridge * _LN2**2 * scale**2 * (weights - start)
-        spread = share * np.maximum(chance * (1 - chance), 1e-9)
+        spread = np.maximum(chance * (1 - chance), 1e-9)
         bend = (matrix * spread[:, None]).T @ matrix * _LN2**2
         bend += np.diag(ridge * _LN2**2 * scale**2 + 1e-9)
         step = np.linalg.solve(bend, slope)

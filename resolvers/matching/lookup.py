@@ -11,7 +11,8 @@ from resolvers.matching.accounts import Prepared
 from resolvers.matching.columns import WEAK_KINDS, Columns, Vocabulary, keys_of
 from resolvers.matching.explaining import Suggestion, evidence_of
 from resolvers.matching.matches import probabilities
-from resolvers.matching.scoring import SHIPPED, STEPS, Model, compare, contributions
+from resolvers.matching.scoring import STEPS, Model, compare, contributions
+from resolvers.matching.shipped import SHIPPED
 
 _STRONG_CAP: Final = 200
 _WEAK_CAP: Final = 30

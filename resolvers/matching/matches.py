@@ -13,7 +13,8 @@ from resolvers.matching.accounts import Prepared
 from resolvers.matching.columns import WEAK_KINDS, Columns, Floats, Ints, Vocabulary, keys_of
 from resolvers.matching.explaining import Suggestion, evidence_of
 from resolvers.matching.groups import GroupLinks
-from resolvers.matching.scoring import FEATURES, SHIPPED, STEPS, Model, compare, contributions
+from resolvers.matching.scoring import FEATURES, STEPS, Model, compare, contributions
+from resolvers.matching.shipped import SHIPPED
 
 _CHUNK: Final = 1 << 15
 _STRONG_CAP: Final = 4000
@@ -91,7 +92,7 @@ class Matches:
         pairs = (self.left[at], self.right[at])
         compared = compare(*self.columns, pairs)
         if self.links is not None:
-            self.links.put_values(self.columns, pairs, compared.values)
+            self.links.put_values(pairs, compared.values)
         return compared.values, compared
 
     def _rivals(self, at: Ints) -> list[tuple[tuple[int, int], ...]]:
@@ -253,7 +254,7 @@ def _weigh(
         some = (pairs[0][part], pairs[1][part])
         values = compare(*columns, some).values
         if links is not None:
-            links.put_values(columns, some, values)
+            links.put_values(some, values)
         weight[part] = contributions(model, values).sum(axis=1) / STEPS + prior
         say(min(1.0, (begin + _CHUNK) / len(weight)))
     return weight
@@ -268,14 +269,28 @@ def _with_groups(
     """Weigh again with what confident pairs say of which groups correspond."""
     score = probabilities(model, pairs, weight)
     sure = score > _CONFIDENT
-    links = GroupLinks.learn(columns, (pairs[0][sure], pairs[1][sure]))
+    links = GroupLinks(columns, _one_to_one(pairs, score, sure))
     values = np.zeros((len(weight), len(FEATURES)), np.float32)
-    links.put_values(columns, pairs, values)
+    links.put_values(pairs, values)
     return pairs, weight + contributions(model, values).sum(axis=1) / STEPS, links
 
 
+def _one_to_one(
+    pairs: tuple[Ints, Ints], score: Floats, sure: npt.NDArray[np.bool_]
+) -> tuple[Ints, Ints]:
+    """Return the sure pairs, of each account the best one only."""
+    at = np.nonzero(sure)[0]
+    at = at[np.argsort(-score[at], kind="stable")]
+    at = at[np.sort(np.unique(pairs[0][at], return_index=True)[1])]
+    at = at[np.sort(np.unique(pairs[1][at], return_index=True)[1])]
+    return pairs[0][at], pairs[1][at]
+
+
 def probabilities(model: Model, pairs: tuple[Ints, Ints], weight: Floats) -> Floats:
-    """Return the probability of each pair, given that an account has one counterpart at most."""
+    """Return the probability of each pair, given that an account has one counterpart at most.
+
+    Those of one account add up to 1 at most.
+    """
     if not len(weight):
         return np.zeros(0, np.float64)
     odds = np.exp2(np.clip(weight, -60.0, 60.0))
@@ -283,4 +298,7 @@ def probabilities(model: Model, pairs: tuple[Ints, Ints], weight: Floats) -> Flo
     by_right = np.bincount(pairs[1], weights=odds)[pairs[1]]
     rivals = np.maximum(by_left + by_right - 2.0 * odds, 0.0)
     bits = model.slope * weight - model.rivalry * np.log2(1.0 + rivals) + model.shift
-    return np.asarray(1.0 / (1.0 + np.exp2(-np.clip(bits, -60.0, 60.0))), np.float64)
+    chance = 1.0 / (1.0 + np.exp2(-np.clip(bits, -60.0, 60.0)))
+    of_left = np.bincount(pairs[0], weights=chance)[pairs[0]]
+    of_right = np.bincount(pairs[1], weights=chance)[pairs[1]]
+    return np.asarray(chance / np.maximum(1.0, np.maximum(of_left, of_right)), np.float64)

@@ -25,6 +25,8 @@ OTHER: Final = 4
 
 _BRACKETED: Final = re.compile(r"[(\[{<（【][^)\]}>）】]*[)\]}>）】]")
 _NOT_A_LETTER: Final = re.compile(r"[^a-z]+")
+# Korean and Chinese given names of two syllables: Ho-joon is Hojoon.
+_HYPHENED: Final = re.compile(r"\b([A-Z][a-z]{1,5})-([a-z]{2,6})\b")
 _APOSTROPHES: Final = re.compile(r"['`\u2018\u2019\u02bb\u02bc\u00b4]")
 _CAPITAL_PARTS: Final = re.compile(r"[A-Z]?[^A-Z]+|[A-Z]")
 _TITLES: Final = frozenset(
@@ -44,8 +46,8 @@ _SERVANT: Final = "abdul"
 # Consonants of the Arabic script as a Latin writer would put them; what is a vowel, or may be
 # one, is left out. Fullness of vowels is what the two writings of one name differ in.
 _ABJAD_LETTERS: Final = str.maketrans(
-    dict(zip("بتثجحخدذرزسشصضطظغفقكلمنه", "bttjhxdzrzsSsdtzgfkklmnh", strict=True))
-    | dict(zip("پچگژکٹڈڑھ", "bSgzktdrh", strict=True))
+    dict(zip("بتثجحخدذرزسشصضطظغفقكلمنه", "bttjhktsrssSsttskfkklmnh", strict=True))
+    | dict(zip("پچگژکٹڈڑھ", "bkksktdrh", strict=True))
     | dict.fromkeys("اأإآٱءئؤعويىیےةۀـ" + "".join(map(chr, range(0x64B, 0x660))), "")
     | {"ں": "n", "ہ": "h", "ۃ": ""}
 )
@@ -55,9 +57,41 @@ _HAN: Final = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
 _HANGUL: Final = re.compile(r"[\uac00-\ud7af]")
 _HEBREW: Final = re.compile(r"[\u0590-\u05ff]")
 
+_GREEK: Final = re.compile(r"[\u0370-\u03ff\u1f00-\u1fff]")
+_GREEK_PAIRS: Final = (
+    ("ου", "ou"),
+    ("ευ", "ef"),
+    ("αυ", "af"),
+    ("μπ", "b"),
+    ("ντ", "nt"),
+    ("γγ", "ng"),
+    ("γκ", "gk"),
+    ("υ", "i"),
+)
 # Surnames of two characters; other Han names begin with a surname of one.
 _DOUBLE_SURNAMES: Final = frozenset(
     "欧阳 歐陽 司马 司馬 上官 诸葛 諸葛 司徒 东方 夏侯 皇甫 尉迟".split()
+)
+# The most frequent Japanese surnames; read by their characters they would sound Chinese.
+_JAPANESE_SURNAMES: Final = dict(
+    entry.split("=")
+    for entry in (
+        "佐藤=sato 鈴木=suzuki 高橋=takahashi 田中=tanaka 伊藤=ito 渡辺=watanabe 渡邊=watanabe "
+        "山本=yamamoto 中村=nakamura 小林=kobayashi 加藤=kato 吉田=yoshida 山田=yamada "
+        "佐々木=sasaki 山口=yamaguchi 松本=matsumoto 井上=inoue 木村=kimura 斎藤=saito "
+        "斉藤=saito 清水=shimizu 山崎=yamazaki 阿部=abe 森=mori 池田=ikeda 橋本=hashimoto "
+        "山下=yamashita 石川=ishikawa 中島=nakajima 前田=maeda 藤田=fujita 後藤=goto "
+        "小川=ogawa 岡田=okada 村上=murakami 長谷川=hasegawa 近藤=kondo 石井=ishii "
+        "坂本=sakamoto 遠藤=endo 藤井=fujii 青木=aoki 福田=fukuda 三浦=miura 西村=nishimura "
+        "藤原=fujiwara 太田=ota 松田=matsuda 原田=harada 岡本=okamoto 中川=nakagawa "
+        "中野=nakano 小野=ono 田村=tamura 竹内=takeuchi 金子=kaneko 和田=wada 中山=nakayama "
+        "石田=ishida 上田=ueda 森田=morita 柴田=shibata 酒井=sakai 工藤=kudo 横山=yokoyama "
+        "宮崎=miyazaki 宮本=miyamoto 内田=uchida 高木=takagi 安藤=ando 谷口=taniguchi "
+        "大野=ono 丸山=maruyama 今井=imai 高田=takada 藤本=fujimoto 武田=takeda 村田=murata "
+        "上野=ueno 杉山=sugiyama 増田=masuda 平野=hirano 大塚=otsuka 千葉=chiba 久保=kubo "
+        "松井=matsui 小島=kojima 岩崎=iwasaki 桜井=sakurai 野口=noguchi 松尾=matsuo "
+        "木下=kinoshita 菊地=kikuchi 野村=nomura 新井=arai 佐野=sano"
+    ).split()
 )
 # How Koreans spell their surnames, beside what letter by letter transliteration gives.
 _KOREAN_SURNAMES: Final = {
@@ -87,12 +121,14 @@ _KOREAN_SURNAMES: Final = {
 _DOUBLED: Final = re.compile(r"(.)\1+")
 _SOUNDS: Final = (
     ("shch", "S"),
+    ("tsch", "k"),
     ("sch", "S"),
-    ("tch", "S"),
-    ("tsch", "S"),
+    ("tch", "k"),
     ("sh", "S"),
-    ("ch", "S"),
-    ("kh", "x"),
+    ("ch", "k"),
+    ("kh", "k"),
+    ("mp", "b"),
+    ("x", "ks"),
     ("gh", "g"),
     ("ph", "f"),
     ("th", "t"),
@@ -105,7 +141,8 @@ _SOUNDS: Final = (
     ("dz", "z"),
 )
 _LETTERS: Final = str.maketrans(
-    {"q": "k", "c": "k", "v": "f", "p": "b", "z": "z"} | dict.fromkeys("aeiouwy", "")
+    {"q": "k", "c": "k", "v": "f", "p": "b", "g": "k", "d": "t", "z": "s"}
+    | dict.fromkeys("aeiouwy", "")
 )
 
 
@@ -120,7 +157,7 @@ def read_tokens(text: str) -> tuple[tuple[str, int], ...]:
     cleaned = unicodedata.normalize("NFKC", cleaned)
     cleaned = _APOSTROPHES.sub("", _BRACKETED.sub(" ", cleaned)).replace("_", " ")
     tokens: list[tuple[str, int]] = []
-    for word in _words(cleaned):
+    for word in _words(_HYPHENED.sub(r"\1\2", cleaned)):
         tokens += _read_word(word)
     return _without_particles(_joined_servants(tokens))[:_MAX_TOKENS]
 
@@ -148,11 +185,21 @@ def _read_word(word: str) -> list[tuple[str, int]]:
         script, parts = HANGUL, _hangul_parts(word)
     else:
         script = ABJAD if _HEBREW.search(word) else _script_of(word)
-        parts = [anyascii(word).lower()]
+        parts = [anyascii(_customary(word)).lower()]
     cleaned = (_NOT_A_LETTER.sub("", part)[:_MAX_TOKEN_CHARACTERS] for part in parts)
     return [
         (part, script) for part in cleaned if part and part not in _TITLES and part not in _LABELS
     ]
+
+
+def _customary(word: str) -> str:
+    """Return a Greek word with its pairs of letters as they are heard; others as they are."""
+    if not _GREEK.search(word):
+        return word
+    plain = "".join(c for c in unicodedata.normalize("NFD", word.lower()) if c.isalpha())
+    for pair, heard in _GREEK_PAIRS:
+        plain = plain.replace(pair, heard)
+    return plain
 
 
 def _script_of(word: str) -> int:
@@ -160,6 +207,10 @@ def _script_of(word: str) -> int:
 
 
 def _han_parts(word: str) -> list[str]:
+    for length in (3, 2, 1):
+        reading = _JAPANESE_SURNAMES.get(word[:length])
+        if reading and len(word) <= length + 3:
+            return [reading, anyascii(word[length:]).lower()]
     if not 2 <= len(word) <= 4:
         return [anyascii(word).lower()]
     cut = 2 if word[:2] in _DOUBLE_SURNAMES else 1
@@ -181,8 +232,8 @@ def _joined_servants(tokens: list[tuple[str, int]]) -> list[tuple[str, int]]:
         if before in _SERVANTS and script == LATIN:
             if token not in {"al", "el", "ul"}:
                 joined[-1] = (_SERVANT + token, script)
-        elif before == "bd" and script == ABJAD and joined[-1][1] == ABJAD:
-            joined[-1] = (_DOUBLED.sub(r"\1", "bdl" + token), script)
+        elif before == "bt" and script == ABJAD and joined[-1][1] == ABJAD:
+            joined[-1] = (_DOUBLED.sub(r"\1", "btl" + token), script)
         else:
             joined.append((token, script))
     return joined
@@ -198,8 +249,8 @@ def skeleton(token: str, script: int) -> str:
 
     Empty when there are none. ``Mohammed``, ``Muhamad`` and the Arabic spelling are ``mhmd``.
     """
-    if script == ABJAD and "a" not in token:
-        return token
+    if script == ABJAD:
+        return token.replace("g", "k").replace("d", "t")
     heard = token
     for written, sound in _SOUNDS:
         if written in heard:

@@ -41,55 +41,53 @@ class Feature(NamedTuple):
 
     name: str
     field: str
-    weight: float
 
 
-# The weights are those fitted by benchmarks/matching_fit.py on the development half.
 FEATURES: Final = (
-    Feature("exact_count", "displayName", 0.0),
-    Feature("exact_bits", "displayName", 0.95),
-    Feature("nickname_count", "displayName", -1.5),
-    Feature("nickname_bits", "displayName", 0.8),
-    Feature("typo_count", "displayName", -1.5),
-    Feature("typo_bits", "displayName", 0.8),
-    Feature("sound_count", "displayName", -2.0),
-    Feature("sound_bits", "displayName", 0.7),
-    Feature("script_count", "displayName", -1.0),
-    Feature("script_bits", "displayName", 0.8),
-    Feature("initial_count", "displayName", 1.5),
-    Feature("in_handle_count", "username", 1.0),
-    Feature("in_handle_bits", "username", 0.4),
-    Feature("conflict_one", "displayName", -5.0),
-    Feature("conflict_more", "displayName", -9.0),
-    Feature("conflict_script", "displayName", -1.0),
-    Feature("extra_tokens", "displayName", -0.7),
-    Feature("nothing_in_common", "displayName", -4.0),
-    Feature("one_token_only", "displayName", -1.0),
-    Feature("email_same", "email", 9.0),
-    Feature("email_shared", "email", 4.0),
-    Feature("email_other", "email", -2.0),
-    Feature("handle_same", "username", 8.0),
-    Feature("handle_same_built", "username", 3.5),
-    Feature("handle_stem", "username", 4.0),
-    Feature("handle_stem_built", "username", 1.5),
-    Feature("handle_other", "username", -0.7),
-    Feature("handle_from_name", "username", 2.5),
-    Feature("handle_from_initial", "username", 1.8),
-    Feature("handle_from_token", "username", 0.8),
-    Feature("id_same", "identifiers", 11.0),
-    Feature("id_near", "identifiers", 3.0),
-    Feature("id_other", "identifiers", -4.0),
-    Feature("year_same", "birthYear", 2.5),
-    Feature("year_near", "birthYear", -1.0),
-    Feature("year_other", "birthYear", -4.0),
-    Feature("gender_same", "gender", 0.8),
-    Feature("gender_other", "gender", -4.0),
-    Feature("zone_same", "timeZone", 0.5),
-    Feature("zone_other", "timeZone", -0.5),
-    Feature("role_same", "roles", 0.1),
-    Feature("role_other", "roles", -3.0),
-    Feature("groups_same", "enrollments", 1.0),
-    Feature("groups_other", "enrollments", 1.0),
+    Feature("exact_count", "displayName"),
+    Feature("exact_bits", "displayName"),
+    Feature("nickname_count", "displayName"),
+    Feature("nickname_bits", "displayName"),
+    Feature("typo_count", "displayName"),
+    Feature("typo_bits", "displayName"),
+    Feature("sound_count", "displayName"),
+    Feature("sound_bits", "displayName"),
+    Feature("script_count", "displayName"),
+    Feature("script_bits", "displayName"),
+    Feature("initial_count", "displayName"),
+    Feature("in_handle_count", "username"),
+    Feature("in_handle_bits", "username"),
+    Feature("conflict_one", "displayName"),
+    Feature("conflict_more", "displayName"),
+    Feature("conflict_script", "displayName"),
+    Feature("extra_tokens", "displayName"),
+    Feature("nothing_in_common", "displayName"),
+    Feature("one_token_only", "displayName"),
+    Feature("email_same", "email"),
+    Feature("email_shared", "email"),
+    Feature("email_other", "email"),
+    Feature("handle_same", "username"),
+    Feature("handle_same_built", "username"),
+    Feature("handle_stem", "username"),
+    Feature("handle_stem_built", "username"),
+    Feature("handle_other", "username"),
+    Feature("handle_from_name", "username"),
+    Feature("handle_from_initial", "username"),
+    Feature("handle_from_token", "username"),
+    Feature("id_same", "identifiers"),
+    Feature("id_near", "identifiers"),
+    Feature("id_other", "identifiers"),
+    Feature("year_same", "birthYear"),
+    Feature("year_near", "birthYear"),
+    Feature("year_other", "birthYear"),
+    Feature("gender_same", "gender"),
+    Feature("gender_other", "gender"),
+    Feature("zone_same", "timeZone"),
+    Feature("zone_other", "timeZone"),
+    Feature("role_same", "roles"),
+    Feature("role_other", "roles"),
+    Feature("groups_same", "enrollments"),
+    Feature("groups_other", "enrollments"),
 )
 AT: Final = {feature.name: i for i, feature in enumerate(FEATURES)}
 
@@ -98,11 +96,12 @@ class Model(msgspec.Struct, frozen=True):
     """Weights in bits, one for each feature, and what turns a weight into a probability.
 
     ``probability = 1 / (1 + 2 ** -(slope * weight - rivalry * log2(1 + rivals) + shift))``
-    where ``rivals`` are the odds of all competitors together.
+    where ``rivals`` are the odds of all competitors together. ``base`` belongs to the prior.
     """
 
     version: str
     weights: tuple[float, ...]
+    base: float = 0.0
     slope: float = 1.0
     rivalry: float = 1.0
     shift: float = 0.0
@@ -114,9 +113,7 @@ class Model(msgspec.Struct, frozen=True):
         counts as one half when nothing is said.
         """
         share = 0.5 if overlap is None else min(max(overlap, 0.001), 1.0)
-        bits = math.log2(share) - math.log2(max(left, right, 2))
-        if overlap is not None:
-            bits += max(0.0, 4.0 * (share - 0.5))
+        bits = self.base + math.log2(share) - math.log2(max(left, right, 2))
         return round(bits * STEPS) / STEPS
 
 
@@ -415,6 +412,3 @@ def _compare_ids(
     values[:, AT["id_same"]] = same
     values[:, AT["id_near"]] = near
     values[:, AT["id_other"]] = numbered & ~same & ~near
-
-
-SHIPPED: Final = Model(version="hand-1", weights=tuple(feature.weight for feature in FEATURES))

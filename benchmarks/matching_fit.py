@@ -1,0 +1,270 @@
+"""Fits the weights that the matcher ships, on the development half of the test population only.
+
+    .venv/bin/python benchmarks/matching_fit.py [--write]
+
+Prints the weights, and with ``--write`` puts them into resolvers/matching/shipped.py. The same
+populations give the same weights: a logistic regression from weights set by hand, with a weak
+ridge towards them; then the two weights of groups with the others held; then what turns weights
+into probabilities.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from resolvers.matching import Account, Model, Prepared, prepare  # noqa: E402 - not installed
+from resolvers.matching.columns import Columns, Vocabulary  # noqa: E402 - the same
+from resolvers.matching.fitting import fit_weights, versioned, with_weights  # noqa: E402 - the same
+from resolvers.matching.matches import (  # noqa: E402 - the same
+    candidates,
+    match,
+    probabilities,
+)
+from resolvers.matching.scoring import AT, FEATURES, STEPS, compare, contributions  # noqa: E402
+from simulators.people import Campus, PlatformAccount, populate  # noqa: E402 - the same
+
+SHIPPED_MODULE: Final = ROOT / "resolvers" / "matching" / "shipped.py"
+# People and seed; pools of several sizes, so that the prior is right for each.
+POPULATIONS: Final = ((8000, 101), (4000, 102), (1500, 103), (600, 104), (300, 105), (300, 106))
+RIDGE: Final = 20.0
+GROUP_FEATURES: Final = ("groups_same", "groups_other")
+
+# Where the fit begins, and what it is drawn to where the population says little.
+BY_HAND: Final = {
+    "exact_bits": 0.95,
+    "nickname_count": -1.5,
+    "nickname_bits": 0.8,
+    "typo_count": -1.5,
+    "typo_bits": 0.8,
+    "sound_count": -2.0,
+    "sound_bits": 0.7,
+    "script_count": -1.0,
+    "script_bits": 0.8,
+    "initial_count": 1.5,
+    "in_handle_count": 1.0,
+    "in_handle_bits": 0.4,
+    "conflict_one": -5.0,
+    "conflict_more": -9.0,
+    "conflict_script": -1.0,
+    "extra_tokens": -0.7,
+    "nothing_in_common": -4.0,
+    "one_token_only": -1.0,
+    "email_same": 9.0,
+    "email_shared": 4.0,
+    "email_other": -2.0,
+    "handle_same": 8.0,
+    "handle_same_built": 3.5,
+    "handle_stem": 4.0,
+    "handle_stem_built": 1.5,
+    "handle_other": -0.7,
+    "handle_from_name": 2.5,
+    "handle_from_initial": 1.8,
+    "handle_from_token": 0.8,
+    "id_same": 11.0,
+    "id_near": 3.0,
+    "id_other": -4.0,
+    "year_same": 2.5,
+    "year_near": -1.0,
+    "year_other": -4.0,
+    "gender_same": 0.8,
+    "gender_other": -4.0,
+    "zone_same": 0.5,
+    "zone_other": -0.5,
+    "role_same": 0.1,
+    "role_other": -3.0,
+    "groups_same": 1.0,
+    "groups_other": 1.0,
+}
+
+
+def as_accounts(rows: Sequence[PlatformAccount]) -> list[Prepared]:
+    """Return a platform's accounts as matching prepares them."""
+    names = [field.name for field in fields(PlatformAccount) if field.name != "person"]
+    return [prepare(Account(**{name: getattr(row, name) for name in names})) for row in rows]
+
+
+def platform_pairs(campus: Campus) -> list[tuple[str, str]]:
+    """Return the six pairs of platforms that are measured."""
+    kolibri, kolibri2, canvas, moodle, fifth = campus.accounts
+    return [
+        (kolibri, canvas),
+        (kolibri, moodle),
+        (kolibri, kolibri2),
+        (canvas, moodle),
+        (canvas, fifth),
+        (moodle, fifth),
+    ]
+
+
+class Pools:
+    """Two pools of one population, with whose each account is."""
+
+    def __init__(self, campus: Campus, left: str, right: str) -> None:
+        self.people = tuple(
+            np.array([row.person for row in campus.accounts[name]]) for name in (left, right)
+        )
+        self.accounts = tuple(as_accounts(campus.accounts[name]) for name in (left, right))
+
+    def same(self, left: Any, right: Any) -> Any:
+        """Return which pairs are one person."""
+        return self.people[0][left] == self.people[1][right]
+
+
+def pools() -> Iterator[Pools]:
+    """Return the pools that are fitted on."""
+    for count, seed in POPULATIONS:
+        campus = populate(count, seed=seed, half="development")
+        for left, right in platform_pairs(campus):
+            yield Pools(campus, left, right)
+
+
+def fitted() -> Model:
+    """Return the model."""
+    start = Model(
+        version="by-hand", weights=tuple(BY_HAND.get(feature.name, 0.0) for feature in FEATURES)
+    )
+    everything = list(pools())
+    model = _fit_facts(start, everything)
+    model = _fit_groups(model, everything)
+    return _calibrated(model, everything)
+
+
+def _fit_facts(model: Model, everything: Sequence[Pools]) -> Model:
+    values, same, priors = [], [], []
+    for pool in everything:
+        vocabulary = Vocabulary()
+        columns = tuple(Columns.of(side, vocabulary) for side in pool.accounts)
+        pairs = candidates((columns[0], columns[1]))
+        found = compare(columns[0], columns[1], pairs).values
+        prior = model.prior(len(pool.accounts[0]), len(pool.accounts[1]))
+        near = contributions(model, found).sum(axis=1) / STEPS + prior > -25.0
+        values.append(found[near])
+        same.append(pool.same(*pairs)[near])
+        priors.append(np.full(int(near.sum()), prior))
+    start = np.array([*model.weights, 0.0])
+    weights = fit_weights(
+        np.concatenate(values).astype(np.float64),
+        np.concatenate(same).astype(np.float64),
+        start,
+        prior=np.concatenate(priors),
+        ridge=RIDGE,
+        free_shift=True,
+    )
+    for name in GROUP_FEATURES:
+        weights[AT[name]] = BY_HAND[name]
+    return with_weights(model, weights)
+
+
+def _fit_groups(model: Model, everything: Sequence[Pools]) -> Model:
+    """Fit what groups say beside the rest, which stays as it is."""
+    values, same, rest = [], [], []
+    at = [AT[name] for name in GROUP_FEATURES]
+    for pool in everything:
+        found = match(pool.accounts[0], pool.accounts[1], model=model)
+        if not len(found):
+            continue
+        seen = np.array(found.features(range(len(found))))[:, at]
+        values.append(seen)
+        same.append(pool.same(found.left, found.right).astype(np.float64))
+        rest.append(found.weight - seen @ np.array(model.weights)[at])
+    weights = fit_weights(
+        np.concatenate(values),
+        np.concatenate(same),
+        np.array([1.0, 1.0, 0.0]),
+        prior=np.concatenate(rest),
+        ridge=1.0,
+    )
+    whole = np.array([*model.weights, 0.0])
+    whole[at] = weights[:2]
+    return with_weights(model, whole)
+
+
+def _calibrated(model: Model, everything: Sequence[Pools]) -> Model:
+    """Choose slope, rivalry and shift by log-loss, on pools with and without groups."""
+    held = []
+    for pool in everything:
+        for groups in (False, True):
+            found = match(pool.accounts[0], pool.accounts[1], model=model, groups=groups)
+            held.append(
+                ((found.left, found.right), found.weight, pool.same(found.left, found.right))
+            )
+
+    def loss(point: Any) -> float:
+        tried = _with_point(model, point.tolist())
+        total, count = 0.0, 0
+        for pairs, weight, same in held:
+            chance = np.clip(probabilities(tried, pairs, weight), 1e-9, 1 - 1e-9)
+            total -= np.log(np.where(same, chance, 1 - chance)).sum()
+            count += len(same)
+        return float(total / max(count, 1))
+
+    point, step = np.array([model.slope, model.rivalry, model.shift]), np.array([0.2, 0.2, 0.5])
+    best = loss(point)
+    while step.max() > 0.002:
+        moved = False
+        for axis in range(3):
+            for sign in (-1.0, 1.0):
+                tried = point.copy()
+                tried[axis] += sign * step[axis]
+                if (value := loss(tried)) < best:
+                    point, best, moved = tried, value, True
+        if not moved:
+            step /= 2
+    return versioned(_with_point(model, [round(value * STEPS) / STEPS for value in point.tolist()]))
+
+
+def _with_point(model: Model, point: Sequence[float]) -> Model:
+    slope, rivalry, shift = point
+    return msgspec.structs.replace(model, slope=slope, rivalry=rivalry, shift=shift)
+
+
+def module_text(model: Model) -> str:
+    """Return the Python module that carries the model."""
+    weights = "\n".join(
+        f"        {weight!r},  # {feature.name}"
+        for feature, weight in zip(FEATURES, model.weights, strict=True)
+    )
+    return f'''"""The weights that are shipped, as benchmarks/matching_fit.py writes them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from resolvers.matching.scoring import Model
+
+SHIPPED: Final = Model(
+    version="shipped-{model.version}",
+    weights=(
+{weights}
+    ),
+    base={model.base!r},
+    slope={model.slope!r},
+    rivalry={model.rivalry!r},
+    shift={model.shift!r},
+)
+'''
+
+
+def main() -> None:
+    """Fit, print, and write if asked."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true")
+    text = module_text(fitted())
+    print(text)
+    if parser.parse_args().write:
+        SHIPPED_MODULE.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
