@@ -25,6 +25,7 @@ from resolvers.callback import CallbackTerms, ProductCallback, open_callback
 from resolvers.context import Access, ReadingLimits, RequestContext
 from resolvers.icons import IconService, open_icons
 from resolvers.importing import Importer, ImportSettings
+from resolvers.people import MatchSettings, People
 from resolvers.quotas import Quotas, QuotaTerms
 from resolvers.reading import ReadingTerms
 from resolvers.registration import ProviderRegistration
@@ -44,7 +45,9 @@ from storage.documents import DocumentStore
 from storage.idempotency import IdempotencyStore
 from storage.imports import ImportStore
 from storage.leases import LeaseStore
+from storage.matching import MatchStore
 from storage.media import MediaStore
+from storage.people import PeopleStore
 from storage.providers import ProviderStore
 
 if TYPE_CHECKING:
@@ -71,6 +74,7 @@ class Gateway:
     authorizer: Authorizer
     imports: ImportStore
     importer: Importer
+    people: People
     audit: AuditLog
     callback: ProductCallback | None
     registration: ProviderRegistration
@@ -113,6 +117,7 @@ class Gateway:
             writes=self.writes,
             authorizing=self.authorizer,
             imports=self.imports,
+            people=self.people,
             audit=self.audit,
             limits=self.limits,
             cache=self.cache,
@@ -204,8 +209,16 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             ),
             tracer=tracing,
         )
+        people = People(
+            store=PeopleStore(database),
+            matches=MatchStore(database),
+            imports=imports,
+            leases=leases,
+            providers=providers,
+            settings=MatchSettings(link_above=settings.match_link_above),
+        )
         audit = AuditLog(AuditStore(database), leases, kept_seconds=settings.audit_days * 86_400.0)
-        for work in (*importer.work(), audit.work()):
+        for work in (*importer.work(), *people.work(), audit.work()):
             sessions.add_work(work)
         trusted = DocumentStore(database)
         documents = await stack.enter_async_context(
@@ -262,6 +275,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             ),
             imports=imports,
             importer=importer,
+            people=people,
             audit=audit,
             callback=callback,
             registration=ProviderRegistration(

@@ -21,7 +21,7 @@ from starlette.types import Send
 from gateway.assembly import Gateway
 from gateway.bodies import decode_object, read_body
 from gateway.problems import AnswerCutShort, problem, unauthenticated
-from resolvers import roster
+from resolvers import people, roster
 from resolvers.auditing import registering
 from resolvers.context import (
     NOT_FOR_USERS,
@@ -63,11 +63,19 @@ _ENCODER: Final = msgspec.json.Encoder()
 
 
 async def list_users(gateway: Gateway, request: Request, access: Access) -> Response:
-    """Answer ``GET /api/users?id=``: every user of a provider, as a JSON array."""
-    context, provider_id = _asked(gateway, request, access, allowed=())
+    """Answer ``GET /api/users?id=``: every user of a provider, as a JSON array.
+
+    With ``unmatched=true`` only those who are nobody's yet: neither linked nor confirmed.
+    """
+    context, provider_id = _asked(gateway, request, access, allowed=("unmatched",))
+    unmatched = _flag(request, "unmatched")
+
+    async def rows(users: Sequence[User]) -> list[dict[str, Any]]:
+        return await _user_rows(await people.unmatched(context, users) if unmatched else users)
+
     pages = roster.list_user_pages(context, provider_id)
     charge = _charge(gateway, access)
-    return await _streamed(pages, _user_rows, charge, seconds=gateway.settings.stream_seconds)
+    return await _streamed(pages, rows, charge, seconds=gateway.settings.stream_seconds)
 
 
 async def list_courses(gateway: Gateway, request: Request, access: Access) -> Response:
@@ -197,6 +205,13 @@ def _asked(
     subjects = read_subjects(request.headers.getlist(ON_BEHALF_OF))
     context = gateway.request_context(access, request.state.request_id, subjects=subjects)
     return context, provider_id
+
+
+def _flag(request: Request, name: str) -> bool:
+    value = request.query_params.get(name, "false")
+    if value not in {"true", "false"}:
+        raise BadInput(name, "It is true or false")
+    return value == "true"
 
 
 def _charge(gateway: Gateway, access: Access) -> Charge:

@@ -83,6 +83,7 @@ class Settings:
     heartbeat_seconds: float | None
     import_hours: int
     changes_days: int
+    match_link_above: float | None
     audit_days: int
     new_statuses: bool
     cors_origins: tuple[str, ...]
@@ -240,6 +241,17 @@ def _whole(least: int, most: int) -> Callable[[str], int]:
         if not least <= int(value) <= most:
             raise ValueError("is out of range")
         return int(value)
+
+    return read
+
+
+def _share(least: float, most: float) -> Callable[[str], float]:
+    def read(value: str) -> float:
+        if not re.fullmatch(r"[0-9](\.[0-9]{1,6})?", value):
+            raise ValueError("is not a number")
+        if not least <= float(value) <= most:
+            raise ValueError("is out of range")
+        return float(value)
 
     return read
 
@@ -708,6 +720,15 @@ SETTINGS: Final = (
         form="a whole number from 1 to 3650",
         default="30",
         read=_whole(1, 3650),
+    ),
+    Setting(
+        name="GATEWAY_MATCH_LINK_ABOVE",
+        field="match_link_above",
+        meaning="How probable it is at least that two accounts are one person's for match runs to "
+        "link them unasked. Nothing is linked unasked when not set (see people).",
+        form="a number from 0.5 to 1",
+        default=None,
+        read=_share(0.5, 1),
     ),
     Setting(
         name="GATEWAY_AUDIT_DAYS",

@@ -20,7 +20,7 @@ import structlog
 
 from resolvers.caching import RecordCache
 from resolvers.errors import BadInput, Forbidden, RequestLimitExceeded
-from resolvers.loaders import BatchLoader, Loaders
+from resolvers.loaders import BatchLoader, ExternalKey, Loaders
 from resolvers.operations import Operation, OperationWatcher
 from resolvers.quotas import Quotas
 from resolvers.reading import Reading, ReadingTerms
@@ -43,6 +43,7 @@ from storage.records import Course, Provider, SessionState
 
 if TYPE_CHECKING:
     from resolvers.auditing import AuditLog
+    from resolvers.people import MatchesWanted, MatchRecord, People, PersonRecord
     from resolvers.writing import Writes
 
 NOT_FOR_USERS = (
@@ -67,6 +68,7 @@ class Scope(StrEnum):
     WRITE_PROVIDERS = "write:providers"
     WRITE_USERS = "write:users"
     WRITE_ENROLLMENTS = "write:enrollments"
+    WRITE_PEOPLE = "write:people"
     ACT_AS_USERS = "act:users"
     INTROSPECT = "introspect"
     ADMIN = "admin"
@@ -364,6 +366,7 @@ class RequestContext:
         writes: Carries writes at providers out; ``None`` where there are none.
         authorizing: How users are asked; ``None`` where nobody is, such as in an export.
         imports: Runs and changes; ``None`` where there are none.
+        people: Who is who; ``None`` where nobody asks, such as in an export.
         audit: Where changes are noted; ``None`` where there are none, such as in an export.
         limits: How much a list may cost.
         cache: What is kept of providers' answers; ``None`` to read everything live.
@@ -377,6 +380,8 @@ class RequestContext:
         loaders: This request's batches.
         reading: How it reads providers.
         last_import: The last run of a provider.
+        person_of: The person of an account.
+        matches_of: Who else an account may be.
     """
 
     access: Access
@@ -388,6 +393,7 @@ class RequestContext:
     writes: Writes | None = None
     authorizing: Authorizing | None = None
     imports: ImportStore | None = None
+    people: People | None = None
     audit: AuditLog | None = None
     limits: ReadingLimits
     cache: RecordCache | None = None
@@ -400,6 +406,8 @@ class RequestContext:
     loaders: Loaders = field(init=False)
     reading: Reading = field(init=False)
     last_import: BatchLoader[str, ImportRun] = field(init=False, repr=False)
+    person_of: BatchLoader[ExternalKey, PersonRecord] = field(init=False, repr=False)
+    matches_of: BatchLoader[MatchesWanted, Sequence[MatchRecord]] = field(init=False, repr=False)
     _sessions: Sessions = field(init=False, repr=False)
     _providers_by_id: dict[str, Provider] | None = field(default=None, init=False, repr=False)
     _nested_rows: int = field(default=0, init=False, repr=False)
@@ -596,10 +604,28 @@ class RequestContext:
             own=self.access.accounts,
         )
         self.last_import = self._new_last_import()
+        self.person_of = self._new_person_of()
+        self.matches_of = self._new_matches_of()
 
     def _new_last_import(self) -> BatchLoader[str, ImportRun]:
         async def fetch(_group: str, provider_ids: Sequence[str]) -> Mapping[str, ImportRun]:
             return {} if self.imports is None else await self.imports.list_last_runs(provider_ids)
+
+        return BatchLoader(group_of=lambda _key: "", fetch=fetch)
+
+    def _new_person_of(self) -> BatchLoader[ExternalKey, PersonRecord]:
+        async def fetch(
+            _group: str, keys: Sequence[ExternalKey]
+        ) -> Mapping[ExternalKey, PersonRecord]:
+            return {} if self.people is None else await self.people.find_persons_of(self, keys)
+
+        return BatchLoader(group_of=lambda _key: "", fetch=fetch)
+
+    def _new_matches_of(self) -> BatchLoader[MatchesWanted, Sequence[MatchRecord]]:
+        async def fetch(
+            _group: str, keys: Sequence[MatchesWanted]
+        ) -> Mapping[MatchesWanted, Sequence[MatchRecord]]:
+            return {} if self.people is None else await self.people.find_matches_of(self, keys)
 
         return BatchLoader(group_of=lambda _key: "", fetch=fetch)
 

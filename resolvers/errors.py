@@ -3,6 +3,7 @@
 RequestRefused              the request itself cannot be answered
 ├── BadInput                an argument is wrong
 ├── Forbidden               the caller's key lacks a scope, or the request acts for users
+├── NotFound                what is asked for by its id does not exist for the caller
 └── RequestLimitExceeded    answering would cost more than a request may
     └── QuotaExceeded       the key has used too much; later it may again
 """
@@ -43,6 +44,12 @@ class Forbidden(RequestRefused):
     """The caller's key lacks a scope, named in the message; or it is not done for users."""
 
     code = "FORBIDDEN"
+
+
+class NotFound(RequestRefused):
+    """What is asked for by its id does not exist, or not for this caller."""
+
+    code = "NOT_FOUND"
 
 
 class RequestLimitExceeded(RequestRefused):

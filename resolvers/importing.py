@@ -28,6 +28,7 @@ import structlog
 from resolvers.context import Platforms, Refusal, RequestContext, Scope, Sessions
 from resolvers.cursors import CursorSealer
 from resolvers.errors import BadInput, Forbidden
+from resolvers.leasing import while_held
 from resolvers.loaders import Outcomes, Soon, list_courses, list_enrollments, list_users
 from resolvers.paging import checked_first
 from sessions.base import SERVICE, Capability, Page, Platform, ProviderSession
@@ -41,7 +42,6 @@ from sessions.errors import (
 )
 from sessions.scheduler import ScheduledWork
 from sessions.tracing import Tracer, working
-from storage.errors import StorageUnavailable
 from storage.imports import (
     IMPORT_JOB,
     KINDS,
@@ -308,19 +308,7 @@ class Importer:
             return
         with working(self._tracer, "import", provider_id=provider.id):
             work = asyncio.ensure_future(self._carry_out(claim, run, provider))
-            await self._while_held(claim, work)
-
-    async def _while_held(self, claim: JobClaim, work: asyncio.Task[None]) -> None:
-        """Wait for the work to end, or give it up when somebody takes the job over."""
-        renewals = asyncio.create_task(self._renew_while_held(claim))
-        try:
-            await asyncio.wait({work, renewals}, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                work.result()
-        finally:
-            for task in (work, renewals):
-                task.cancel()
-            await asyncio.wait({work, renewals})
+            await while_held(self._leases, claim, work, lease_seconds=self._settings.lease_seconds)
 
     async def _carry_out(self, claim: JobClaim, run: ImportRun, provider: Provider) -> None:
         try:
@@ -393,19 +381,6 @@ class Importer:
                 provider_id=run.provider_id,
             )
         return page
-
-    async def _renew_while_held(self, claim: JobClaim) -> None:
-        lease_seconds = self._settings.lease_seconds
-        lost_at = time.monotonic() + lease_seconds
-        while time.monotonic() < lost_at:
-            await asyncio.sleep(lease_seconds / 3)
-            asked_at = time.monotonic()
-            try:
-                if not await self._leases.renew_job(claim, lease_seconds=lease_seconds):
-                    return
-            except StorageUnavailable:
-                continue
-            lost_at = asked_at + lease_seconds
 
     # Ending.
 

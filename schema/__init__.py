@@ -13,6 +13,7 @@ from schema.execution import GatewaySchema
 from schema.imports import Subscription
 from schema.limits import DocumentLimits
 from schema.mutations import Mutation
+from schema.people import Person
 from schema.queries import Query
 from schema.scalars import DATE_TIME
 from schema.types import Course, Enrollment, Provider, User
@@ -30,7 +31,7 @@ def build_schema(limits: DocumentLimits | None = None) -> strawberry.Schema:
         query=Query,
         mutation=Mutation,
         subscription=Subscription,
-        types=[Provider, User, Course, Enrollment],
+        types=[Provider, User, Course, Enrollment, Person],
         config=StrawberryConfig(
             scalar_map={datetime: DATE_TIME}, enable_experimental_incremental_execution=True
         ),

@@ -63,16 +63,20 @@ _CHANGES: Final = Rule(
 _WRITES_PROVIDERS: Final = _needs(Scope.WRITE_PROVIDERS)
 _WRITES_USERS: Final = _needs(Scope.WRITE_USERS)
 _WRITES_ENROLLMENTS: Final = _needs(Scope.WRITE_ENROLLMENTS)
+_PEOPLE: Final = _needs(Scope.READ_USERS)
+_WRITES_PEOPLE: Final = _needs(Scope.READ_USERS, Scope.WRITE_PEOPLE)
 
 RULES: Final[Mapping[str, Rule]] = {
     "Query.node(Provider)": _OPEN,
     "Query.node(User)": _USERS,
     "Query.node(Course)": _COURSES,
     "Query.node(Enrollment)": _ENROLLMENTS,
+    "Query.node(Person)": _PEOPLE,
     "Query.nodes(Provider)": _OPEN,
     "Query.nodes(User)": _USERS,
     "Query.nodes(Course)": _COURSES,
     "Query.nodes(Enrollment)": _ENROLLMENTS,
+    "Query.nodes(Person)": _PEOPLE,
     "Query.providers": _OPEN,
     "Query.provider": _OPEN,
     "Query.user": _USERS,
@@ -82,6 +86,12 @@ RULES: Final[Mapping[str, Rule]] = {
     "Query.enrollments": _ENROLLMENTS,
     "Query.changes": _CHANGES,
     "Query.auditLog": _needs(Scope.ADMIN),
+    "Query.people": _PEOPLE,
+    "Query.userMatches": _PEOPLE,
+    "Query.matchUser": _PEOPLE,
+    "Query.matchRun": _PEOPLE,
+    "Query.matchRuns": _PEOPLE,
+    "Query.peopleDecisions": _PEOPLE,
     "Provider.baseUrl": _OPERATORS,
     "Provider.accountId": _OPERATORS,
     "Provider.version": _OPERATORS,
@@ -94,6 +104,8 @@ RULES: Final[Mapping[str, Rule]] = {
     "User.provider": _OPEN,
     "User.enrollments": _ENROLLMENTS,
     "User.activity": _ENROLLMENTS,
+    "User.person": _PEOPLE,
+    "User.matches": _PEOPLE,
     "Course.provider": _OPEN,
     "Course.iconUrl": _OPEN,
     "Course.icon": _OPEN,
@@ -116,7 +128,15 @@ RULES: Final[Mapping[str, Rule]] = {
     "Mutation.createLogin": _WRITES_USERS,
     "Mutation.enrollUser": _WRITES_ENROLLMENTS,
     "Mutation.endEnrollment": _WRITES_ENROLLMENTS,
+    "Mutation.startMatchRun": _WRITES_PEOPLE,
+    "Mutation.confirmMatch": _WRITES_PEOPLE,
+    "Mutation.rejectMatch": _WRITES_PEOPLE,
+    "Mutation.linkUsers": _WRITES_PEOPLE,
+    "Mutation.unlinkUser": _WRITES_PEOPLE,
+    "Mutation.mergePeople": _WRITES_PEOPLE,
+    "Mutation.undoDecision": _WRITES_PEOPLE,
     "Subscription.importProgress": _PROVIDERS,
+    "Subscription.matchRunProgress": _PEOPLE,
     "Subscription.changes": _CHANGES,
 }
 """By field; in brackets what is asked for, where that makes a difference."""

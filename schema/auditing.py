@@ -34,14 +34,20 @@ _SHOWN: Final = frozenset(
     {
         "accept_drop",
         "account_id",
+        "decision_id",
         "disabled",
         "ending",
         "ends_at",
+        "expected_model_version",
+        "expected_overlap",
         "expected_revision",
         "id",
+        "keep_apart",
+        "link_above",
         "notify",
         "platform",
         "provider_id",
+        "provider_ids",
         "role",
         "section_id",
         "source_role",
@@ -51,7 +57,8 @@ _SHOWN: Final = frozenset(
 )
 """Arguments whose values are kept. Any other may hold a secret or a person's data."""
 
-_GLOBAL_IDS: Final = ("enrollment_id", "user_id", "course_id")
+_GLOBAL_IDS: Final = ("enrollment_id", "user_id", "course_id", "match_id", "into_id")
+_LISTS_OF_GLOBAL_IDS: Final = ("user_ids", "from_ids")
 _ADDRESSES: Final = frozenset({"base_url"})
 
 
@@ -99,10 +106,14 @@ def _given(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _shown(name: str, value: object) -> str:
     if name in _GLOBAL_IDS:
         return _named(str(value)) or HIDDEN
+    if name in _LISTS_OF_GLOBAL_IDS and isinstance(value, list):
+        return ",".join(_named(str(each)) or HIDDEN for each in value)[:MAX_CHARACTERS]
     if name in _ADDRESSES:
         return origin_of(str(value))
     if name not in _SHOWN:
         return HIDDEN
+    if isinstance(value, list):
+        value = ",".join(map(str, value))
     if isinstance(value, Enum):
         value = value.value
     return str(value)[:MAX_CHARACTERS]
@@ -139,7 +150,7 @@ def _take(note: AuditNote, result: object) -> None:
     if isinstance(code, ErrorCode):
         note.refused(code.value, retryable=getattr(result, "retryable", False))
         return
-    nodes = (getattr(result, name, None) for name in ("enrollment", "user", "provider"))
+    nodes = (getattr(result, name, None) for name in ("enrollment", "user", "provider", "person"))
     changed = next((node for node in nodes if isinstance(node, Node)), None)
     note.done(target=None if changed is None else _written(changed.global_id))
 

@@ -41,6 +41,8 @@ class ErrorCode(StrEnum):
     PROVIDER_BAD_RESPONSE = "PROVIDER_BAD_RESPONSE"
     NOT_SUPPORTED = "NOT_SUPPORTED"
     BAD_INPUT = "BAD_INPUT"
+    NOT_FOUND = "NOT_FOUND"
+    CONFLICT = "CONFLICT"
     BAD_MEDIA = "BAD_MEDIA"
     REQUEST_LIMIT_EXCEEDED = "REQUEST_LIMIT_EXCEEDED"
     DOCUMENT_NOT_FOUND = "DOCUMENT_NOT_FOUND"
@@ -87,6 +89,9 @@ _DESCRIPTIONS: dict[type[Enum], tuple[str, dict[str, str]]] = {
             "PROVIDER_BAD_RESPONSE": "The provider's answer is not what its platform promises.",
             "NOT_SUPPORTED": "The platform cannot do this.",
             "BAD_INPUT": "The document, a variable or an argument is wrong; the message says it.",
+            "NOT_FOUND": "There is no person, match run or decision of that id, or the key may not"
+            " see it.",
+            "CONFLICT": "It does not go with what was decided before; nothing was changed.",
             "BAD_MEDIA": "A file is not what it claims to be, or too large.",
             "REQUEST_LIMIT_EXCEEDED": "The request would cost more than one request may.",
             "DOCUMENT_NOT_FOUND": "No registered document has the hash that was sent.",

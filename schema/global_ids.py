@@ -8,11 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from resolvers.errors import BadInput
+from storage.people import Pair
 
 USER = "User"
 COURSE = "Course"
 ENROLLMENT = "Enrollment"
 PROVIDER = "Provider"
+PERSON = "Person"
+USER_MATCH = "UserMatch"
 
 ON_BEHALF_OF = "On-Behalf-Of"
 """The header that names the users a request acts for."""
@@ -20,7 +23,7 @@ ON_BEHALF_OF = "On-Behalf-Of"
 _NOT_OURS = "This is not an id the gateway gave"
 _MAX_SUBJECTS = 20
 _MAX_SUBJECT_CHARACTERS = 255
-_TYPE_NAMES = frozenset({USER, COURSE, ENROLLMENT, PROVIDER})
+_TYPE_NAMES = frozenset({USER, COURSE, ENROLLMENT, PROVIDER, PERSON, USER_MATCH})
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +32,8 @@ class GlobalId:
 
     Attributes:
         type_name: GraphQL type of the object.
-        provider_id: Whose object it is.
-        local_id: Its id within the provider; empty for the provider itself.
+        provider_id: Whose object it is; of a person, who is nobody's, its own id.
+        local_id: Its id within the provider; empty for the provider itself, and for a person.
     """
 
     type_name: str
@@ -104,6 +107,25 @@ def enrollment_parts(found: GlobalId, *, argument: str) -> tuple[str, str]:
     if not colon or not length.isascii() or not length.isdigit() or len(length) > 6:  # noqa: PLR2004 - no id is that long
         raise BadInput(argument, _NOT_OURS)
     return rest[: int(length)], rest[int(length) :]
+
+
+def match_id(pair: Pair) -> GlobalId:
+    """Return the global id of two accounts of different providers together."""
+    (provider_id, one), (other_provider_id, other) = pair
+    return GlobalId(USER_MATCH, provider_id, f"{len(one)}:{one}{other_provider_id}:{other}")
+
+
+def match_parts(found: GlobalId, *, argument: str) -> Pair:
+    """Return the two accounts that a match is about.
+
+    Raises:
+        BadInput: It does not hold them.
+    """
+    one, rest = enrollment_parts(found, argument=argument)
+    other_provider_id, colon, other = rest.partition(":")
+    if not colon or not other_provider_id or found.provider_id >= other_provider_id:
+        raise BadInput(argument, _NOT_OURS)
+    return (found.provider_id, one), (other_provider_id, other)
 
 
 def _can_be_acted_for(user_id: str) -> bool:

@@ -12,11 +12,12 @@ from typing import Annotated, TypeAlias
 
 import strawberry
 
-from resolvers import importing
+from resolvers import importing, people
 from schema import global_ids
 from schema.costs import ListSize
 from schema.enums import ErrorCode, error_code
 from schema.global_ids import GlobalId
+from schema.people import MatchRun
 from schema.types import Course, Enrollment, GatewayInfo, Node, PageInfo, User
 from storage import imports, records
 from storage.imports import ChangeType, ImportState, RosterKind
@@ -228,6 +229,21 @@ class Subscription:
         async with aclosing(runs):
             async for run in runs:
                 yield ImportRun.from_record(run)
+
+    @strawberry.subscription(
+        description="A match run, and again whenever it has got on, until it has ended. Needs the"
+        " scope read:users."
+    )
+    async def match_run_progress(
+        self,
+        info: GatewayInfo,
+        id: Annotated[strawberry.ID, strawberry.argument(description="Id of the run.")],  # noqa: A002 - Relay's name
+    ) -> AsyncGenerator[MatchRun, None]:
+        """Watch a match run."""
+        runs = people.watch_run(info.context, id)
+        async with aclosing(runs):
+            async for run in runs:
+                yield MatchRun.from_record(run)
 
     @strawberry.subscription(
         description="Changes behind a cursor, and then those to come, in order. Only of what the"

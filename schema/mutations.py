@@ -19,6 +19,7 @@ from schema.costs import ListSize
 from schema.enums import ErrorCode, error_code
 from schema.imports import ImportRequested, ImportRun, RefreshProviderInput
 from schema.inputs import RegisterProviderInput, UpdateProviderInput
+from schema.people import PeopleMutation
 from schema.roster_mutations import RosterMutation
 from schema.types import GatewayInfo, Provider
 from storage import records
@@ -164,7 +165,7 @@ BeginAuthorizationResult = Annotated[
 @strawberry.type(
     description="What can be changed. Needs the scope write:providers, unless another is named."
 )
-class Mutation(RosterMutation):
+class Mutation(RosterMutation, PeopleMutation):
     """What can be changed."""
 
     @strawberry.mutation(

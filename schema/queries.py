@@ -12,8 +12,9 @@ from typing import Annotated, cast
 
 import strawberry
 
-from resolvers import auditing, importing, roster
+from resolvers import auditing, importing, people, roster
 from resolvers.context import RequestContext
+from resolvers.errors import BadInput
 from resolvers.lists import DEFAULT_FIRST, PageArguments
 from schema import global_ids
 from schema.auditing import AuditConnection
@@ -29,6 +30,7 @@ from schema.inputs import (
     UserFilter,
     UserOrder,
 )
+from schema.people import PeopleQuery, Person
 from schema.scalars import read_instant
 from schema.types import (
     Course,
@@ -67,7 +69,7 @@ _MAX_AGE_OF_ONE = (
     description="What can be asked. A provider that is down costs its own rows, one entry in"
     " sources and one in errors, and nothing else."
 )
-class Query:
+class Query(PeopleQuery):
     """What can be asked."""
 
     @strawberry.field(
@@ -337,5 +339,10 @@ async def _node(context: RequestContext, found: GlobalId, argument: str) -> Node
         user_key = (found.provider_id, user_id)
         enrollment = await roster.enrollment(context, user_key, enrollment_id)
         return None if enrollment is None else Enrollment.from_record(enrollment)
+    if found.type_name == global_ids.PERSON:
+        person = await people.person(context, found.provider_id)
+        return None if person is None else Person.from_record(person)
+    if found.type_name == global_ids.USER_MATCH:
+        raise BadInput(argument, "This is the id of a match; userMatches gives those")
     provider = (await context.visible_providers()).get(found.provider_id)
     return None if provider is None else Provider.from_record(provider)

@@ -19,7 +19,7 @@ from graphql import (
 )
 from strawberry.types import Info
 
-from resolvers import authorizing, importing, lists, paging, roster
+from resolvers import authorizing, importing, lists, paging, people, roster
 from resolvers import context as contexts
 from resolvers.chains import NOTHING, Wanted
 from resolvers.context import RequestContext
@@ -52,6 +52,7 @@ from storage.records import (
 
 if TYPE_CHECKING:
     from schema.imports import ImportRun
+    from schema.people import Person, UserMatch
 
 _MAX_CHAIN = 4
 
@@ -924,6 +925,39 @@ class User(Node):
     def global_id(self) -> GlobalId:
         """What the id says."""
         return GlobalId(global_ids.USER, self.record.provider_id, self.record.external_id)
+
+    @strawberry.field(
+        description="Whose account it is; null while nobody has said, nor a run linked it. Needs"
+        " the scope read:users."
+    )
+    def person(
+        self, info: GatewayInfo
+    ) -> Annotated[Person, strawberry.lazy("schema.people")] | None:
+        """Return the future person."""
+        from schema.people import Person  # noqa: PLC0415 - it is built from these types
+
+        return later(people.person_of(info.context, self.record), Person.from_record)
+
+    @strawberry.field(
+        description="Who at the other providers may be the same person, the most probable first,"
+        " looked up at once; without what was rejected. Null when no import has seen the user."
+        " Needs the scope read:users.",
+        directives=[ListSize(slicing_arguments=["first"])],
+    )
+    def matches(
+        self,
+        info: GatewayInfo,
+        min_score: Annotated[
+            float | None,
+            strawberry.argument(description="At least so probable, from 0 to 1; null for 0.2."),
+        ] = None,
+        first: Annotated[int, strawberry.argument(description="How many at most: 1 to 50.")] = 5,
+    ) -> list[Annotated[UserMatch, strawberry.lazy("schema.people")]] | None:
+        """Return the future list of who else it may be."""
+        from schema.people import UserMatch  # noqa: PLC0415 - it is built from these types
+
+        found = people.matches_of(info.context, self.record, first=first, least_score=min_score)
+        return later(found, lambda rows: [UserMatch.from_record(row) for row in rows])
 
     @classmethod
     def from_record(cls, record: records.User) -> User:

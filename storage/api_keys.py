@@ -35,6 +35,7 @@ _NAMED_SCOPES: Final = (
     "write:providers",
     "write:users",
     "write:enrollments",
+    "write:people",
     "act:users",
     "introspect",
 )
@@ -86,9 +87,9 @@ def parse_scopes(scopes: Collection[str]) -> frozenset[str]:
     """Check scopes and return them.
 
     ``admin`` may do everything. ``read:users``, ``read:courses``, ``read:enrollments``,
-    ``read:providers``, ``read:metrics``, ``write:providers``, ``write:users`` and
-    ``write:enrollments`` allow what they say. ``act:users`` allows to act for users who agreed, and
-    to ask them; ``introspect`` to see the schema.
+    ``read:providers``, ``read:metrics``, ``write:providers``, ``write:users``,
+    ``write:enrollments`` and ``write:people`` allow what they say. ``act:users`` allows to act for
+    users who agreed, and to ask them; ``introspect`` to see the schema.
     ``provider:<id>`` allows nothing by itself, but a key with any of them sees the named
     providers only; a key with none of them sees all.
 

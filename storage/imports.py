@@ -295,6 +295,23 @@ class ImportStore:
             found = await connection.execute(select(import_run).where(import_run.c.id.in_(last)))
             return {row["provider_id"]: _run(row) for row in found.mappings()}
 
+    async def list_last_applied(self, provider_ids: Collection[str]) -> Mapping[str, datetime]:
+        """Return when each provider's snapshot was last brought up to date; of none, nothing.
+
+        Raises:
+            StorageError: The database could not answer.
+        """
+        statement = (
+            select(import_run.c.provider_id, func.max(import_run.c.finished_at))
+            .where(
+                import_run.c.provider_id.in_(provider_ids),
+                import_run.c.state == ImportState.DONE.value,
+            )
+            .group_by(import_run.c.provider_id)
+        )
+        async with self._database.read() as connection:
+            return {row[0]: row[1] for row in await connection.execute(statement)}
+
     async def plan(self, due_seconds: Mapping[str, float], *, scheduled: bool) -> None:
         """Give every named provider a job unless it has one, and drop jobs nobody needs.
 

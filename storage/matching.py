@@ -149,6 +149,13 @@ class MatchRun(MatchOrder):
         return self.state not in _OPEN
 
     @property
+    def share_done(self) -> float:
+        """How much of the whole run is done, between 0 and 1."""
+        if self.state is MatchRunState.DONE:
+            return 1.0
+        return min(1.0, (self.pairs_done + self.progress) / max(1, len(self.pairs)))
+
+    @property
     def pairs(self) -> Sequence[tuple[str, str]]:
         """The pairs of providers it compares, in order."""
         ids = self.provider_ids
@@ -717,6 +724,43 @@ class MatchStore:
                 for row in (await connection.execute(statement)).mappings():
                     found[_pair(row)] = _suggestion(row)
         return found
+
+    async def find_statuses(
+        self, one: AccountKey, others: Collection[AccountKey]
+    ) -> Mapping[AccountKey, MatchStatus]:
+        """Return how a suggestion of an account and each of others stands, or would stand.
+
+        Raises:
+            StorageError: The database could not answer.
+        """
+        async with self._database.read() as connection:
+            keys = list({one, *others})
+            mine = select(person_account.c.person_id).where(
+                tuple_(person_account.c.provider_id, person_account.c.external_id).in_(keys)
+            )
+            rows = await connection.execute(
+                select(person_account).where(person_account.c.person_id.in_(mine))
+            )
+            person_of = {(row.provider_id, row.external_id): row.person_id for row in rows}
+            left = tuple_(match_verdict.c.left_provider_id, match_verdict.c.left_external_id)
+            right = tuple_(match_verdict.c.right_provider_id, match_verdict.c.right_external_id)
+            judged = await connection.execute(
+                select(match_verdict).where(left.in_(keys), right.in_(keys))
+            )
+            verdicts = {_pair(row): MatchStatus(row["verdict"]) for row in judged.mappings()}
+        places = {(person, provider_id) for (provider_id, _), person in person_of.items()}
+
+        def status(other: AccountKey) -> MatchStatus:
+            verdict = verdicts.get((one, other) if one < other else (other, one))
+            if verdict is not None:
+                return verdict
+            here, there = person_of.get(one), person_of.get(other)
+            if here is not None and here == there:
+                return MatchStatus.CONFIRMED
+            taken = {(here, other[0]), (there, one[0])} & places
+            return MatchStatus.SUPERSEDED if taken else MatchStatus.SUGGESTED
+
+        return {other: status(other) for other in others}
 
     # Models.
 

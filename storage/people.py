@@ -25,7 +25,18 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, TypeAlias
 
-from sqlalchemy import ColumnElement, and_, delete, func, insert, or_, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    and_,
+    delete,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -54,6 +65,7 @@ AUTOMATIC: Final = "automatic"
 _COUNTER_ID: Final = 1
 _PERSON_BYTES: Final = 12
 _KEYS_AT_ONCE: Final = 500
+_LINKED_AT_ONCE: Final = 100
 
 
 class Verdict(StrEnum):
@@ -271,12 +283,13 @@ class PeopleStore:
         A pair that somebody decided on, or that cannot be linked, is left as it is.
 
         Raises:
-            StorageError: The database could not do it; nothing was changed.
+            StorageError: The database could not do it; some may have been linked.
         """
         linked = 0
-        async with self._database.transaction() as connection:
-            for pair in pairs:
-                linked += await self._link_automatically(connection, pair)
+        for some in _slices(list(pairs), _LINKED_AT_ONCE):
+            async with self._database.transaction() as connection:
+                for pair in some:
+                    linked += await self._link_automatically(connection, pair)
         return linked
 
     async def unlink(
@@ -450,6 +463,7 @@ class PeopleStore:
         *,
         before: int | None = None,
         accounts: Collection[AccountKey] | None = None,
+        provider_ids: Collection[str] | None = None,
         limit: int,
     ) -> Sequence[Decision]:
         """Return decisions, the latest first.
@@ -457,6 +471,7 @@ class PeopleStore:
         Args:
             before: Only those before the one of this id.
             accounts: Only those that changed something of one of these accounts.
+            provider_ids: Only those that changed something of these providers' accounts.
             limit: At most so many.
 
         Raises:
@@ -475,6 +490,15 @@ class PeopleStore:
                 )
             )
             statement = statement.where(people_decision.c.id.in_(touching))
+        if provider_ids is not None:
+            here = exists().where(
+                people_change.c.decision_id == people_decision.c.id,
+                or_(
+                    people_change.c.provider_id.in_(provider_ids),
+                    people_change.c.other_provider_id.in_(provider_ids),
+                ),
+            )
+            statement = statement.where(here)
         async with self._database.read() as connection:
             rows = (await connection.execute(statement)).mappings().all()
             return await _with_accounts(connection, rows)
@@ -977,7 +1001,7 @@ def _touches_pair(pair: Pair) -> ColumnElement[bool]:
     )
 
 
-def _slices(values: Collection[Any]) -> Iterable[Sequence[Any]]:
+def _slices(values: Collection[Any], size: int = _KEYS_AT_ONCE) -> Iterable[Sequence[Any]]:
     listed = list(values)
-    for start in range(0, len(listed), _KEYS_AT_ONCE):
-        yield listed[start : start + _KEYS_AT_ONCE]
+    for start in range(0, len(listed), size):
+        yield listed[start : start + size]

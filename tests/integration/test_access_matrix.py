@@ -22,11 +22,14 @@ from schema.access import (
     field_of,
     fields_that_need_a_rule,
 )
-from schema.global_ids import PROVIDER, GlobalId
+from schema.global_ids import PERSON, PROVIDER, USER, GlobalId, match_id
 from simulators.kolibri.app import running
 from simulators.kolibri.population import PASSWORD, build_population
 from simulators.kolibri.state import Kolibri
 from storage.credentials import Secret
+from storage.imports import RosterKind
+from storage.matching import MatchOrder
+from storage.people import Decided
 from storage.records import ProviderState
 
 ALLOWED, FORBIDDEN, ABSENT = "yes", "·", "nothing"
@@ -109,6 +112,14 @@ PROBES = {
     "Query.enrollments": "enrollments(filter: {userIds: [$user]}) { nodes { id } }",
     "Query.changes": 'changes(providerIds: ["1"], first: 1) { latestCursor }',
     "Query.auditLog": "auditLog(first: 1) { edges { action } }",
+    "Query.node(Person)": "node(id: $person) { id }",
+    "Query.nodes(Person)": "nodes(ids: [$person]) { id }",
+    "Query.people": "people(first: 1) { nodes { id } }",
+    "Query.userMatches": "userMatches(first: 1, filter: {statuses: [CONFIRMED]}) { nodes { id } }",
+    "Query.matchUser": 'matchUser(user: {displayName: "Plato"}, first: 1) { score }',
+    "Query.matchRun": "matchRun(id: $run) { id }",
+    "Query.matchRuns": "matchRuns(first: 1) { id }",
+    "Query.peopleDecisions": "peopleDecisions(first: 1) { nodes { id } }",
     "ProviderSession.authorizationUrl": 'provider(providerId: "1") {'
     " sessions { authorizationUrl } }",
     **{
@@ -132,6 +143,8 @@ PROBES = {
                     "provider": "{ id }",
                     "enrollments": "{ nodes { id } }",
                     "activity": "{ kind }",
+                    "person": "{ id }",
+                    "matches": "{ score }",
                 },
             ),
             (
@@ -176,11 +189,27 @@ MUTATIONS = {
     "createLogin": '(input: {userId: $user, username: "x"})',
     "enrollUser": "(input: {userId: $user, courseId: $course})",
     "endEnrollment": "(input: {enrollmentId: $place})",
+    "startMatchRun": '(input: {providerIds: ["1", "8"]})',
+    "confirmMatch": "(input: {matchId: $match})",
+    "rejectMatch": "(input: {matchId: $match})",
+    "linkUsers": "(input: {userIds: [$user, $same]})",
+    "unlinkUser": "(input: {userId: $loner})",
+    "mergePeople": "(input: {intoId: $person, fromIds: [$person]})",
+    "undoDecision": "(input: {decisionId: $decision})",
 }
 """In this order: the provider that is refreshed is removed then, and checked while it is there."""
 
+REFUSED = {
+    "WriteRefused": {"createUser", "createLogin", "enrollUser", "endEnrollment"},
+    "PeopleRefused": {
+        *("startMatchRun", "confirmMatch", "rejectMatch", "linkUsers", "unlinkUser"),
+        *("mergePeople", "undoDecision"),
+    },
+}
+
 SUBSCRIPTIONS = {
     "Subscription.importProgress": 'importProgress(providerId: "1") { id }',
+    "Subscription.matchRunProgress": "matchRunProgress(id: $run) { id }",
     "Subscription.changes": 'changes(providerIds: ["1"], since: "none of ours") { cursor }',
 }
 
@@ -253,13 +282,15 @@ class Campus:
 
     async def watched(self, headers: Mapping[str, str], document: str) -> str:
         """Return what a subscription comes to that cannot go on: every one here ends at once."""
-        body = {"query": f"subscription {{ {document} }}"}
+        declared = "($run: ID!)" if "$run" in document else ""
+        query = f"subscription{declared} {{ {document} }}"
+        body = {"query": query, "variables": self.variables}
         streamed = {**headers, "Accept": "text/event-stream"}
         answer = await self.gateway.client.post("/graphql", json=body, headers=streamed)
         assert answer.text.endswith("event: complete\ndata: \n\n")
         if "FORBIDDEN" in answer.text:
             return FORBIDDEN
-        return ABSENT if "PROVIDER_NOT_FOUND" in answer.text else ALLOWED
+        return ABSENT if "NOT_FOUND" in answer.text else ALLOWED
 
 
 @pytest.fixture
@@ -293,14 +324,47 @@ async def campus(tmp_path: Path) -> AsyncIterator[Campus]:
                 credentials=Secret({"username": ADMIN, "password": PASSWORD}),
                 state=ProviderState.ACTIVE,
             )
+        await gateway.add_kolibri(url, id="8")
+        variables |= await people_of(gateway, user["externalId"], user["id"])
         yield Campus(gateway=gateway, login=login, variables=variables, learner=user["externalId"])
+
+
+async def people_of(gateway: RunningGateway, user_id: str, user: str) -> dict[str, str]:
+    """Have two providers imported and compared, and a person there; return what to ask about."""
+    parts = gateway.parts
+    for provider_id in ("1", "8"):
+        await parts.imports.request(provider_id, requested_by="test", accept_drop=False)
+        await parts.importer.run_now(provider_id)
+    order = MatchOrder(provider_ids=("1", "8"))
+    run, _ = await parts.people.matches.request(order, requested_by="test")
+    await parts.people.finish(run)
+    one, other = ("1", user_id), ("8", user_id)
+    undone = await parts.people.store.link([one, other], decided_by="test")
+    assert isinstance(undone, Decided)
+    assert undone.decision is not None
+    await parts.people.store.undo(undone.decision.id, decided_by="test")
+    linked = await parts.people.store.link([one, other], decided_by="test")
+    assert isinstance(linked, Decided)
+    loner = next(
+        row.external_id
+        for row in await parts.imports.list_rows("1", RosterKind.USERS, limit=2)
+        if row.external_id != user_id
+    )
+    return {
+        "same": GlobalId(USER, *other).encode(),
+        "loner": GlobalId(USER, "1", loner).encode(),
+        "person": GlobalId(PERSON, linked.person_id or "").encode(),
+        "match": match_id((one, other)).encode(),
+        "run": str(run.id),
+        "decision": str(undone.decision.id),
+    }
 
 
 def told(value: Any, codes: Sequence[str]) -> str:
     """Return what an answer comes to."""
     if "FORBIDDEN" in codes:
         return FORBIDDEN
-    if isinstance(value, dict) and value.get("code") == "PROVIDER_NOT_FOUND":
+    if isinstance(value, dict) and value.get("code") in {"PROVIDER_NOT_FOUND", "NOT_FOUND"}:
         return ABSENT
     if isinstance(value, dict) and "nodes" in value:
         value = value["nodes"]
@@ -328,9 +392,10 @@ async def answers_of(campus: Campus, caller: Caller, victim: str) -> dict[str, s
         if name == "revokeSession":  # so that there is one
             async with campus.gateway.parts.sessions.session(victim):
                 pass
-        kinds = ("... on ProviderRefused { code }", "... on WriteRefused { code }")
-        refused = kinds[name in {"createUser", "createLogin", "enrollUser", "endEnrollment"}]
-        document = f"mutation {{ done: {name}{arguments} {{ __typename {refused} }} }}"
+        kind = next((kind for kind, names in REFUSED.items() if name in names), "ProviderRefused")
+        document = (
+            f"mutation {{ done: {name}{arguments} {{ __typename ... on {kind} {{ code }} }} }}"
+        )
         answer = await campus.asked(headers, document, victim=victim)
         codes = [error["extensions"]["code"] for error in answer.get("errors", [])]
         found[f"Mutation.{name}"] = told((answer["data"] or {}).get("done"), codes)
