@@ -31,6 +31,7 @@ from resolvers.cursors import CursorSealer
 from resolvers.errors import BadInput, Forbidden, NotFound
 from resolvers.importing import record_of
 from resolvers.leasing import while_held
+from resolvers.loaders import Outcomes, Soon
 from resolvers.matching import Account, Evidence, Index, Model, Prepared
 from resolvers.paging import checked_first
 from sessions.errors import NotSupported, ProviderNotFound
@@ -849,14 +850,14 @@ async def find_persons(
     }
 
 
-def person_of(context: RequestContext, user: User) -> asyncio.Future[PersonRecord | None]:
-    """Return the future person of an account; batched with other accounts'.
+def persons_of(context: RequestContext, users: Sequence[User]) -> Soon[Outcomes[PersonRecord]]:
+    """Return the person of each account, or none, in their order.
 
     Raises:
         Forbidden: The scope is missing, or the request acts for users.
     """
     _read(context)
-    return context.person_of.load((user.provider_id, user.external_id))
+    return context.person_of.load_each((user.provider_id, user.external_id) for user in users)
 
 
 async def person(context: RequestContext, person_id: str) -> PersonRecord | None:
@@ -919,20 +920,21 @@ async def match_page(
 
 
 def matches_of(
-    context: RequestContext, user: User, *, first: int, least_score: float | None
-) -> asyncio.Future[Sequence[MatchRecord] | None]:
-    """Return the future list of who at the other providers may be the same person, best first.
+    context: RequestContext, users: Sequence[User], *, first: int, least_score: float | None
+) -> Soon[Outcomes[Sequence[MatchRecord]]]:
+    """Return who at other providers may be the same person as each user, best first, in order.
 
-    Without what was rejected; ``None`` when no import has seen the user. Read together with
-    other users'.
+    Without what was rejected; none at all where no import has seen the user.
 
     Raises:
         RequestRefused: The scope is missing, or an argument is wrong.
     """
     _read(context)
     least, _ = _checked_scores(least_score, None)
-    wanted = (user.provider_id, user.external_id, _checked_matches(first), least)
-    return context.matches_of.load(wanted)
+    limit = _checked_matches(first)
+    return context.matches_of.load_each(
+        (user.provider_id, user.external_id, limit, least) for user in users
+    )
 
 
 async def match_user(

@@ -20,6 +20,7 @@ from resolvers.people import DecisionOutcome, MatchRecord, PeoplePage, PersonRec
 from schema import global_ids
 from schema.auditing import AUDITED
 from schema.costs import PAGE, ListSize
+from schema.engine import reads
 from schema.enums import ErrorCode, OrderDirection, error_code
 from schema.global_ids import GlobalId
 from schema.types import GatewayInfo, Node, PageInfo, User, asks_for
@@ -81,8 +82,9 @@ _describe(
 class Person(Node):
     """A human who has accounts."""
 
-    display_name: str = strawberry.field(
-        description="The longest of the accounts' names; empty when none has one."
+    display_name: str = reads(
+        "record.display_name",
+        description="The longest of the accounts' names; empty when none has one.",
     )
     users: list[User] = strawberry.field(
         directives=[ListSize(assumed_size=5)],
@@ -90,12 +92,18 @@ class Person(Node):
         " account that is gone is left out, and back when an import finds it again.",
     )
 
+    record: strawberry.Private[PersonRecord]
+
+    @property
+    def global_id(self) -> GlobalId:
+        """What the id says."""
+        return GlobalId(global_ids.PERSON, self.record.id)
+
     @classmethod
     def from_record(cls, record: PersonRecord) -> Person:
         """Build the type from its record."""
         return cls(
-            id=strawberry.ID(GlobalId(global_ids.PERSON, record.id).encode()),
-            display_name=record.display_name,
+            record=record,
             users=[User.from_record(user) for user in record.users],
         )
 

@@ -849,6 +849,29 @@ def _activity_of_users(
     return converted(found, lambda rows: [Activity.from_record(row) for row in rows])
 
 
+def _persons_of_users(
+    parents: Sequence[User], info: GatewayInfo
+) -> list[Annotated[Person, strawberry.lazy("schema.people")] | None]:
+    from schema.people import Person  # noqa: PLC0415 - it is built from these types
+
+    return shared(people.persons_of(info.context, records_of(parents)), Person.from_record)
+
+
+def _matches_of_users(
+    parents: Sequence[User],
+    info: GatewayInfo,
+    min_score: Annotated[
+        float | None,
+        strawberry.argument(description="At least so probable, from 0 to 1; null for 0.2."),
+    ] = None,
+    first: Annotated[int, strawberry.argument(description="How many at most: 1 to 50.")] = 5,
+) -> list[list[Annotated[UserMatch, strawberry.lazy("schema.people")]] | None]:
+    from schema.people import UserMatch  # noqa: PLC0415 - it is built from these types
+
+    found = people.matches_of(info.context, records_of(parents), first=first, least_score=min_score)
+    return converted(found, lambda rows: [UserMatch.from_record(row) for row in rows])
+
+
 @strawberry.type(description="An account at one provider. Null always means not reported.")
 class User(Node):
     """An account at one provider."""
@@ -920,44 +943,23 @@ class User(Node):
         " a provider that tells it user by user one call for each.",
         directives=[ListSize(slicing_arguments=["first"])],
     )
-
-    @property
-    def global_id(self) -> GlobalId:
-        """What the id says."""
-        return GlobalId(global_ids.USER, self.record.provider_id, self.record.external_id)
-
-    @strawberry.field(
+    person = batched(
+        _persons_of_users,
         description="Whose account it is; null while nobody has said, nor a run linked it. Needs"
-        " the scope read:users."
+        " the scope read:users.",
     )
-    def person(
-        self, info: GatewayInfo
-    ) -> Annotated[Person, strawberry.lazy("schema.people")] | None:
-        """Return the future person."""
-        from schema.people import Person  # noqa: PLC0415 - it is built from these types
-
-        return later(people.person_of(info.context, self.record), Person.from_record)
-
-    @strawberry.field(
+    matches = batched(
+        _matches_of_users,
         description="Who at the other providers may be the same person, the most probable first,"
         " looked up at once; without what was rejected. Null when no import has seen the user."
         " Needs the scope read:users.",
         directives=[ListSize(slicing_arguments=["first"])],
     )
-    def matches(
-        self,
-        info: GatewayInfo,
-        min_score: Annotated[
-            float | None,
-            strawberry.argument(description="At least so probable, from 0 to 1; null for 0.2."),
-        ] = None,
-        first: Annotated[int, strawberry.argument(description="How many at most: 1 to 50.")] = 5,
-    ) -> list[Annotated[UserMatch, strawberry.lazy("schema.people")]] | None:
-        """Return the future list of who else it may be."""
-        from schema.people import UserMatch  # noqa: PLC0415 - it is built from these types
 
-        found = people.matches_of(info.context, self.record, first=first, least_score=min_score)
-        return later(found, lambda rows: [UserMatch.from_record(row) for row in rows])
+    @property
+    def global_id(self) -> GlobalId:
+        """What the id says."""
+        return GlobalId(global_ids.USER, self.record.provider_id, self.record.external_id)
 
     @classmethod
     def from_record(cls, record: records.User) -> User:
