@@ -43,6 +43,8 @@ LOADED_TOGETHER = {
     "ProviderSession.authorization_url",
     "User.activity",
     "User.enrollments",
+    "User.matches",
+    "User.person",
     "User.provider",
 }
 DOCUMENT = "query Named($id: ID!) { node(id: $id) { id ... on User { displayName } } }"
@@ -143,6 +145,8 @@ def test_the_command_line_explains_a_document_with_every_possible_type(
         "    Course: rows from columns",
         "      id: ID!, column by method",
         "    Enrollment: rows from columns",
+        "      id: ID!, column by method",
+        "    Person: rows from columns",
         "      id: ID!, column by method",
     ]
 
