@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -53,6 +54,7 @@ from storage.errors import StorageUnavailable
 _REST_PREFIX: Final = "/api/"
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _READY_SECONDS: Final = 5.0
+_COLLECTOR_THRESHOLDS: Final = (50_000, 20, 100)
 _CALLER_LEFT: Final = 499  # as other servers log it
 _RETRY_AFTER_SECONDS: Final = 5
 _FIRST_OF_A_SOCKET: Final = frozenset({"websocket.accept", "websocket.http.response.start"})
@@ -68,12 +70,29 @@ _OpenHandler: TypeAlias = Callable[[Gateway, Request, KeyAccess | None], Awaitab
 def create_app() -> Starlette:
     """Return the application of this environment, its logs configured; what uvicorn calls.
 
+    The process is taken to be the application's alone: once it has started, the garbage collector
+    is told so.
+
     Raises:
         SettingsError: A setting is wrong.
     """
     settings = read_settings(os.environ)
     configure_logs(level=settings.log_level, form=settings.log_format)
-    return build_app(settings)
+    app = build_app(settings)
+    app.state.owns_process = True
+    return app
+
+
+def calm_collector() -> None:
+    """Have the garbage collector look at requests' objects only, and at many of them at once.
+
+    What there is by now stays as long as the process: nothing is found by looking at it again.
+    A long answer is tens of thousands of objects, all of them in use, and few of ours refer to
+    themselves in a circle.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECTOR_THRESHOLDS)
 
 
 def build_app(settings: Settings) -> Starlette:
@@ -110,6 +129,8 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
         await gateway.importer.start()
         await gateway.audit.start()
         scheduler = asyncio.create_task(gateway.sessions.run())
+        if getattr(app.state, "owns_process", False):
+            calm_collector()
         _log.info("gateway_started", platforms=gateway.platforms.names())
         try:
             yield

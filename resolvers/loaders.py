@@ -18,7 +18,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
 
@@ -165,6 +165,8 @@ class BatchLoader(Generic[K, V]):
         """Return what each of several keys comes to, in their order: now, if it can be had now."""
         keys = [*keys]
         found = self._found
+        with suppress(KeyError):
+            return list(map(found.__getitem__, keys))
         missing = [key for key in dict.fromkeys(keys) if key not in found]
         if missing and self._at_hand is not None:
             missing = self._without_those_at_hand(missing, self._at_hand)

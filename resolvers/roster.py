@@ -15,6 +15,7 @@ from collections.abc import (
 from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
+from operator import attrgetter
 from typing import TypeVar
 
 import msgspec
@@ -349,7 +350,7 @@ def enrollments_of_users(
     """
     return _nested_enrollments(
         context,
-        [(user.provider_id, user.external_id) for user in users],
+        [*map(_own_key, users)],
         of="user",
         rows_by_key=context.loaders.enrollments_by_user,
         filter=filter,
@@ -372,7 +373,7 @@ def enrollments_of_courses(
     """
     return _nested_enrollments(
         context,
-        [(course.provider_id, course.external_id) for course in courses],
+        [*map(_own_key, courses)],
         of="course",
         rows_by_key=context.loaders.enrollments_by_course,
         filter=filter,
@@ -387,9 +388,7 @@ def users_of(context: RequestContext, enrollments: Sequence[Enrollment]) -> Soon
         Forbidden: A scope is missing.
     """
     context.require(Scope.READ_USERS)
-    return context.loaders.user_by_id.load_each(
-        (enrollment.provider_id, enrollment.user_id) for enrollment in enrollments
-    )
+    return context.loaders.user_by_id.load_each(map(_user_key, enrollments))
 
 
 def courses_of(
@@ -401,9 +400,7 @@ def courses_of(
         Forbidden: A scope is missing.
     """
     context.require(Scope.READ_COURSES)
-    return context.loaders.course_by_id.load_each(
-        (enrollment.provider_id, enrollment.course_id) for enrollment in enrollments
-    )
+    return context.loaders.course_by_id.load_each(map(_course_key, enrollments))
 
 
 def sections_of(
@@ -786,8 +783,10 @@ def _completed(
             yield _merged_progress(found, enrollment.progress)
 
 
-def _pair_of(enrollment: Enrollment) -> PairKey:
-    return enrollment.provider_id, enrollment.user_id, enrollment.course_id
+_own_key: Callable[[User | Course], ExternalKey] = attrgetter("provider_id", "external_id")
+_user_key: Callable[[Enrollment], ExternalKey] = attrgetter("provider_id", "user_id")
+_course_key: Callable[[Enrollment], ExternalKey] = attrgetter("provider_id", "course_id")
+_pair_of: Callable[[Enrollment], PairKey] = attrgetter("provider_id", "user_id", "course_id")
 
 
 def _merged_progress(called: Progress | None, known: Progress | None) -> Progress | None:

@@ -442,7 +442,7 @@ def count_values(answer: object) -> int:
         for kind in {*map(type, waiting)} - _LEAVES:
             alike: list[Any] = [value for value in waiting if value.__class__ is kind]
             if issubclass(kind, Row):
-                total += len(alike) * len(kind.__struct_fields__)
+                total += len(alike) * kind.values
                 for name in kind.containers:
                     inside += map(attrgetter(name), alike)
             elif kind is list:

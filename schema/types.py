@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeAlias, TypeVar, cast
 
 import strawberry
@@ -104,25 +105,24 @@ def converted(outcomes: Soon[Outcomes[S]], convert: Callable[[S], R]) -> list[R 
 
 def shared(outcomes: Soon[Outcomes[S]], convert: Callable[[S], R]) -> list[R | None]:
     """Return the same as ``converted``; of what comes several times, the same object each time."""
-    known: dict[int, R] = {}
 
-    def convert_once(value: S) -> R:
-        found = known.get(id(value))
-        if found is None:
-            found = known[id(value)] = convert(value)
-        return found
+    def convert_distinct(found: Outcomes[S]) -> list[R | None]:
+        ids = list(map(id, found))
+        distinct = dict(zip(ids, found, strict=True))
+        made = dict(zip(distinct, converted([*distinct.values()], convert), strict=True))
+        return list(map(made.__getitem__, ids))
 
-    return converted(outcomes, convert_once)
+    return cast("list[R | None]", after(outcomes, convert_distinct))  # as in ``converted``
 
 
 def records_of(parents: Iterable[_Recorded[S]]) -> list[S]:
     """Return what objects are made of."""
-    return [parent.record for parent in parents]
+    return list(map(_record_of, parents))
 
 
-def provider_id_of(parent: _Recorded[_OfProvider]) -> str:
-    """Return whose an object is: what hangs on it is read by provider."""
-    return parent.record.provider_id
+_record_of: Callable[[Any], Any] = attrgetter("record")
+provider_id_of: Callable[[Any], str] = attrgetter("record.provider_id")
+"""Tells whose an object is: what hangs on it is read by provider."""
 
 
 def path_of(info: GatewayInfo) -> tuple[str | int, ...]:
@@ -222,6 +222,8 @@ def _fields_of(
 @strawberry.interface(description="Anything with a global id.")
 class Node:
     """Anything with a global id."""
+
+    __slots__ = ()
 
     @property
     def global_id(self) -> GlobalId:
@@ -383,6 +385,8 @@ def _last_imports(
 class Provider(Node):
     """One registered installation of a platform."""
 
+    __slots__ = ("record",)
+
     provider_id: strawberry.ID = reads(
         "record.id",
         description="The product's own id for it, as given when it was registered.",
@@ -400,6 +404,10 @@ class Provider(Node):
         description="When it was last checked; null before the first check.",
     )
     record: strawberry.Private[records.Provider]
+
+    def __init__(self, record: records.Provider) -> None:
+        self.record = record
+
     base_url = batched(_base_urls, description="Where the gateway reaches it. Not for learners.")
     account_id = batched(
         _account_ids,
@@ -448,7 +456,7 @@ class Provider(Node):
     @classmethod
     def from_record(cls, record: records.Provider) -> Provider:
         """Build the type from its record."""
-        return cls(record=record)
+        return cls(record)
 
 
 @strawberry.type(description="A role as all providers' own words are mapped to it.")
@@ -876,6 +884,8 @@ def _matches_of_users(
 class User(Node):
     """An account at one provider."""
 
+    __slots__ = ("record",)
+
     external_id: str = reads("record.external_id", description="The provider's own id, exactly.")
     username: str | None = reads(
         "record.username", description="What the user logs in with; null when not reported."
@@ -911,6 +921,9 @@ class User(Node):
         description="When the user last did something; null when not reported.",
     )
     record: strawberry.Private[records.User]
+
+    def __init__(self, record: records.User) -> None:
+        self.record = record
 
     roles: list[Role] = reads(
         "record.roles",
@@ -964,7 +977,7 @@ class User(Node):
     @classmethod
     def from_record(cls, record: records.User) -> User:
         """Build the type from its record."""
-        return cls(record=record)
+        return cls(record)
 
 
 def _icon_urls(
@@ -1019,6 +1032,8 @@ def _sections_of_courses(
 class Course(Node):
     """What users of one provider enroll in."""
 
+    __slots__ = ("record",)
+
     external_id: str = reads("record.external_id", description="The provider's own id, exactly.")
     kind: CourseKind = reads("record.kind", description="What kind of thing it is.")
     title: str = reads("record.title", description="The provider's text untouched.")
@@ -1042,6 +1057,9 @@ class Course(Node):
         "record.resource_count", description="How many items it holds; null when not reported."
     )
     record: strawberry.Private[records.Course]
+
+    def __init__(self, record: records.Course) -> None:
+        self.record = record
 
     identifiers: list[Identifier] = reads(
         "record.identifiers",
@@ -1085,7 +1103,7 @@ class Course(Node):
     @classmethod
     def from_record(cls, record: records.Course) -> Course:
         """Build the type from its record."""
-        return cls(record=record)
+        return cls(record)
 
 
 def _users_of_enrollments(parents: Sequence[Enrollment], info: GatewayInfo) -> list[User | None]:
@@ -1122,6 +1140,8 @@ def _milestones_of_enrollments(
 class Enrollment(Node):
     """One user's place in one course."""
 
+    __slots__ = ("record",)
+
     external_id: str | None = reads(
         "record.external_id",
         description="The provider's own id; null where the gateway derived the enrollment.",
@@ -1140,6 +1160,9 @@ class Enrollment(Node):
         description="When the user last did something in the course; null when not reported.",
     )
     record: strawberry.Private[records.Enrollment]
+
+    def __init__(self, record: records.Enrollment) -> None:
+        self.record = record
 
     role: Role = reads("record.role", description="As what.")
     provenance: Provenance = reads(
@@ -1200,7 +1223,7 @@ class Enrollment(Node):
     @classmethod
     def from_record(cls, record: records.Enrollment) -> Enrollment:
         """Build the type from its record."""
-        return cls(record=record)
+        return cls(record)
 
 
 @strawberry.type(description="One of the users of a page.")
@@ -1221,7 +1244,7 @@ class UserConnection:
     @strawberry.field(description=_NODES)
     def nodes(self) -> list[User]:
         """Return the rows."""
-        return [User.from_record(row) for row in self.record.nodes]
+        return [*map(User, self.record.nodes)]
 
     @strawberry.field(description=_EDGES)
     def edges(self) -> list[UserEdge]:
@@ -1265,7 +1288,7 @@ class CourseConnection:
     @strawberry.field(description=_NODES)
     def nodes(self) -> list[Course]:
         """Return the rows."""
-        return [Course.from_record(row) for row in self.record.nodes]
+        return [*map(Course, self.record.nodes)]
 
     @strawberry.field(description=_EDGES)
     def edges(self) -> list[CourseEdge]:
@@ -1309,7 +1332,7 @@ class EnrollmentConnection:
     @strawberry.field(description=_NODES)
     def nodes(self) -> list[Enrollment]:
         """Return the rows."""
-        return [Enrollment.from_record(row) for row in self.record.nodes]
+        return [*map(Enrollment, self.record.nodes)]
 
     @strawberry.field(description=_EDGES)
     def edges(self) -> list[EnrollmentEdge]:

@@ -413,9 +413,11 @@ class Row(msgspec.Struct, gc=False):
     """An object of the answer; only good for being counted and written.
 
     Attributes:
-        containers: Names of the attributes that may hold more than a leaf.
+        values: How many fields it has, and those of the objects inside that are always there.
+        containers: Names of the attributes that may hold other things with values.
     """
 
+    values: ClassVar[int] = 0
     containers: ClassVar[Sequence[str]] = ()
 
 
@@ -423,16 +425,34 @@ def _maker(fields: Sequence[Field], rows: Rows, name: str) -> Callable[..., Any]
     keys = [found.key for found in fields]
     if rows is Rows.DICTS:
         return lambda *values: dict(zip(keys, values, strict=True))
-    inside = [place for place, found in enumerate(fields) if found.shape.kind is not Kind.LEAF]
-    scalars = [place for place, found in enumerate(fields) if _is_open(found.shape)]
+    values, containers = len(fields), []
+    for place, found in enumerate(fields):
+        inside = _values_inside(found)
+        if inside is None:
+            containers.append(f"f{place}")
+        else:
+            values += inside
     return msgspec.defstruct(
         name,
         [(f"f{place}", Any) for place in range(len(keys))],
         bases=(Row,),
-        namespace={"containers": tuple(f"f{place}" for place in (*inside, *scalars))},
+        namespace={"values": values, "containers": tuple(containers)},
         rename={f"f{place}": key for place, key in enumerate(keys)},
         gc=False,
     )
+
+
+def _values_inside(found: Field) -> int | None:
+    """Return how many values what a field gives holds; ``None`` when one has to look."""
+    shape = found.shape
+    if shape.kind is Kind.LEAF:
+        return None if _is_open(shape) else 0
+    if shape.kind is not Kind.OBJECT or not shape.nonnull:
+        return None
+    below = found._blocks[shape.type.name].make  # noqa: SLF001 - compiled before
+    if not isinstance(below, type) or not issubclass(below, Row) or below.containers:
+        return None
+    return below.values
 
 
 def _is_open(shape: Shape) -> bool:

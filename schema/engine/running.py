@@ -93,11 +93,30 @@ class _Drained(NamedTuple):
 class _Run:
     """A block being executed for some objects."""
 
-    __slots__ = ("block", "columns", "fast", "flawed", "path_at", "rows", "then", "waiting")
+    __slots__ = (
+        "are_distinct",
+        "block",
+        "columns",
+        "fast",
+        "flawed",
+        "path_at",
+        "rows",
+        "then",
+        "waiting",
+    )
 
-    def __init__(self, block: Block, rows: Sequence[Any], path_at: PathAt, then: Then) -> None:
+    def __init__(
+        self,
+        block: Block,
+        rows: Sequence[Any],
+        path_at: PathAt,
+        then: Then,
+        *,
+        are_distinct: bool,
+    ) -> None:
         self.block = block
         self.rows = rows
+        self.are_distinct = are_distinct
         self.path_at = path_at
         self.then = then
         self.columns: list[list[Any] | None] = [None] * len(block.fields)
@@ -205,12 +224,20 @@ class Execution:
 
     # Blocks
 
-    def _start(self, block: Block, rows: Sequence[Any], path_at: PathAt, then: Then) -> None:
-        """Execute a block for some objects."""
+    def _start(
+        self,
+        block: Block,
+        rows: Sequence[Any],
+        path_at: PathAt,
+        then: Then,
+        *,
+        are_distinct: bool = False,
+    ) -> None:
+        """Execute a block for some objects, of which none may be there twice."""
         if not rows:
             then([], False)
             return
-        run = _Run(block, rows, path_at, then)
+        run = _Run(block, rows, path_at, then, are_distinct=are_distinct)
         for place in block.fetched:
             self._fetch(run, place)
         self._settle_run(run)
@@ -218,11 +245,8 @@ class Execution:
     def _start_those_there(
         self, field: Field, shape: Shape, raws: list[Any], path_at: PathAt, then: Then
     ) -> None:
-        """Execute a block for a column of objects, some of which may be null and are left so."""
+        """Execute a block for a column of objects, some of which are null and are left so."""
         places = [place for place, raw in enumerate(raws) if raw is not None]
-        if len(places) == len(raws):
-            self._start_distinct(field, shape, raws, path_at, then)
-            return
         parts = _Parts(len(raws), then)
         if places:
             some = [raws[place] for place in places]
@@ -240,16 +264,20 @@ class Execution:
         ids = list(map(id, raws))
         distinct = dict(zip(ids, raws, strict=True))
         if len(distinct) == len(raws):
-            self._start(block, raws, path_at, then)
+            self._start(block, raws, path_at, then, are_distinct=True)
             return
 
         def spread(outs: list[Any], flawed: bool) -> None:  # noqa: FBT001 - as every Then
             by_id = dict(zip(distinct, outs, strict=True))
-            then([by_id[found] for found in ids], flawed)
+            then(list(map(by_id.__getitem__, ids)), flawed)
 
         keys = [*distinct]
         self._start(
-            block, [*distinct.values()], lambda place: path_at(ids.index(keys[place])), spread
+            block,
+            [*distinct.values()],
+            lambda place: path_at(ids.index(keys[place])),
+            spread,
+            are_distinct=True,
         )
 
     def _fetch(self, run: _Run, place: int) -> None:
@@ -267,7 +295,7 @@ class Execution:
             self._settle_run(run)
 
         if field.how is How.BATCHED:
-            self._load(field, run.rows, path_at, finish)
+            self._load(field, run.rows, path_at, finish, are_distinct=run.are_distinct)
         else:
             raws = self._resolved(field, run.rows, path_at)
             self._settle(field, field.shape, raws, path_at, finish)
@@ -350,19 +378,25 @@ class Execution:
         return raws
 
     def _load(
-        self, field: Field, rows: Sequence[Any], path_at: Callable[[int], Path], then: Then
+        self,
+        field: Field,
+        rows: Sequence[Any],
+        path_at: Callable[[int], Path],
+        then: Then,
+        *,
+        are_distinct: bool,
     ) -> None:
         """Resolve a batched field for all parents, and complete what comes of it."""
         apart = field.batching.apart if field.batching is not None else None
         if apart is None:
-            self._load_together(field, rows, path_at, then)
+            self._load_together(field, rows, path_at, then, are_distinct=are_distinct)
             return
         try:
             batches = list(map(apart, rows))
         except Exception:  # noqa: BLE001 - found out object by object
             batches = [_called(apart, row) for row in rows]
         if len(set(batches)) == 1 and type(batches[0]) is not Raised:
-            self._load_together(field, rows, path_at, then)
+            self._load_together(field, rows, path_at, then, are_distinct=are_distinct)
             return
         parts = _Parts(len(rows), then)
         places_by_batch: dict[object, list[int]] = {}
@@ -373,18 +407,31 @@ class Execution:
                 places_by_batch.setdefault(batch, []).append(place)
         for places in places_by_batch.values():
             some = [rows[place] for place in places]
-            self._load_together(field, some, _some_paths(path_at, places), parts.part(places))
+            self._load_together(
+                field,
+                some,
+                _some_paths(path_at, places),
+                parts.part(places),
+                are_distinct=are_distinct,
+            )
         parts.end()
 
     def _load_together(
-        self, field: Field, rows: Sequence[Any], path_at: Callable[[int], Path], then: Then
+        self,
+        field: Field,
+        rows: Sequence[Any],
+        path_at: Callable[[int], Path],
+        then: Then,
+        *,
+        are_distinct: bool,
     ) -> None:
         """Resolve a batched field by one call."""
         resolve = field.definition.resolve
         assert resolve is not None  # noqa: S101 - a batched field has one
-        ids = list(map(id, rows))
+        ids: list[int] = []
         parents = rows
-        if field.batching is None or not field.batching.every_place:
+        if not are_distinct and not (field.batching is not None and field.batching.every_place):
+            ids = list(map(id, rows))
             parents = [*dict(zip(ids, rows, strict=True)).values()]
 
         def receive(_: list[int], found: list[Any]) -> None:
@@ -510,7 +557,10 @@ class Execution:
         if shape.kind is Kind.OBJECT and shape.admission is not None:
             there = kinds if shape.nonnull else kinds - {NoneType}
             if all(map(shape.admission.knows, there)):
-                self._start_those_there(field, shape, raws, path_at, then)
+                start = self._start_distinct
+                if len(there) < len(kinds):
+                    start = self._start_those_there
+                start(field, shape, raws, path_at, then)
                 return
         elif shape.kind is Kind.LEAF and _is_ready(shape, kinds, raws):
             then(raws, False)

@@ -36,10 +36,11 @@ from graphql import (
 from strawberry.schema.config import StrawberryConfig
 from strawberry.types import Info
 
-from schema.engine import Engine, Rows, batched
+from schema.engine import Engine, Rows, batched, reads
 
 DOCUMENTS_PER_WORLD = 20
 DATA_PER_DOCUMENT = 25
+BATCHED = ("batched", "batched apart", "batched for every place")
 _SCALARS = ("str", "int", "float", "bool", "ID", "Odd")
 
 
@@ -184,8 +185,18 @@ class World:
         rng = self.rng
         name = f"{owner.lower()}_{rng.choice(['alpha', 'beta', 'class', 'x'])}{number}"
         how = rng.choices(
-            ["attribute", "method", "info", "arguments", "async", "stream", "batched", "path"],
-            [8, 3, 1, 1, 1, 1, 1, 0.5],
+            [
+                "attribute",
+                "read",
+                "method",
+                "info",
+                "arguments",
+                "async",
+                "stream",
+                *BATCHED,
+                "path",
+            ],
+            [6, 2, 3, 1, 1, 1, 1, 0.6, 0.4, 0.4, 0.5],
         )[0]
         if how == "path":
             return FieldSpec(name, Type(nullable=False, name="str"), how)
@@ -288,20 +299,22 @@ class Values:
     def instance(self, rng: Random, name: str, depth: int) -> Any:
         made: Any = object.__new__(self.classes[name])
         made._seed = rng.randint(0, 10**9)
+        made.held = types.SimpleNamespace()
         inner = Random(made._seed)
         for spec in self.world.fields_of(name):
-            if spec.how != "attribute":
+            if spec.how not in {"attribute", "read"}:
                 continue
+            holder = made if spec.how == "attribute" else made.held
             if self.world.faults and inner.random() < self.world.faults / 4:
                 continue  # a missing attribute
             kind = spec.type
             if depth <= 0 and kind.name not in {*_SCALARS, *self.world.enums}:
                 shallow: Any = [] if kind.of is not None else None
-                setattr(made, spec.name, shallow)
+                setattr(holder, spec.name, shallow)
                 continue
             promises = not self.calm_world and inner.random() < 0.1
             value = self.value(inner, kind, depth=depth - 1, promises=promises)
-            setattr(made, spec.name, value)
+            setattr(holder, spec.name, value)
         return made
 
     def _fault(self, rng: Random, depth: int, *, promises: bool) -> Any:
@@ -386,6 +399,9 @@ def _class(spec: TypeSpec, bases: tuple[type, ...], values: Values, module: str)
     for found in spec.fields:
         if found.how == "attribute" and spec.name != "Query":
             annotations[found.name] = found.type.annotation()
+        elif found.how == "read" and spec.name != "Query":
+            annotations[found.name] = found.type.annotation()
+            body[found.name] = reads(f"held.{found.name}")
         else:
             body[found.name] = _resolver(found, values, module)
     if spec.asks:
@@ -462,7 +478,7 @@ def _resolver(spec: FieldSpec, values: Values, module: str) -> Any:
             return found.value if isinstance(found, Promise) else found
 
         resolve = resolve_later
-    elif how == "batched" and not quiet:
+    elif how in BATCHED and not quiet:
 
         async def load(parents: Sequence[Any], info: Info) -> Any:
             await asyncio.sleep(0)
@@ -470,7 +486,9 @@ def _resolver(spec: FieldSpec, values: Values, module: str) -> Any:
 
         load.__annotations__ = {"return": f"list[{spec.type.annotation()}]"}
         load.__module__ = module
-        return batched(load)
+        if how == "batched apart":
+            return batched(load, apart=lambda parent: getattr(parent, "_seed", 0) % 3)
+        return batched(load, every_place=how == "batched for every place")
     else:
 
         def resolve_simply(self: Any) -> Any:

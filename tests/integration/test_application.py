@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import io
 import json
 import logging
@@ -29,6 +30,7 @@ from running_gateway import (
     running_product,
 )
 
+from gateway.app import calm_collector
 from gateway.bodies import decode_object
 from gateway.logs import configure_logs
 from resolvers.errors import BadInput
@@ -752,3 +754,16 @@ async def test_simultaneous_gateways_share_one_database_and_one_session(
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.text for answer in answers}) == 1
     assert logins(kolibri) == 1
+
+
+def test_the_collector_leaves_what_was_there_at_the_start_alone() -> None:
+    before = gc.get_threshold()
+    try:
+        calm_collector()
+        frozen, thresholds = gc.get_freeze_count(), gc.get_threshold()
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*before)
+
+    assert frozen > 100_000  # the modules alone are more
+    assert thresholds == (50_000, 20, 100)

@@ -18,6 +18,7 @@ from schema.execution import GatewaySchema
 class User(Row):
     """An object as plans make it."""
 
+    values: ClassVar[int] = 2
     containers: ClassVar[Sequence[str]] = ("role",)
     id: str
     role: object
