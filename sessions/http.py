@@ -9,9 +9,8 @@ What is promised to the platforms that call through here:
 - every failure is a ``ProviderError``, with a message that shows no query, secret or body.
 
 Plain httpx fills its pool with dead connections when many requests are cancelled (encode/httpcore
-issues 1093, 1094, 1099), therefore aiohttp carries the requests. Its transport is called without
-``httpx.AsyncClient``: that would add redirects, a cookie jar and environment proxies, all of which
-a gateway must not have.
+issues 1093, 1094, 1099), therefore aiohttp carries the requests, without what a gateway must not
+have: redirects, a cookie jar and environment proxies. Tests put a transport of httpx in its place.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -43,14 +42,14 @@ from email.utils import parsedate_to_datetime
 from functools import cache
 from http import HTTPStatus
 from math import ceil
-from typing import TypeVar
-from urllib.parse import urlencode, urljoin
+from typing import Protocol, TypeVar
+from urllib.parse import unquote, urlencode, urljoin
 
 import aiohttp
 import httpx
 import msgspec
 from aiohttp.abc import AbstractResolver, ResolveResult
-from httpx_aiohttp import AiohttpTransport
+from yarl import URL
 
 from sessions.addresses import AddressPolicy, Origin, checked_path, split_url
 from sessions.errors import (
@@ -279,7 +278,7 @@ class ProviderHttp:
         observer: Observer | None,
         watcher: ResilienceObserver | None,
         tracer: Tracer | None,
-        transport: httpx.AsyncBaseTransport,
+        carrier: _Carrier,
     ) -> None:
         origin, prefix = split_url(base_url)
         self.provider_id = provider_id
@@ -295,7 +294,7 @@ class ProviderHttp:
         self._limits = limits
         self._policy = policy
         self._observer = observer
-        self._transport = transport
+        self._carrier = carrier
         self._resilience = Resilience(
             limits.resilience,
             concurrency=limits.concurrency,
@@ -304,15 +303,6 @@ class ProviderHttp:
             observer=watcher,
         )
         self._budget = _RetryBudget(ratio=limits.retry_ratio, floor=limits.retry_floor)
-        self._extensions = {
-            "timeout": {
-                "connect": limits.connect_seconds,
-                "read": limits.read_seconds,
-                "write": limits.read_seconds,
-                # aiohttp's limit covers the wait for a connection and the making of it
-                "pool": limits.pool_seconds + limits.connect_seconds,
-            }
-        }
         self._closed = False
 
     @classmethod
@@ -348,7 +338,11 @@ class ProviderHttp:
         """
         with _naming(provider_id):
             base_url = policy.check_url(base_url)
-        carrier = transport or _network_transport(policy, limits=limits, lookup=lookup)
+        carrier: _Carrier = (
+            _Network(policy, limits=limits, lookup=lookup)
+            if transport is None
+            else _Pretended(transport)
+        )
         http = cls(
             base_url,
             provider_id=provider_id,
@@ -357,7 +351,7 @@ class ProviderHttp:
             observer=observer,
             watcher=watcher,
             tracer=tracer,
-            transport=carrier,
+            carrier=carrier,
         )
         try:
             yield http
@@ -444,7 +438,7 @@ class ProviderHttp:
             ) from None
         call = _Call(
             request=request,
-            path=template or _template(request.url.path),
+            path=template or _template(request.path),
             max_body_bytes=self._limits.max_body_bytes
             if max_body_bytes is None
             else max_body_bytes,
@@ -553,7 +547,7 @@ class ProviderHttp:
 
     def _build(
         self, method: str, url: str, *, content: bytes | None, headers: dict[str, str]
-    ) -> httpx.Request:
+    ) -> _Request:
         for name, value in headers.items():
             if not (value.isascii() and value.isprintable()):
                 raise ProviderAuthFailed(
@@ -561,9 +555,9 @@ class ProviderHttp:
                     "look for a line break or a special character in the credentials",
                     provider_id=self.provider_id,
                 )
-        return httpx.Request(
-            method, url, headers=headers, content=content, extensions=self._extensions
-        )
+        if not _SENDABLE.fullmatch(url):
+            url = str(URL(str(httpx.URL(url))))
+        return _Request(method=method, url=url, headers=headers, content=content)
 
     def _late(self, seconds: float) -> ProviderTimeout:
         return ProviderTimeout(
@@ -655,7 +649,7 @@ class ProviderHttp:
         """Begin the span of a request; files elsewhere are asked for as a stranger would."""
         if self.tracer is None:
             return None
-        url = call.request.url
+        url = httpx.URL(call.request.url)
         port = url.port or _PORTS[url.scheme]
         path = "/" if call.is_elsewhere else url.raw_path.partition(b"?")[0].decode("ascii")
         span = self.tracer.begin_call(
@@ -711,27 +705,24 @@ class ProviderHttp:
 
     async def _exchange(self, call: _Call, turn: Turn) -> Response | _Failure:
         try:
-            response = await self._transport.handle_async_request(call.request)
-            try:
-                refusal = self._refusal(call, response)
+            async with self._carrier.send(call.request) as answer:
+                refusal = self._refusal(call, answer)
                 if refusal is not None:
                     return refusal
                 turn.note_answer()
-                return await self._read(call, response, on_garbage=turn.take_back)
-            finally:
-                await response.aclose()
+                return await self._read(call, answer, on_garbage=turn.take_back)
         except _BadBody as error:
             return self._failure(ProviderBadResponse, str(error), passing=False, cause=error)
         except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
             return self._lost(error)
 
-    def _refusal(self, call: _Call, response: httpx.Response) -> _Failure | None:
+    def _refusal(self, call: _Call, answer: _Answer) -> _Failure | None:
         """Return the failure a status means, or ``None`` for an answer worth reading."""
-        status = response.status_code
+        status = answer.status
         if status in call.expected:
             return None
         if status in _REDIRECTS:
-            target = _target(response.headers.get("location", ""), base=self._origin)
+            target = _target(answer.headers.get("location", ""), base=self._origin)
             return self._failure(
                 ProviderBadResponse,
                 f"answered with a redirect to {target} (status {status})",
@@ -744,7 +735,7 @@ class ProviderHttp:
                 "asks for fewer calls (status 429)",
                 passing=True,
                 status=status,
-                retry_after_seconds=_retry_after(response.headers.get("retry-after")),
+                retry_after_seconds=_retry_after(answer.headers.get("retry-after")),
             )
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             return self._failure(
@@ -752,21 +743,20 @@ class ProviderHttp:
                 f"answered with an error of its own (status {status})",
                 passing=status not in _LASTING_ERRORS,
                 status=status,
-                retry_after_seconds=_retry_after(response.headers.get("retry-after")),
+                retry_after_seconds=_retry_after(answer.headers.get("retry-after")),
             )
         return None
 
     async def _read(
-        self, call: _Call, response: httpx.Response, *, on_garbage: Callable[[ProviderError], None]
+        self, call: _Call, answer: _Answer, *, on_garbage: Callable[[ProviderError], None]
     ) -> Response:
-        headers, set_cookies = _gather(response.headers.multi_items())
         body = b""
-        if call.request.method != "HEAD" and response.status_code not in _BODILESS:
-            body = await _read_body(response.stream, headers=headers, max_bytes=call.max_body_bytes)
-        cookies, deleted_cookies = _parse_cookies(set_cookies)
+        if call.request.method != "HEAD" and answer.status not in _BODILESS:
+            body = await _read_body(answer, max_bytes=call.max_body_bytes)
+        cookies, deleted_cookies = _parse_cookies(answer.set_cookies)
         return Response(
-            status=response.status_code,
-            headers=headers,
+            status=answer.status,
+            headers=answer.headers,
             body=body,
             cookies=cookies,
             deleted_cookies=deleted_cookies,
@@ -776,8 +766,8 @@ class ProviderHttp:
         )
 
     def _lost(self, error: Exception) -> _Failure:
-        """Translate what the HTTP libraries raise; httpx's mapped errors hide aiohttp's own."""
-        root = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
+        """Translate what the HTTP libraries raise; a pretended network raises httpx's errors."""
+        root = error
         denied = getattr(root, "os_error", None)
         if isinstance(denied, _AddressDenied):
             return _Failure(
@@ -843,6 +833,7 @@ _REDIRECTS = frozenset({300, 301, 302, 303, 305, 307, 308})
 _BODILESS = frozenset({204, 304})
 _LASTING_ERRORS = frozenset({501, 505, 506, 508, 510})
 
+_SENDABLE = re.compile(r"(?:[A-Za-z0-9._~:/?@!$&'()*+,;=-]|%[0-9A-F]{2})*")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _ID_SEGMENT = re.compile(r"(?<=/)(?:[0-9]+|[0-9a-fA-F-]{8,}|[^/]{33,})(?=/|$)")
 _COOKIE_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -896,6 +887,53 @@ _CUT: _Loss = (ProviderUnavailable, "cut the connection", True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """What is sent.
+
+    Attributes:
+        url: Whole, without a fragment, of nothing but characters that need no quoting.
+        headers: Lower-case names; ``Host`` and the body's length are added on the way.
+    """
+
+    method: str
+    url: str
+    headers: dict[str, str]
+    content: bytes | None
+
+    @property
+    def path(self) -> str:
+        """The URL's path, as a person reads it."""
+        path = self.url.partition("://")[2].partition("?")[0]
+        return "/" + unquote(path.partition("/")[2])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    """What begins to come back.
+
+    Attributes:
+        headers: As ``Response.headers``.
+        set_cookies: Values of ``Set-Cookie``, in order.
+        pieces: The body as it comes, still compressed.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    set_cookies: Sequence[str]
+    pieces: AsyncIterator[bytes]
+
+
+class _Carrier(Protocol):
+    """Brings one request there and its answer back."""
+
+    def send(self, request: _Request) -> AbstractAsyncContextManager[_Answer]:
+        """Lend the answer; what is not read of it is given up at the end."""
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Call:
     """One call, however often it is sent.
 
@@ -904,7 +942,7 @@ class _Call:
         is_elsewhere: Whether it may go to another host than the provider's.
     """
 
-    request: httpx.Request
+    request: _Request
     path: str
     max_body_bytes: int
     expected: Collection[int]
@@ -1019,28 +1057,87 @@ def _naming(provider_id: str | None) -> Iterator[None]:
         raise
 
 
-def _network_transport(
-    policy: AddressPolicy, *, limits: HttpLimits, lookup: Lookup | None
-) -> AiohttpTransport:
-    def open_socket(info: aiohttp.AddrInfoType) -> socket.socket:
-        family, kind, protocol, _, address = info
-        _judge(policy, str(address[0]), port=int(address[1]))
-        return socket.socket(family, kind, protocol)
+class _Network:
+    """Carries requests by aiohttp, to addresses that the policy allows."""
 
-    connector = aiohttp.TCPConnector(
-        limit=limits.max_connections,
-        ssl=_tls(),
-        resolver=_JudgingResolver(policy, lookup=lookup or _system_lookup),
-        socket_factory=open_socket,
-        keepalive_timeout=_KEEP_ALIVE_SECONDS,
-    )
-    session = aiohttp.ClientSession(
-        connector=connector,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        trust_env=False,
-        middlewares=(_send_once,),
-    )
-    return AiohttpTransport(verify=_tls(), trust_env=False, client=session)
+    def __init__(self, policy: AddressPolicy, *, limits: HttpLimits, lookup: Lookup | None) -> None:
+        def open_socket(info: aiohttp.AddrInfoType) -> socket.socket:
+            family, kind, protocol, _, address = info
+            _judge(policy, str(address[0]), port=int(address[1]))
+            return socket.socket(family, kind, protocol)
+
+        self.connector = aiohttp.TCPConnector(
+            limit=limits.max_connections,
+            ssl=_tls(),
+            resolver=_JudgingResolver(policy, lookup=lookup or _system_lookup),
+            socket_factory=open_socket,
+            keepalive_timeout=_KEEP_ALIVE_SECONDS,
+        )
+        self._session = aiohttp.ClientSession(
+            connector=self.connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            middlewares=(_send_once,),
+            auto_decompress=False,
+            timeout=aiohttp.ClientTimeout(
+                sock_connect=limits.connect_seconds,
+                sock_read=limits.read_seconds,
+                # covers the wait for a connection and the making of it
+                connect=limits.pool_seconds + limits.connect_seconds,
+            ),
+        )
+
+    @asynccontextmanager
+    async def send(self, request: _Request) -> AsyncIterator[_Answer]:
+        async with self._session.request(
+            request.method,
+            URL(request.url, encoded=True),
+            headers=request.headers,
+            data=request.content,
+            allow_redirects=False,
+        ) as response:
+            headers, set_cookies = _gather(
+                (_header(name), _header(value)) for name, value in response.raw_headers
+            )
+            yield _Answer(
+                status=response.status,
+                headers=headers,
+                set_cookies=set_cookies,
+                pieces=aiter(response.content.iter_any()),
+            )
+
+    async def aclose(self) -> None:
+        await self._session.close()
+
+
+class _Pretended:
+    """Carries requests by a transport of httpx, such as tests make."""
+
+    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
+        self._transport = transport
+
+    @asynccontextmanager
+    async def send(self, request: _Request) -> AsyncIterator[_Answer]:
+        response = await self._transport.handle_async_request(
+            httpx.Request(
+                request.method, request.url, headers=request.headers, content=request.content
+            )
+        )
+        try:
+            if not isinstance(response.stream, httpx.AsyncByteStream):
+                raise TypeError("The transport's answer is not asynchronous")
+            headers, set_cookies = _gather(response.headers.multi_items())
+            yield _Answer(
+                status=response.status_code,
+                headers=headers,
+                set_cookies=set_cookies,
+                pieces=aiter(response.stream),
+            )
+        finally:
+            await response.aclose()
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
 
 
 def _now() -> float:
@@ -1137,6 +1234,14 @@ def _gather(items: Iterable[tuple[str, str]]) -> tuple[dict[str, str], list[str]
     return headers, set_cookies
 
 
+def _header(raw: bytes) -> str:
+    """Return a header's text, which hardly anybody writes in anything but ASCII."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
+
+
 def _parse_cookies(values: Iterable[str]) -> tuple[dict[str, str], frozenset[str]]:
     """Return the cookies that are set and the names of those that are taken back.
 
@@ -1206,21 +1311,14 @@ def _target(location: str, *, base: Origin) -> str:
     return str(origin)
 
 
-async def _read_body(
-    stream: httpx.SyncByteStream | httpx.AsyncByteStream,
-    *,
-    headers: Mapping[str, str],
-    max_bytes: int,
-) -> bytes:
-    if not isinstance(stream, httpx.AsyncByteStream):
-        raise TypeError("The transport's answer is not asynchronous")
-    encoding = headers.get("content-encoding", "").strip().lower()
+async def _read_body(answer: _Answer, *, max_bytes: int) -> bytes:
+    encoding = answer.headers.get("content-encoding", "").strip().lower()
     if encoding not in {"", "identity", "gzip", "x-gzip"}:
         raise _BadBody("answered in an encoding it was not asked for")
-    declared = headers.get("content-length", "")
+    declared = answer.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise _BodyTooLarge(f"answered with more than {max_bytes} bytes")
-    wire = _limited(stream, max_bytes=max_bytes)
+    wire = _limited(answer.pieces, max_bytes=max_bytes)
     pieces = wire if encoding in {"", "identity"} else _unzipped(wire, max_bytes=max_bytes)
     try:
         return b"".join([piece async for piece in pieces])
@@ -1229,18 +1327,17 @@ async def _read_body(
         await wire.aclose()
 
 
-async def _limited(stream: httpx.AsyncByteStream, *, max_bytes: int) -> AsyncGenerator[bytes]:
+async def _limited(pieces: AsyncIterator[bytes], *, max_bytes: int) -> AsyncGenerator[bytes]:
     received = 0
-    chunks = aiter(stream)
     try:
-        async for chunk in chunks:
-            received += len(chunk)
+        async for piece in pieces:
+            received += len(piece)
             if received > max_bytes:
                 raise _BodyTooLarge(f"answered with more than {max_bytes} bytes")
-            yield chunk
+            yield piece
     finally:
-        if isinstance(chunks, AsyncGenerator):
-            await chunks.aclose()
+        if isinstance(pieces, AsyncGenerator):
+            await pieces.aclose()
 
 
 async def _unzipped(wire: AsyncIterator[bytes], *, max_bytes: int) -> AsyncGenerator[bytes]:

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import httpx
+import aiohttp
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -35,7 +35,8 @@ from sessions.http import (
     ProviderHttp,
     Response,
     _AddressDenied,
-    _network_transport,
+    _Network,
+    _Request,
 )
 from sessions.resilience import BreakerState, ResilienceTerms
 from simulators.moving_time import moving_time
@@ -169,11 +170,43 @@ async def test_requests_share_a_connection_and_carry_no_more_than_asked() -> Non
             "accept: application/json, */*;q=0.5",
             "accept-encoding: gzip",
             "user-agent: learning-gateway",
-            f"host: 127.0.0.1:{server.port}",
+            f"Host: 127.0.0.1:{server.port}",
             "",
             "",
         ]
     )
+
+
+@pytest.mark.parametrize(
+    ("path", "sent"),
+    [
+        ("/api/user", "/api/user"),
+        ("/api/us%C3%A9r/1?a=b%2Fc", "/api/us%C3%A9r/1?a=b%2Fc"),
+        ("/api/usér/a b", "/api/us%C3%A9r/a%20b"),
+        ("/a?filter[x]=1|2", "/a?filter%5Bx%5D=1%7C2"),
+        ("/a?half=%zz", "/a?half=%25zz"),
+    ],
+)
+async def test_what_needs_quoting_is_quoted_and_all_else_is_sent_as_it_is(
+    path: str, sent: str
+) -> None:
+    async with upstream(EMPTY_LIST) as server, http_to(server) as http:
+        await http.request("GET", path)
+
+    assert server.heads[0].partition(" HTTP/1.1\r\n")[0] == f"GET {sent}"
+
+
+@pytest.mark.parametrize(
+    ("raw", "read"), [(b"caf\xc3\xa9", "café"), (b"caf\xe9", "café"), (b"plain", "plain")]
+)
+async def test_headers_that_are_not_ascii_are_read_as_what_they_likely_are(
+    raw: bytes, read: str
+) -> None:
+    answer = EMPTY_LIST.replace(b"\r\n\r\n", b"\r\nX-School: " + raw + b"\r\n\r\n")
+    async with upstream(answer) as server, http_to(server) as http:
+        response = await http.request("GET", "/")
+
+    assert response.headers["x-school"] == read
 
 
 async def test_no_environment_and_no_cookie_jar_has_a_say(
@@ -535,7 +568,7 @@ async def test_a_name_that_moves_to_a_forbidden_address_is_not_followed_there() 
         http_to(server, host="school.example", lookup=lookup) as http,
     ):
         response = await http.request("GET", "/")
-        http._transport.client.connector.clear_dns_cache()  # type: ignore[attr-defined] # ten seconds later
+        http._carrier.connector.clear_dns_cache()  # type: ignore[attr-defined] # ten seconds later
         with pytest.raises(ProviderAddressRefused, match=r"169\.254\.169\.254 is a link-local"):
             await http.request("GET", "/")
 
@@ -546,17 +579,18 @@ async def test_a_name_that_moves_to_a_forbidden_address_is_not_followed_there() 
 
 async def test_the_address_connected_to_is_judged_even_where_nothing_was_resolved() -> None:
     async with upstream(EMPTY_LIST) as server:
-        transport = _network_transport(PUBLIC_ONLY, limits=HttpLimits(), lookup=None)
+        network = _Network(PUBLIC_ONLY, limits=HttpLimits(), lookup=None)
+        url = f"http://127.0.0.1:{server.port}/"
+        request = _Request(method="GET", url=url, headers={}, content=None)
         try:
-            with pytest.raises(httpx.TransportError) as error:
-                await transport.handle_async_request(
-                    httpx.Request("GET", f"http://127.0.0.1:{server.port}/")
-                )
+            with pytest.raises(aiohttp.ClientConnectorError) as error:
+                async with network.send(request):
+                    pass
         finally:
-            await transport.aclose()
+            await network.aclose()
 
     assert server.accepted == 0
-    assert isinstance(getattr(error.value.__cause__, "os_error", None), _AddressDenied)
+    assert isinstance(error.value.os_error, _AddressDenied)
 
 
 async def test_a_name_on_an_allowed_network_is_reached() -> None:
@@ -569,7 +603,7 @@ async def test_a_name_on_an_allowed_network_is_reached() -> None:
         response = await http.request("GET", "/")
 
     assert response.status == 200
-    assert f"host: kolibri.school.example:{server.port}" in server.heads[0]
+    assert f"Host: kolibri.school.example:{server.port}" in server.heads[0]
 
 
 async def test_the_system_resolves_names_by_default() -> None:
