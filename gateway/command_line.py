@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import getpass
+import io
 import os
 import re
 import signal
@@ -26,6 +27,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TaskID,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
 )
@@ -37,12 +39,15 @@ from gateway.documents import parse_document_id
 from gateway.exporting import ExportForm, ExportKind, ExportOrder, atomic_file, export
 from gateway.logs import configure_logs
 from gateway.manifests import DocumentsUnusable, FoundDocument, parse_document, read_documents
+from gateway.mapping import MappingUnusable, read_mapping, write_mapping
+from gateway.reviewing import keys_of_terminal, review
 from gateway.serving import serve
 from gateway.settings import Settings, SettingsError, describe, read_settings
-from resolvers import importing
+from resolvers import importing, people
 from resolvers.auditing import AuditNote, registering
 from resolvers.context import ProviderDraft, Refusal, Scope
-from resolvers.errors import BadInput, RequestRefused
+from resolvers.errors import BadInput, NotFound, RequestRefused
+from resolvers.people import MatchFilter, PersonFilter
 from schema import build_schema, sdl
 from schema.checking import DocumentChecker
 from schema.execution import explain
@@ -55,12 +60,15 @@ from storage.credentials import KeyRing, Secret
 from storage.documents import DocumentDraft
 from storage.errors import ScopeInvalid, StorageError
 from storage.imports import ImportRun, ImportState
+from storage.matching import MatchRun, MatchRunState
+from storage.people import Decided, Verdict
 
 _ADMIN: Final = KeyAccess(key_id="command-line", scopes=frozenset({Scope.ADMIN}))
 _DURATION: Final = re.compile(r"(\d{1,6})([mhd])")
 _BAR_SECONDS: Final = 0.2
 _CHANGES_AT_ONCE: Final = 500
 _ENTRIES_AT_ONCE: Final = 500
+_PEOPLE_AT_ONCE: Final = 500
 _MAX_CLIENT_CHARACTERS: Final = 200
 _SECONDS_BY_UNIT: Final = {"m": 60, "h": 3600, "d": 86_400}
 
@@ -86,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         RequestRefused,
         TokenFileUnusable,
         DocumentsUnusable,
+        MappingUnusable,
         OSError,
     ) as error:
         print(f"learning-gateway: {error}", file=sys.stderr)
@@ -150,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_providers(commands)
     _add_keys(commands)
     _add_documents(commands)
+    _add_matching(commands)
     return parser
 
 
@@ -236,6 +246,50 @@ def _add_documents(commands: Any) -> None:
     check.add_argument("path", type=Path, nargs="*", help="files or folders, as for register")
     check.add_argument("--schema", type=Path, metavar="FILE", help="another schema, as SDL")
     check.set_defaults(run=_with(_check_documents))
+
+
+def _add_matching(commands: Any) -> None:
+    matching = commands.add_parser("match", help="who is who: suggest, review, map")
+    actions = matching.add_subparsers(required=True, metavar="ACTION")
+
+    def add(name: str, purpose: str, command: _Command) -> Any:
+        action = actions.add_parser(name, help=purpose, description=purpose)
+        action.set_defaults(run=_with(command))
+        return action
+
+    def add_providers(action: Any) -> None:
+        action.add_argument(
+            "--provider", action="append", metavar="ID", help="may be repeated; all when not given"
+        )
+
+    run = add("run", "compare the accounts of providers, and suggest who is who", _match)
+    add_providers(run)
+    run.add_argument(
+        "--expected-overlap",
+        type=float,
+        metavar="SHARE",
+        help="which part of the smaller provider's accounts is at the other too, from 0 to 1",
+    )
+    run.add_argument(
+        "--link-above",
+        type=float,
+        metavar="SCORE",
+        help="link what is at least so probable, unasked; GATEWAY_MATCH_LINK_ABOVE when not given",
+    )
+    run.add_argument("--json", action="store_true", help="print how it went as JSON")
+    reviewing = add("review", "decide on what is suggested, one key for each", _review)
+    add_providers(reviewing)
+    reviewing.add_argument("--min-score", type=float, metavar="SCORE", help="0.2 when not given")
+    evaluate = add("evaluate", "tell how well your own decisions are foretold", _evaluate)
+    add_providers(evaluate)
+    exporter = add("export", "write who is who as CSV, a line for each account", _export_people)
+    add_providers(exporter)
+    exporter.add_argument("--output", default="people.csv", help="a file, or - for standard output")
+    importer = add("import", "link the accounts that a CSV file says are one person's", _map_people)
+    importer.add_argument("file", type=Path, help="with person, provider_id, external_user_id")
+    importer.add_argument(
+        "--dry-run", action="store_true", help="change nothing, and tell what would come of it"
+    )
 
 
 def _with(command: _Command) -> Callable[[argparse.Namespace], int]:
@@ -499,13 +553,156 @@ async def _changes(gateway: Gateway, chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _progress() -> Progress:
+async def _match(gateway: Gateway, chosen: argparse.Namespace) -> int:
+    context = gateway.request_context(_ADMIN)
+    given = {"providerIds": ",".join(chosen.provider or ()), "linkAbove": chosen.link_above}
+    shown = {name: str(value) for name, value in given.items() if value}
+    async with _noting(gateway, "startMatchRun", **shown) as note:
+        asked = await people.start_run(
+            context,
+            provider_ids=chosen.provider,
+            expected_overlap=chosen.expected_overlap,
+            link_above=chosen.link_above,
+        )
+        if not isinstance(asked, tuple):
+            note.refused(NotFound.code)
+            raise _Failed(asked.message)
+        note.done()
+    run, _ = asked
+    ending = asyncio.create_task(gateway.people.finish(run))
+    try:
+        with _progress(percent=True) as bar:
+            task = bar.add_task("comparing", total=100)
+            while not ending.done():
+                await asyncio.wait({ending}, timeout=_BAR_SECONDS)
+                run = await gateway.people.matches.find_run(run.id) or run
+                bar.update(task, completed=round(100 * run.share_done))
+        run = await ending
+    finally:
+        ending.cancel()
+        await asyncio.wait({ending})
+    _print_match_run(run, as_json=chosen.json)
+    return 0 if run.state is MatchRunState.DONE else 1
+
+
+def _print_match_run(run: MatchRun, *, as_json: bool) -> None:
+    if as_json:
+        print(msgspec.json.encode(run).decode())
+        return
+    if run.problem is not None:
+        print(f"run {run.id}: {run.state}: {run.problem}", file=sys.stderr)
+        return
+    for line in run.notes:
+        print(line, file=sys.stderr)
+    print(
+        f"run {run.id}: {run.account_count} accounts compared, {run.suggestion_count} matches"
+        f" suggested, {run.link_count} linked"
+    )
+
+
+async def _review(gateway: Gateway, chosen: argparse.Namespace) -> int:
+    wanted = MatchFilter(provider_ids=chosen.provider, least_score=chosen.min_score)
+    with keys_of_terminal() as read_key:
+        reviewed = await review(
+            gateway.request_context(_ADMIN),
+            console=_console(),
+            read_key=read_key,
+            wanted=wanted,
+            noting=lambda action, target: _noting(gateway, action, target),
+        )
+    print(
+        f"{reviewed.confirmed} confirmed, {reviewed.rejected} rejected, {reviewed.skipped} skipped"
+    )
+    return 0
+
+
+async def _evaluate(gateway: Gateway, chosen: argparse.Namespace) -> int:
+    ids = await people.visible_ids(gateway.request_context(_ADMIN), chosen.provider)
+    verdicts = await gateway.people.store.list_verdicts(
+        ids, verdicts=(Verdict.CONFIRMED, Verdict.REJECTED)
+    )
+    if not verdicts:
+        raise _Failed("Nobody has confirmed or rejected anything yet")
+    found = await gateway.people.evaluate(verdicts)
+    table = Table("providers", "confirmed", "rejected", "at least", "right", "found")
+    for row in found:
+        for least in (0.5, 0.95):
+            precision, recall = row.at(least)
+            table.add_row(
+                " and ".join(row.providers),
+                str(row.confirmed),
+                str(row.rejected),
+                f"{least:g}",
+                "-" if precision is None else f"{precision:.1%}",
+                "-" if recall is None else f"{recall:.1%}",
+            )
+    _print(table)
+    print(
+        "right: of the decided matches with such a score, how many were confirmed; found: of the"
+        " confirmed ones, how many have such a score",
+        file=sys.stderr,
+    )
+    return 0
+
+
+async def _export_people(gateway: Gateway, chosen: argparse.Namespace) -> int:
+    context = gateway.request_context(_ADMIN)
+    with ExitStack() as stack:
+        binary: BinaryIO = (
+            sys.stdout.buffer
+            if chosen.output == "-"
+            else stack.enter_context(atomic_file(Path(chosen.output)))
+        )
+        text = io.TextIOWrapper(binary, encoding="utf-8", newline="", write_through=True)
+        stack.callback(text.detach)
+        written, after, more = 0, None, True
+        while more:
+            page = await people.person_page(
+                context,
+                wanted=PersonFilter(provider_ids=chosen.provider, least_accounts=2),
+                first=_PEOPLE_AT_ONCE,
+                after=after,
+            )
+            persons = [person for _cursor, person in page.rows]
+            written += write_mapping(text, persons, header=after is None)
+            after, more = page.rows[-1][0] if page.rows else after, page.has_next
+    place = "standard output" if chosen.output == "-" else chosen.output
+    print(f"{written} accounts written to {place}", file=sys.stderr)
+    return 0
+
+
+async def _map_people(gateway: Gateway, chosen: argparse.Namespace) -> int:
+    with chosen.file.open(encoding="utf-8-sig", newline="") as file:
+        persons = read_mapping(file)
+    groups = [[*person.accounts] for person in persons]
+    store = gateway.people.store
+    if chosen.dry_run:
+        outcomes = await store.link_all(groups, decided_by=_ADMIN.key_id, dry_run=True)
+    else:
+        async with _noting(gateway, "linkUsers", file=chosen.file.name) as note:
+            outcomes = await store.link_in_parts(groups, decided_by=_ADMIN.key_id)
+            note.done()
+    refused = 0
+    for person, outcome in zip(persons, outcomes, strict=True):
+        if not isinstance(outcome, Decided):
+            refused += 1
+            print(f"line {person.line}: {person.label}: {outcome.message}", file=sys.stderr)
+    new = sum(isinstance(one, Decided) and one.decision is not None for one in outcomes)
+    would = "would be " if chosen.dry_run else ""
+    print(
+        f"{len(persons)} people with two accounts or more: {new} {would}linked,"
+        f" {len(persons) - new - refused} linked before, {refused} {would}refused"
+    )
+    return 1 if refused else 0
+
+
+def _progress(*, percent: bool = False) -> Progress:
     """Return a bar on standard error, drawn only where that is a terminal."""
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TaskProgressColumn() if percent else MofNCompleteColumn(),
         TimeElapsedColumn(),
         console=console,
         disable=not console.is_terminal,
@@ -737,11 +934,15 @@ def _minute(at: datetime | None) -> str:
 
 def _print(table: Table) -> None:
     """Print a table, on a file or pipe without cutting its cells."""
-    console = Console()
+    console = _console()
     if not console.is_terminal:
-        console = Console(width=1000)
         table.box = None
     console.print(table)
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=1000)
 
 
 if __name__ == "__main__":

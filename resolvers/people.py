@@ -602,6 +602,27 @@ class People:
             priors += [prior] * len(rows)
         return found, float(np.mean(priors)) if priors else 0.0
 
+    async def evaluate(self, verdicts: Mapping[Pair, Verdict]) -> Sequence[Evaluation]:
+        """Tell how the weights in use do on what was decided, for each two providers.
+
+        Raises:
+            StorageError: The database could not answer.
+        """
+        model = await self.model()
+        found = []
+        for (one, other), here in sorted(_by_providers(verdicts).items()):
+            scores, _features, _prior = await self.judged(one, other, here, model=model)
+            confirmed = sum(here.values())
+            found.append(
+                Evaluation(
+                    providers=(one, other),
+                    confirmed=confirmed,
+                    rejected=len(here) - confirmed,
+                    scores=scores,
+                )
+            )
+        return found
+
     async def judged(
         self, one: str, other: str, verdicts: Mapping[Pair, bool], *, model: Model | None = None
     ) -> tuple[Sequence[tuple[float, bool]], Sequence[matching.Features], float]:
@@ -763,6 +784,29 @@ class People:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """How well what was decided between two providers would have been foretold.
+
+    Attributes:
+        confirmed: Pairs that somebody confirmed.
+        rejected: Pairs that somebody rejected.
+        scores: Probability and verdict of those that the matcher finds at all.
+    """
+
+    providers: tuple[str, str]
+    confirmed: int
+    rejected: int
+    scores: Sequence[tuple[float, bool]]
+
+    def at(self, least: float) -> tuple[float | None, float | None]:
+        """Return precision and recall of the pairs at least that probable, where there are any."""
+        chosen = [same for score, same in self.scores if score >= least]
+        right = sum(chosen)
+        precision = right / len(chosen) if chosen else None
+        return precision, right / self.confirmed if self.confirmed else None
+
+
 @dataclass(slots=True, kw_only=True)
 class _ProviderIndex:
     """One provider's accounts, to be looked up in.
@@ -798,6 +842,17 @@ _model: Final = msgspec.msgpack.Decoder(Model)
 
 
 # What callers ask for.
+
+
+async def visible_ids(context: RequestContext, named: Sequence[str] | None) -> Sequence[str]:
+    """Return the providers that are named, or all that the request sees.
+
+    Raises:
+        Forbidden: The scope is missing, or the request acts for users.
+        ProviderNotFound: One of them does not exist.
+    """
+    _read(context)
+    return await _provider_ids(context, named)
 
 
 async def person_page(

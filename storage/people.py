@@ -277,6 +277,19 @@ class PeopleStore:
                 await connection.rollback()
         return outcomes
 
+    async def link_in_parts(
+        self, groups: Sequence[Sequence[AccountKey]], *, decided_by: str
+    ) -> Sequence[Decided | PeopleRefusal]:
+        """Do as ``link_all``, some groups in each transaction, so that others get their turn.
+
+        Raises:
+            StorageError: The database could not do it; some may have been linked.
+        """
+        outcomes: list[Decided | PeopleRefusal] = []
+        for some in _slices(groups, _LINKED_AT_ONCE):
+            outcomes += await self.link_all(some, decided_by=decided_by)
+        return outcomes
+
     async def link_automatically(self, pairs: Iterable[Pair]) -> int:
         """Link what a run is sure of, and return how many pairs were.
 
