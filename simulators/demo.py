@@ -72,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nStopping")
         return 0
     finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # a second one would leave the others running
         for process in reversed(processes):
             stop(process)
 

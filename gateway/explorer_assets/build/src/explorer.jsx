@@ -1,5 +1,6 @@
 import { createGraphiQLFetcher } from '@graphiql/toolkit';
 import { GraphiQL } from 'graphiql';
+import { Kind, parse } from 'graphql';
 import { useState } from 'react';
 import { createRoot } from 'react-dom/client';
 import 'graphiql/style.css';
@@ -119,11 +120,29 @@ const fetchFromGateway = createGraphiQLFetcher({
   wsConnectionParams: shownFirst,
 });
 
+// GraphiQL reads what is typed a moment later; who presses Ctrl-Enter at once means the document as
+// it is, and not the operation that was there before.
+function asTyped(parameters, options) {
+  let documentAST;
+  try {
+    documentAST = parse(parameters.query);
+  } catch {
+    return [parameters, options]; // the gateway says what is wrong with it
+  }
+  const operations = documentAST.definitions.filter(
+    each => each.kind === Kind.OPERATION_DEFINITION,
+  );
+  const names = operations.map(each => each.name?.value);
+  const meant = names.includes(parameters.operationName) || operations.length !== 1;
+  const operationName = meant ? parameters.operationName : names[0];
+  return [{ ...parameters, operationName }, { ...options, documentAST }];
+}
+
 function fetcher(parameters, options) {
   if (!currentKey && !options?.headers?.Authorization && !options?.headers?.authorization) {
     return { errors: [{ message: 'Type your API key into the field at the top first' }] };
   }
-  return fetchFromGateway(parameters, options);
+  return fetchFromGateway(...asTyped(parameters, options));
 }
 
 function Explorer() {
