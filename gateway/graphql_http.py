@@ -10,9 +10,9 @@ import json
 import time
 from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing
+from itertools import chain
 from typing import Any, Final
 
-import msgspec
 import strawberry
 from starlette.requests import Request
 from starlette.responses import Response
@@ -30,11 +30,20 @@ from gateway.negotiation import (
     prefers_page,
 )
 from gateway.problems import unauthenticated
-from gateway.streams import EVENT_STREAM, PARTS, PAYLOADS, Steps, Streamed, only, written
+from gateway.streams import (
+    EVENT_STREAM,
+    PARTS,
+    PAYLOADS,
+    LongAnswer,
+    Steps,
+    Streamed,
+    only,
+    written,
+)
 from gateway.tokens import KeySetUnavailable
 from resolvers.context import Access, RequestContext, Scope
 from resolvers.errors import BadInput, Forbidden, RequestLimitExceeded, RequestRefused
-from schema.engine import Rows
+from schema.engine import Rows, pieces_of
 from schema.execution import Answer, Shown, execute, execute_in_parts, is_subscription, subscribe
 from schema.global_ids import ON_BEHALF_OF, read_subjects
 from sessions.http import deadline
@@ -335,13 +344,13 @@ def _respond(
     *,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    content = msgspec.json.encode(body)
-    return Response(
-        content,
-        status,
-        headers={"Vary": "Accept", "Cache-Control": "no-store", **(headers or {})},
-        media_type=f"{media_type}; charset=utf-8",
-    )
+    told = {"Vary": "Accept", "Cache-Control": "no-store", **(headers or {})}
+    media_type = f"{media_type}; charset=utf-8"
+    pieces = pieces_of(body)
+    first, second = next(pieces), next(pieces, None)
+    if second is None:
+        return Response(first, status, headers=told, media_type=media_type)
+    return LongAnswer(chain((first, second), pieces), status, headers=told, media_type=media_type)
 
 
 def _unauthenticated(request: Request, forms: Forms) -> Response:

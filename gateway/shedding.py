@@ -145,7 +145,7 @@ class _Exchange:
             media_type = _content_type(message)
             if media_type.startswith(_EVENT_STREAM) or _SUBSCRIPTION in media_type:
                 self._become_subscription()
-            elif media_type.startswith(_PARTS):
+            elif media_type.startswith(_PARTS) or not _has_length(message):
                 self.bound()
         if self._ends_at is None:
             await self._send(message)
@@ -177,6 +177,10 @@ def _header(scope: AsgiScope, name: bytes) -> bytes:
 def _accepts(scope: AsgiScope) -> bytes:
     """Return the header ``Accept``; several lines of it are one list."""
     return b", ".join(value for found, value in scope["headers"] if found == b"accept")
+
+
+def _has_length(message: Message) -> bool:
+    return any(name.lower() == b"content-length" for name, _ in message["headers"])
 
 
 def _content_type(message: Message) -> bytes:

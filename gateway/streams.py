@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 import anyio
 import msgspec
-from starlette.responses import StreamingResponse
-from starlette.types import Send
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from gateway.negotiation import EVENTS, MULTIPART
 
@@ -191,3 +191,56 @@ class Streamed(StreamingResponse):
                 await self._pieces.aclose()
                 if self._answers is not None:
                     await self._answers.aclose()
+
+
+class LongAnswer(Response):
+    """An answer whose JSON is written while it is sent; nothing can go wrong with it any more.
+
+    Between two pieces others have their turn, and the caller is waited for.
+
+    Args:
+        pieces: Of the JSON.
+        status_code: HTTP's.
+        headers: Of the answer.
+        media_type: Of the answer.
+    """
+
+    def __init__(
+        self,
+        pieces: Iterable[bytes],
+        status_code: int,
+        *,
+        headers: Mapping[str, str],
+        media_type: str,
+    ) -> None:
+        self._pieces = pieces
+        self.status_code = status_code
+        self.media_type = media_type
+        self.background = None
+        self.init_headers(headers)
+
+    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
+        """Make the headers, without a length that nobody knows yet."""
+        given = {**(headers or {}), "Content-Type": self.media_type or ""}
+        self.raw_headers = [
+            (name.lower().encode("latin-1"), value.encode("latin-1"))
+            for name, value in given.items()
+        ]
+
+    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
+        """Send the pieces; of them all, only the length to who asks for the head alone."""
+        if scope["method"] == "HEAD":
+            length = str(sum(map(len, self._pieces))).encode()
+            self.raw_headers.append((b"content-length", length))
+            self._pieces = ()
+        await send(
+            {
+                "type": "http.response.start",
+                "status": self.status_code,
+                "headers": self.raw_headers,
+            }
+        )
+        for piece in self._pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await asyncio.sleep(0)
+        await send({"type": "http.response.body", "body": b""})

@@ -10,5 +10,6 @@ from __future__ import annotations
 from schema.engine.batches import batched, reads
 from schema.engine.executing import Engine, Executed
 from schema.engine.plans import Row, Rows
+from schema.engine.writing import pieces_of
 
-__all__ = ["Engine", "Executed", "Row", "Rows", "batched", "reads"]
+__all__ = ["Engine", "Executed", "Row", "Rows", "batched", "pieces_of", "reads"]

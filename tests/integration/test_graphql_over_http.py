@@ -377,3 +377,37 @@ async def test_a_caller_who_leaves_in_the_middle_of_its_body_is_no_fault(
             await asyncio.sleep(0.01)
     assert left() == [499, 499]
     assert not re.search("error|exception|Traceback", logged.getvalue())
+
+
+# Long answers.
+
+WHOLE_SCHEMA = (
+    "{ __schema { types { name description fields { name description isDeprecated"
+    " args { name description defaultValue } type { name ofType { name } } } } } }"
+)
+
+
+async def test_a_long_answer_is_sent_while_it_is_written(gateway: RunningGateway) -> None:
+    async with gateway.client.stream(
+        "POST", "/graphql", json={"query": WHOLE_SCHEMA}, headers={"accept": GRAPHQL}
+    ) as answer:
+        body = await answer.aread()
+
+    assert (answer.status_code, answer.headers["content-type"]) == (
+        200,
+        f"{GRAPHQL}; charset=utf-8",
+    )
+    assert answer.headers["transfer-encoding"] == "chunked"
+    assert "content-length" not in answer.headers
+    assert answer.headers["x-request-id"]
+    assert len(body) > 64 * 1024
+    assert len(json.loads(body)["data"]["__schema"]["types"]) > 64
+
+
+async def test_the_head_of_a_long_answer_tells_its_length(gateway: RunningGateway) -> None:
+    asked = {"query": WHOLE_SCHEMA}
+    whole = await gateway.client.get("/graphql", params=asked)
+    head = await gateway.client.head("/graphql", params=asked)
+
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == str(len(whole.content))

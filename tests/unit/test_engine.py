@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import pytest
 import strawberry
 from engine_worlds import Tally, compare_world
 from graphql import DocumentNode, ExecutionResult, Executor, parse
+from hypothesis import given
+from hypothesis import strategies as st
 from strawberry.types import Info
 
-from schema.engine import Engine, Executed, Rows, batched
+from schema.engine import Engine, Executed, Rows, batched, pieces_of
 from schema.engine.executing import _MAX_PLANS
 
 LONG = 20_000
@@ -300,8 +303,6 @@ async def test_the_plans_used_longest_ago_are_forgotten() -> None:
 
 
 async def test_structs_are_written_as_dictionaries_are() -> None:
-    import msgspec  # noqa: PLC0415 - this story's alone
-
     document = parse("{ books { class: title __typename author { name } } }")
     engine = an_engine()
 
@@ -334,3 +335,35 @@ def test_a_plan_tells_how_each_value_is_had() -> None:
         "          name: String!, attribute in the row",
     ]
     assert "v0 = o.title" in plan.explained(source=True)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=20,
+)
+
+
+@given(JSON, st.integers(1, 4), st.integers(1, 40))
+def test_pieces_joined_are_what_is_written_at_once(
+    answer: object, rows: int, piece_bytes: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("schema.engine.writing._ROWS", rows)
+        patched.setattr("schema.engine.writing._PIECE_BYTES", piece_bytes)
+        pieces = [*pieces_of(answer)]
+
+    assert b"".join(pieces) == msgspec.json.encode(answer)
+    assert all(pieces)
+    assert all(len(piece) >= piece_bytes for piece in pieces[:-1])
+
+
+async def test_a_long_list_is_written_in_pieces_of_its_rows() -> None:
+    found = await executed(an_engine(), "{ a: rows { number } books { upper } }", rows=Rows.STRUCTS)
+    answer = {"data": data_of(found)}
+
+    pieces = [*pieces_of(answer)]
+
+    assert b"".join(pieces) == msgspec.json.encode(answer)
+    assert len(pieces) == 5
+    assert max(map(len, pieces)) < 70_000

@@ -1,0 +1,71 @@
+"""Writes answers as JSON piece by piece, so that nobody waits for a long one and it is not doubled.
+
+A long list is written a few rows at a time. Only what objects hold is looked into for long lists,
+not what other lists do: rows inside rows go with their row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from schema.engine.plans import Row
+
+_ROWS: Final = 64
+_PIECE_BYTES: Final = 64 * 1024
+
+_ENCODER: Final = msgspec.json.Encoder()
+
+
+def pieces_of(answer: Any) -> Iterator[bytes]:
+    """Yield the JSON of an answer in pieces of 64 KiB or a few rows more, at least one.
+
+    Joined they are what msgspec writes at once. The answer must not change meanwhile.
+    """
+    held: list[bytes] = []
+    size = 0
+    for fragment in _fragments(answer):
+        held.append(fragment)
+        size += len(fragment)
+        if size >= _PIECE_BYTES:
+            yield b"".join(held)
+            held, size = [], 0
+    if held:
+        yield b"".join(held)
+
+
+def _fragments(value: Any) -> Iterator[bytes]:
+    if not _is_long(value):
+        yield _ENCODER.encode(value)
+    elif isinstance(value, list):
+        yield b"["
+        for start in range(0, len(value), _ROWS):
+            rows = _ENCODER.encode(value[start : start + _ROWS])[1:-1]
+            yield b"," + rows if start else rows
+        yield b"]"
+    else:
+        names, values = _members(value)
+        for place, (name, inside) in enumerate(zip(names, values, strict=True)):
+            yield (b"," if place else b"{") + _ENCODER.encode(name) + b":"
+            yield from _fragments(inside)
+        yield b"}"
+
+
+def _members(value: Any) -> tuple[Sequence[str], Sequence[Any]]:
+    """Return names and values of what an object of the answer holds, as they are written."""
+    if isinstance(value, dict):
+        return [*value], [*value.values()]
+    return value.__struct_encode_fields__, msgspec.structs.astuple(value)
+
+
+def _is_long(value: Any) -> bool:
+    """Whether a value is a long list, or an object that holds one."""
+    if isinstance(value, list):
+        return len(value) > _ROWS
+    if isinstance(value, Row):
+        return any(_is_long(getattr(value, name)) for name in value.containers)
+    if isinstance(value, dict):
+        return any(map(_is_long, value.values()))
+    return False
