@@ -25,9 +25,10 @@ sys.path.insert(0, str(ROOT))
 
 from resolvers.matching import Account, Model, Prepared, prepare  # noqa: E402 - not installed
 from resolvers.matching.columns import Columns, Vocabulary  # noqa: E402 - the same
-from resolvers.matching.fitting import fit_weights, versioned, with_weights  # noqa: E402 - the same
+from resolvers.matching.fitting import versioned, with_weights  # noqa: E402 - the same
 from resolvers.matching.matches import (  # noqa: E402 - the same
     candidates,
+    find_doubles,
     match,
     probabilities,
 )
@@ -38,6 +39,7 @@ SHIPPED_MODULE: Final = ROOT / "resolvers" / "matching" / "shipped.py"
 # People and seed; pools of several sizes, so that the prior is right for each.
 POPULATIONS: Final = ((8000, 101), (4000, 102), (1500, 103), (600, 104), (300, 105), (300, 106))
 RIDGE: Final = 20.0
+_LN2: Final = float(np.log(2.0))
 GROUP_FEATURES: Final = ("groups_same", "groups_other")
 
 # Where the fit begins, and what it is drawn to where the population says little.
@@ -52,6 +54,9 @@ BY_HAND: Final = {
     "script_count": -1.0,
     "script_bits": 0.8,
     "initial_count": 1.5,
+    "loose_count": -3.0,
+    "loose_bits": 0.7,
+    "joined_bits": 0.9,
     "in_handle_count": 1.0,
     "in_handle_bits": 0.4,
     "conflict_one": -5.0,
@@ -74,7 +79,7 @@ BY_HAND: Final = {
     "id_same": 11.0,
     "id_near": 3.0,
     "id_other": -4.0,
-    "year_same": 2.5,
+    "year_bits": 0.9,
     "year_near": -1.0,
     "year_other": -4.0,
     "gender_same": 0.8,
@@ -140,27 +145,85 @@ def fitted() -> Model:
     return _calibrated(model, everything)
 
 
+class _Sample:
+    """Pairs with their values; the pairs of one account are told apart from those of others."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Any, ...]] = []
+        self._accounts = 0
+
+    def add(self, pairs: tuple[Any, Any], values: Any, same: Any, offset: Any) -> None:
+        """Add the pairs of two pools; ``offset`` is in bits what is not fitted."""
+        self._parts.append((pairs[0] + self._accounts, values, same, offset))
+        self._parts[-1] += (pairs[1] + self._accounts + int(pairs[0].max(initial=0)) + 1,)
+        self._accounts = int(self._parts[-1][4].max(initial=self._accounts)) + 1
+
+    def fit(self, start: Any, ridge: float) -> Any:
+        """Return weights and base that make the true partner of each account likely.
+
+        An account chooses among its candidates and nobody (multinomial logit), once for each
+        account of either pool; Newton's method with a ridge towards ``start``.
+        """
+        left, values, same, offset, right = (
+            np.concatenate([part[at] for part in self._parts]) for at in range(5)
+        )
+        matrix = np.column_stack([values, np.ones(len(values))]).astype(np.float64)
+        scale = np.maximum(matrix.std(axis=0), 0.3)
+        scale[-1] = 0.001
+        sides = [_Choices(account, same.astype(np.float64)) for account in (left, right)]
+        weights = np.array(start, np.float64)
+        for _ in range(40):
+            bits = matrix @ weights + offset
+            slope = ridge * scale**2 * (weights - start)
+            bend = np.diag(ridge * scale**2 + 1e-9)
+            for side in sides:
+                chance = side.chances(bits)
+                slope += matrix.T @ (chance - side.share)
+                expected = side.sums(matrix * chance[:, None])
+                bend += (matrix * chance[:, None]).T @ matrix - expected.T @ expected
+            step = np.linalg.solve(bend, slope) / _LN2
+            longest = np.abs(step).max()
+            weights -= step * min(1.0, 3.0 / max(longest, 1e-12))
+            if longest < 1e-4:
+                break
+        return weights
+
+
+class _Choices:
+    """Pairs by the account that chooses."""
+
+    def __init__(self, account: Any, same: Any) -> None:
+        _, self._account = np.unique(account, return_inverse=True)
+        self._count = int(self._account.max(initial=-1)) + 1
+        self.share = same / np.maximum(self.sums(same), 1.0)[self._account]
+
+    def sums(self, values: Any) -> Any:
+        """Return the sums by account."""
+        if values.ndim == 1:
+            return np.bincount(self._account, weights=values, minlength=self._count)
+        columns = [self.sums(values[:, at]) for at in range(values.shape[1])]
+        return np.stack(columns, axis=1)
+
+    def chances(self, bits: Any) -> Any:
+        """Return how likely each pair is chosen."""
+        odds = np.exp2(np.clip(bits, -60.0, 60.0))
+        return odds / (1.0 + self.sums(odds))[self._account]
+
+
 def _fit_facts(model: Model, everything: Sequence[Pools]) -> Model:
-    values, same, priors = [], [], []
+    sample = _Sample()
     for pool in everything:
         vocabulary = Vocabulary()
         columns = tuple(Columns.of(side, vocabulary) for side in pool.accounts)
         pairs = candidates((columns[0], columns[1]))
         found = compare(columns[0], columns[1], pairs).values
-        prior = model.prior(len(pool.accounts[0]), len(pool.accounts[1]))
+        sizes = [len(side) for side in pool.accounts]
+        both = len(set(pool.people[0].tolist()) & set(pool.people[1].tolist()))
+        prior = model.prior(sizes[0], sizes[1], both / min(sizes))
         near = contributions(model, found).sum(axis=1) / STEPS + prior > -25.0
-        values.append(found[near])
-        same.append(pool.same(*pairs)[near])
-        priors.append(np.full(int(near.sum()), prior))
-    start = np.array([*model.weights, 0.0])
-    weights = fit_weights(
-        np.concatenate(values).astype(np.float64),
-        np.concatenate(same).astype(np.float64),
-        start,
-        prior=np.concatenate(priors),
-        ridge=RIDGE,
-        free_shift=True,
-    )
+        kept = (pairs[0][near], pairs[1][near])
+        sample.add(kept, found[near], pool.same(*kept), np.full(len(kept[0]), prior))
+    weights = sample.fit([*model.weights, 0.0], RIDGE)
     for name in GROUP_FEATURES:
         weights[AT[name]] = BY_HAND[name]
     return with_weights(model, weights)
@@ -168,25 +231,17 @@ def _fit_facts(model: Model, everything: Sequence[Pools]) -> Model:
 
 def _fit_groups(model: Model, everything: Sequence[Pools]) -> Model:
     """Fit what groups say beside the rest, which stays as it is."""
-    values, same, rest = [], [], []
+    sample = _Sample()
     at = [AT[name] for name in GROUP_FEATURES]
     for pool in everything:
         found = match(pool.accounts[0], pool.accounts[1], model=model)
-        if not len(found):
-            continue
-        seen = np.array(found.features(range(len(found))))[:, at]
-        values.append(seen)
-        same.append(pool.same(found.left, found.right).astype(np.float64))
-        rest.append(found.weight - seen @ np.array(model.weights)[at])
-    weights = fit_weights(
-        np.concatenate(values),
-        np.concatenate(same),
-        np.array([1.0, 1.0, 0.0]),
-        prior=np.concatenate(rest),
-        ridge=1.0,
-    )
+        if len(found):
+            seen = np.array(found.features(range(len(found))))[:, at]
+            rest = found.weight - seen @ np.array(model.weights)[at]
+            pairs = (found.left, found.right)
+            sample.add(pairs, seen, pool.same(*pairs), rest)
     whole = np.array([*model.weights, 0.0])
-    whole[at] = weights[:2]
+    whole[at] = sample.fit([1.0, 1.0, 0.0], 1.0)[:2]
     return with_weights(model, whole)
 
 
@@ -196,15 +251,15 @@ def _calibrated(model: Model, everything: Sequence[Pools]) -> Model:
     for pool in everything:
         for groups in (False, True):
             found = match(pool.accounts[0], pool.accounts[1], model=model, groups=groups)
-            held.append(
-                ((found.left, found.right), found.weight, pool.same(found.left, found.right))
-            )
+            pairs = (found.left, found.right)
+            doubles = find_doubles(found.columns, pairs, found.weight, model)
+            held.append((pairs, found.weight, doubles, pool.same(*pairs)))
 
     def loss(point: Any) -> float:
         tried = _with_point(model, point.tolist())
         total, count = 0.0, 0
-        for pairs, weight, same in held:
-            chance = np.clip(probabilities(tried, pairs, weight), 1e-9, 1 - 1e-9)
+        for pairs, weight, doubles, same in held:
+            chance = np.clip(probabilities(tried, pairs, weight, doubles), 1e-9, 1 - 1e-9)
             total -= np.log(np.where(same, chance, 1 - chance)).sum()
             count += len(same)
         return float(total / max(count, 1))

@@ -97,6 +97,7 @@ class Vocabulary:
             hash=(np.uint64, 0), stem=(np.uint64, 0), stem_length=(np.int32, 0), count=(np.int32, 0)
         )
         self.stems: list[str] = []
+        self.years = np.zeros(1 << 11, np.int64)
         self.words = _Table(hash=(np.uint64, 0), count=(np.int32, 0))
         self.canonicals = _Table(hash=(np.uint64, 0))
 
@@ -166,6 +167,10 @@ class Vocabulary:
     def skeleton_information(self, skeletons: npt.NDArray[Any]) -> Floats:
         """Return the same for skeletons."""
         return _bits(self.skeletons["count"][skeletons], self.accounts)
+
+    def year_information(self, years: npt.NDArray[Any]) -> Floats:
+        """Return the same for birth years, among the accounts that have one."""
+        return _bits(self.years[years & 0x7FF], int(self.years.sum()))
 
 
 def _bits(counts: npt.NDArray[Any], accounts: int) -> Floats:
@@ -258,6 +263,8 @@ class Columns:
         present = tokens[tokens >= 0]
         np.add.at(vocabulary.tokens["count"], present, sign)
         np.add.at(vocabulary.skeletons["count"], vocabulary.tokens["skeleton"][present], sign)
+        years = self["year"][rows]
+        np.add.at(vocabulary.years, years[years >= 0] & 0x7FF, sign)
         handles = self["handles"][rows]
         np.add.at(vocabulary.handles["count"], handles[handles >= 0], sign)
         for name in ("email", "domain", "ids", "zone"):

@@ -76,7 +76,7 @@ _WORDS: Final = {
     "id_same": ("IDENTIFIER_SAME", "same identifier"),
     "id_near": ("IDENTIFIER_NEAR", "identifiers differ in one character"),
     "id_other": ("IDENTIFIER_OTHER", "identifiers differ"),
-    "year_same": ("BIRTH_YEAR_SAME", "born in the same year"),
+    "year_bits": ("BIRTH_YEAR_SAME", "born in the same year"),
     "year_near": ("BIRTH_YEAR_NEAR", "born one year apart"),
     "year_other": ("BIRTH_YEAR_OTHER", "born in different years"),
     "gender_same": ("GENDER_SAME", "same gender"),
@@ -95,6 +95,8 @@ _TOKEN_WORDS: Final = {
     "sound": "spelt differently, sounds alike",
     "script": "the same in another script",
     "initial": "an initial of the other",
+    "loose": "alike but for a few letters",
+    "joined": "two parts of the other put together",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,12 @@ from resolvers.matching.shipped import SHIPPED
 _CHUNK: Final = 1 << 15
 _STRONG_CAP: Final = 4000
 _WEAK_CAP: Final = 150
-_KEPT_BITS: Final = -6.0
+_KEPT_BITS: Final = -12.0
+_ROUNDS: Final = 3
+_GOOD_BITS: Final = -4.0
+_DOUBLES: Final = 4
+_DOUBLE_SHARE: Final = 0.02
+_LEAST_OVERLAP: Final = 0.05
 _CONFIDENT: Final = 0.8
 
 Progress = Callable[[float], None]
@@ -132,7 +137,8 @@ def match(
         model: The weights.
         decided: What people said of pairs of positions: a confirmed pair is returned with
             probability 1 and shuts out all others of its accounts, a rejected one is left out.
-        expected_overlap: The share of the smaller pool expected in the other one, if known.
+        expected_overlap: The share of the smaller pool expected in the other one; estimated
+            from the pairs if not given.
         groups: Whether to learn which classes and facilities correspond, and use it.
         progress: Called with the share done, from 0 to 1, now and then.
     """
@@ -140,18 +146,23 @@ def match(
     vocabulary = Vocabulary()
     columns = (Columns.of(left, vocabulary), Columns.of(right, vocabulary))
     say(0.1)
-    prior = model.prior(len(left), len(right), expected_overlap)
+    sizes = (len(left), len(right))
+    prior = model.prior(*sizes, expected_overlap)
     pairs = _without_decided(candidates(columns), decided or {})
     say(0.3)
     weight = _weigh(columns, pairs, model, prior, lambda done: say(0.3 + 0.4 * done))
+    if expected_overlap is None:
+        weight, prior = _with_overlap(pairs, weight, model, sizes)
     links = None
     if groups and any(columns[0].groups) and any(columns[1].groups):
         pairs, weight, links = _with_groups(columns, pairs, weight, model)
         pairs, weight = _dropped(pairs, weight, decided or {})
+        if expected_overlap is None:
+            weight, prior = _with_overlap(pairs, weight, model, sizes, prior)
     say(0.9)
     kept = weight > _KEPT_BITS
     pairs, weight = (pairs[0][kept], pairs[1][kept]), weight[kept]
-    score = probabilities(model, pairs, weight)
+    score = probabilities(model, pairs, weight, find_doubles(columns, pairs, weight, model))
     for (i, j), same in (decided or {}).items():
         if same:
             score[(pairs[0] == i) & (pairs[1] == j)] = 1.0
@@ -260,6 +271,22 @@ def _weigh(
     return weight
 
 
+def _with_overlap(
+    pairs: tuple[Ints, Ints],
+    weight: Floats,
+    model: Model,
+    sizes: tuple[int, int],
+    prior: float | None = None,
+) -> tuple[Floats, float]:
+    """Return weights and prior for the overlap that the pairs themselves speak for."""
+    prior = model.prior(*sizes) if prior is None else prior
+    for _ in range(_ROUNDS):
+        found = float(probabilities(model, pairs, weight).sum())
+        fitting = model.prior(*sizes, max(found / max(min(sizes), 1), _LEAST_OVERLAP))
+        weight, prior = weight + (fitting - prior), fitting
+    return weight, prior
+
+
 def _with_groups(
     columns: tuple[Columns, Columns],
     pairs: tuple[Ints, Ints],
@@ -286,19 +313,70 @@ def _one_to_one(
     return pairs[0][at], pairs[1][at]
 
 
-def probabilities(model: Model, pairs: tuple[Ints, Ints], weight: Floats) -> Floats:
+class Doubles(NamedTuple):
+    """Rivals that may be second accounts of one person, and so no rivals.
+
+    ``pair`` and ``rival`` are positions in the pairs, of the same account on one side;
+    ``chance`` is how likely the other two are accounts of one person at one provider.
+    """
+
+    pair: Ints
+    rival: Ints
+    chance: Floats
+
+
+def find_doubles(
+    columns: tuple[Columns, Columns], pairs: tuple[Ints, Ints], weight: Floats, model: Model
+) -> Doubles:
+    """Compare the best candidates of an account, where several are good, with one another."""
+    parts = []
+    bits = model.slope * weight + model.shift
+    good = np.nonzero(bits > _GOOD_BITS)[0]
+    for side in (0, 1):
+        order = good[np.lexsort((-weight[good], pairs[side][good]))]
+        owner, other = pairs[side][order], pairs[1 - side][order]
+        for apart in range(1, _DOUBLES):
+            at = np.nonzero(owner[apart:] == owner[:-apart])[0]
+            here, there = order[at], order[at + apart]
+            rows = (other[at], other[at + apart])
+            values = compare(columns[1 - side], columns[1 - side], rows).values
+            own = contributions(model, values).sum(axis=1) / STEPS
+            size = columns[1 - side].count
+            own += model.prior(size, size, _DOUBLE_SHARE)
+            chance = 1.0 / (1.0 + np.exp2(-np.clip(own, -60.0, 60.0)))
+            parts += [(here, there, chance), (there, here, chance)]
+    found = [np.concatenate([part[n] for part in parts]) for n in range(3)]
+    return Doubles(found[0], found[1], found[2])
+
+
+def probabilities(
+    model: Model, pairs: tuple[Ints, Ints], weight: Floats, doubles: Doubles | None = None
+) -> Floats:
     """Return the probability of each pair, given that an account has one counterpart at most.
 
-    Those of one account add up to 1 at most.
+    Those of one account add up to 1 at most, but for second accounts of one person.
     """
     if not len(weight):
         return np.zeros(0, np.float64)
-    odds = np.exp2(np.clip(weight, -60.0, 60.0))
-    by_left = np.bincount(pairs[0], weights=odds)[pairs[0]]
-    by_right = np.bincount(pairs[1], weights=odds)[pairs[1]]
-    rivals = np.maximum(by_left + by_right - 2.0 * odds, 0.0)
-    bits = model.slope * weight - model.rivalry * np.log2(1.0 + rivals) + model.shift
+    calibrated = model.slope * weight + model.shift
+    odds = np.exp2(np.clip(calibrated, -60.0, 60.0))
+    rivals = np.add(*_rivalry(pairs, odds, doubles))
+    bits = calibrated - model.rivalry * np.log2(1.0 + rivals)
     chance = 1.0 / (1.0 + np.exp2(-np.clip(bits, -60.0, 60.0)))
-    of_left = np.bincount(pairs[0], weights=chance)[pairs[0]]
-    of_right = np.bincount(pairs[1], weights=chance)[pairs[1]]
-    return np.asarray(chance / np.maximum(1.0, np.maximum(of_left, of_right)), np.float64)
+    most = np.maximum(*_rivalry(pairs, chance, doubles)) + chance
+    return np.asarray(chance / np.maximum(1.0, most), np.float64)
+
+
+def _rivalry(
+    pairs: tuple[Ints, Ints], values: Floats, doubles: Doubles | None
+) -> tuple[Floats, Floats]:
+    """Return for each pair the values of the rivals for its left and for its right account."""
+    sums = []
+    for side in (0, 1):
+        rivals = np.bincount(pairs[side], weights=values)[pairs[side]] - values
+        if doubles is not None:
+            shared = pairs[side][doubles.pair] == pairs[side][doubles.rival]
+            at, rival = doubles.pair[shared], doubles.rival[shared]
+            np.subtract.at(rivals, at, values[rival] * doubles.chance[shared])
+        sums.append(np.maximum(rivals, 0.0))
+    return sums[0], sums[1]

@@ -31,9 +31,13 @@ from resolvers.matching.names import ABJAD, LATIN
 STEPS: Final = 1024
 """Parts of a bit that contributions are rounded to."""
 
-EXACT, NICKNAME, TYPO, SOUND, SCRIPT, INITIAL = range(1, 7)
-"""Ways in which two tokens can be the same name, the better first."""
-WAYS: Final = ("exact", "nickname", "typo", "sound", "script", "initial")
+EXACT, NICKNAME, TYPO, SOUND, SCRIPT, INITIAL, LOOSE, JOINED = range(1, 9)
+"""Ways in which tokens can be the same name.
+
+LOOSE is a typing error that leaves more doubt: two edits, or one in a token of three letters.
+JOINED is one token that is two of the other name put together.
+"""
+WAYS: Final = ("exact", "nickname", "typo", "sound", "script", "initial", "loose", "joined")
 
 
 class Feature(NamedTuple):
@@ -55,6 +59,10 @@ FEATURES: Final = (
     Feature("script_count", "displayName"),
     Feature("script_bits", "displayName"),
     Feature("initial_count", "displayName"),
+    Feature("loose_count", "displayName"),
+    Feature("loose_bits", "displayName"),
+    Feature("joined_count", "displayName"),
+    Feature("joined_bits", "displayName"),
     Feature("in_handle_count", "username"),
     Feature("in_handle_bits", "username"),
     Feature("conflict_one", "displayName"),
@@ -77,7 +85,7 @@ FEATURES: Final = (
     Feature("id_same", "identifiers"),
     Feature("id_near", "identifiers"),
     Feature("id_other", "identifiers"),
-    Feature("year_same", "birthYear"),
+    Feature("year_bits", "birthYear"),
     Feature("year_near", "birthYear"),
     Feature("year_other", "birthYear"),
     Feature("gender_same", "gender"),
@@ -95,8 +103,9 @@ AT: Final = {feature.name: i for i, feature in enumerate(FEATURES)}
 class Model(msgspec.Struct, frozen=True):
     """Weights in bits, one for each feature, and what turns a weight into a probability.
 
-    ``probability = 1 / (1 + 2 ** -(slope * weight - rivalry * log2(1 + rivals) + shift))``
-    where ``rivals`` are the odds of all competitors together. ``base`` belongs to the prior.
+    With ``bits = slope * weight + shift``, a pair's odds are ``2 ** bits``, and its probability
+    is ``1 / (1 + 2 ** -(bits - rivalry * log2(1 + rivals)))`` where ``rivals`` are the odds of
+    all competitors together. ``base`` belongs to the prior.
     """
 
     version: str
@@ -156,20 +165,23 @@ def _compare_names(
     aligned = way > 0
     rows = np.arange(len(first))[:, None]
     other = second[rows, partner]
-    bits = 0.5 * (vocabulary.information(first) + vocabulary.information(other))
+    bits = np.minimum(vocabulary.information(first), vocabulary.information(other))
     sounds = vocabulary.tokens["skeleton"]
     sound_bits = vocabulary.skeleton_information(sounds[first])
-    for kind, name in enumerate(WAYS, 1):
+    present_left, present_right = first >= 0, second >= 0
+    used = np.zeros(present_right.shape, np.bool_)
+    for column in range(WIDTH):
+        used[np.arange(len(first)), partner[:, column]] |= aligned[:, column]
+    for kind, name in enumerate(WAYS[:-1], 1):
         here = way == kind
         values[:, AT[f"{name}_count"]] = here.sum(axis=1)
         if kind != INITIAL:
             said = sound_bits if kind in {SOUND, SCRIPT} else bits
             values[:, AT[f"{name}_bits"]] = np.where(here, said, 0.0).sum(axis=1)
-    present_left, present_right = first >= 0, second >= 0
-    used = np.zeros(present_right.shape, np.bool_)
-    for column in range(WIDTH):
-        used[np.arange(len(first)), partner[:, column]] |= aligned[:, column]
     left_over, right_over = present_left & ~aligned, present_right & ~used
+    joined = _join(left, (first, second), (left_over, right_over), (partner, way))
+    values[:, AT["joined_count"]], values[:, AT["joined_bits"]] = joined
+    aligned = way > 0
     in_right, count_l, bits_l = _in_handles(left, right, first, left_over, pairs[1])
     in_left, count_r, bits_r = _in_handles(right, left, second, right_over, pairs[0])
     values[:, AT["in_handle_count"]] = count_l + count_r
@@ -218,6 +230,7 @@ def _token_ways(
     way[same_sound & ~across & (heard > 1) & same_initial] = SOUND
     way[same_sound & across & (heard > 0)] = SCRIPT
     _find_typos(columns, one, two, way, ~short & ~(across & (way == SCRIPT)))
+    _find_near_sounds(columns, sound_one, sound_two, way, across & ~short & (heard > 2))
     nick = np.zeros(len(one), np.bool_)
     known = np.nonzero(
         (table["canonicals"][one, 0] >= 0) & (table["canonicals"][two, 0] >= 0) & ~short
@@ -239,13 +252,13 @@ def _find_typos(
     way: npt.NDArray[np.int8],
     eligible: Flags,
 ) -> None:
-    """Mark tokens of one edit from each other, or two if both are long."""
+    """Mark tokens of one edit from each other, or two if both are long; loosely, of one more."""
     table = columns.vocabulary.tokens
     shorter = np.minimum(table["length"][one], table["length"][two])
     apart = np.abs(table["length"][one] - table["length"][two])
-    allowed = np.where(shorter >= 8, 2, 1)
+    allowed = np.where(shorter >= 8, 3, np.where(shorter >= 5, 2, 1))
     letters = np.bitwise_count(table["letters"][one] ^ table["letters"][two])
-    worth = eligible & (one != two) & (shorter >= 4) & (apart <= allowed)
+    worth = eligible & (one != two) & (shorter >= 3) & (apart <= allowed)
     at = np.nonzero(worth & (letters <= 2 * allowed))[0]
     if not len(at):
         return
@@ -254,10 +267,36 @@ def _find_typos(
         [texts[i] for i in one[at].tolist()],
         [texts[i] for i in two[at].tolist()],
         scorer=OSA.distance,
-        score_cutoff=2,
+        score_cutoff=3,
         dtype=np.uint8,
     )
-    way[at[edits <= allowed[at]]] = TYPO
+    near = edits <= allowed[at]
+    sure = edits <= np.where(shorter[at] >= 8, 2, np.where(shorter[at] >= 4, 1, 0))
+    way[at[near & ~sure & (way[at] == 0)]] = LOOSE
+    way[at[sure]] = TYPO
+
+
+def _find_near_sounds(
+    columns: Columns,
+    one: npt.NDArray[Any],
+    two: npt.NDArray[Any],
+    way: npt.NDArray[np.int8],
+    across: Flags,
+) -> None:
+    """Mark tokens of two scripts whose skeletons, of three sounds or more, are one edit apart."""
+    lengths = columns.vocabulary.skeletons["length"]
+    at = np.nonzero(across & (way == 0) & (np.abs(lengths[one] - lengths[two]) < 2))[0]
+    if not len(at):
+        return
+    texts = columns.vocabulary.skeletons.texts
+    edits = cpdist(
+        [texts[i] for i in one[at].tolist()],
+        [texts[i] for i in two[at].tolist()],
+        scorer=OSA.distance,
+        score_cutoff=1,
+        dtype=np.uint8,
+    )
+    way[at[edits <= 1]] = LOOSE
 
 
 def _find_prefixes(
@@ -270,7 +309,7 @@ def _find_prefixes(
         (table["initial"][one] == table["initial"][two])
         & (np.minimum(length_one, length_two) >= 3)
         & (length_one != length_two)
-        & ((way == 0) | (way == SOUND))
+        & ((way == 0) | (way == SOUND) | (way == LOOSE))
     )
     at = np.nonzero(worth)[0]
     texts = table.texts
@@ -279,7 +318,7 @@ def _find_prefixes(
             way[i] = NICKNAME
 
 
-_GREED: Final = np.array([0, 10, 8, 9, 5, 7, 2], np.int8)
+_GREED: Final = np.array([0, 10, 8, 9, 5, 7, 2, 4, 0], np.int8)
 
 
 def _align(ways: npt.NDArray[np.int8]) -> tuple[Ints, npt.NDArray[np.int8]]:
@@ -299,6 +338,42 @@ def _align(ways: npt.NDArray[np.int8]) -> tuple[Ints, npt.NDArray[np.int8]]:
         rank[rows, :, j] = 0
         rows = rows[rank[rows].reshape(len(rows), -1).any(axis=1)]
     return partner, way
+
+
+def _join(
+    columns: Columns,
+    tokens: tuple[npt.NDArray[Any], npt.NDArray[Any]],
+    left_over: tuple[Flags, Flags],
+    alignment: tuple[Ints, npt.NDArray[np.int8]],
+) -> tuple[Floats, Floats]:
+    """Align tokens left over that are two of the other name put together; count and bits.
+
+    Takes them out of what is left over, and enters them in the alignment.
+    """
+    table, (partner, way) = columns.vocabulary.tokens, alignment
+    count, bits = np.zeros(len(way)), np.zeros(len(way))
+    numbers = tuple(over.sum(axis=1) for over in left_over)
+    for whole, parts in ((0, 1), (1, 0)):
+        at = np.nonzero((numbers[whole] > 0) & (numbers[parts] > 1))[0]
+        one, two = tokens[whole][at], tokens[parts][at]
+        hashes, powers = table["hash"][two], table["power"][two]
+        for a in range(WIDTH):
+            for b in range(WIDTH):
+                both = left_over[parts][at, a] & left_over[parts][at, b]
+                if a == b or not both.any():
+                    continue
+                made = hashes[:, a] * powers[:, b] + hashes[:, b]
+                equal = (table["hash"][one] == made[:, None]) & left_over[whole][at]
+                rows, column = np.nonzero(equal & both[:, None])
+                for row, c in zip(at[rows].tolist(), column.tolist(), strict=True):
+                    left_over[whole][row, c] = False
+                    left_over[parts][row, [a, b]] = False
+                    count[row] += 1
+                    token = tokens[whole][row, [c]]
+                    bits[row] += columns.vocabulary.information(token)[0]
+                    here, there = ([c], [a]) if whole == 0 else ([a, b], [c, c])
+                    partner[row, here], way[row, here] = there, JOINED
+    return count, bits
 
 
 def _in_handles(
@@ -380,7 +455,8 @@ def _compare_facts(
     _compare_ids(left, right, pairs, values)
     year_l, year_r = left["year"][i], right["year"][j]
     dated, apart = (year_l >= 0) & (year_r >= 0), np.abs(year_l - year_r)
-    values[:, AT["year_same"]] = dated & (apart == 0)
+    said = left.vocabulary.year_information(year_l)
+    values[:, AT["year_bits"]] = np.where(dated & (apart == 0), said, 0.0)
     values[:, AT["year_near"]] = dated & (apart == 1)
     values[:, AT["year_other"]] = dated & (apart > 1)
     for name in ("gender", "zone", "role"):
