@@ -113,24 +113,28 @@ class RegisterSession(ProviderSession):
     async def list_users(self, *, position: str | None, limit: int) -> Page[User]:
         """Return users by their place."""
         found: list[_Users] = await self._pages(_Users, "/users", position=position, limit=limit)
-        rows = [self._user(row) for page in found for row in page.rows]
+        now = datetime.now(UTC)
+        rows = [self._user(row, now) for page in found for row in page.rows]
         return _page(rows, position=position, total=found[0].total)
 
     async def fetch_users(self, user_ids: Collection[str]) -> Mapping[str, User]:
         """Return users by id."""
         found = await self._batches(list[_User], "/users", "ids", user_ids)
-        return {row.id: self._user(row) for row in chain.from_iterable(found)}
+        now = datetime.now(UTC)
+        return {row.id: self._user(row, now) for row in chain.from_iterable(found)}
 
     async def list_courses(self, *, position: str | None, limit: int) -> Page[Course]:
         """Return courses by their place."""
         found = await self._pages(_Courses, "/courses", position=position, limit=limit)
-        rows = [self._course(row) for page in found for row in page.rows]
+        now = datetime.now(UTC)
+        rows = [self._course(row, now) for page in found for row in page.rows]
         return _page(rows, position=position, total=found[0].total)
 
     async def fetch_courses(self, course_ids: Collection[str]) -> Mapping[str, Course]:
         """Return courses by id."""
         found = await self._batches(list[_Course], "/courses", "ids", course_ids)
-        return {row.id: self._course(row) for row in chain.from_iterable(found)}
+        now = datetime.now(UTC)
+        return {row.id: self._course(row, now) for row in chain.from_iterable(found)}
 
     async def list_enrollments(self, *, position: str | None, limit: int) -> Page[Enrollment]:
         """Return the enrollments of a page of users."""
@@ -145,8 +149,9 @@ class RegisterSession(ProviderSession):
         """Return each user's enrollments."""
         batches = await self._batches(list[_Enrollment], "/enrollments", "user_ids", user_ids)
         found: dict[str, list[Enrollment]] = {user_id: [] for user_id in user_ids}
+        now = datetime.now(UTC)
         for row in chain.from_iterable(batches):
-            found[row.user_id].append(self._enrollment(row))
+            found[row.user_id].append(self._enrollment(row, now))
         return found
 
     async def fetch_enrollments_by_course(
@@ -195,17 +200,17 @@ class RegisterSession(ProviderSession):
             )
         return response.decode(type_)
 
-    def _user(self, row: _User) -> User:
+    def _user(self, row: _User, now: datetime) -> User:
         return User(
             provider_id=self.provider.id,
             external_id=row.id,
             username=row.username,
             display_name=row.name,
             email=row.email,
-            provenance=self._provenance(row.id, "user"),
+            provenance=self._provenance(row.id, "user", now),
         )
 
-    def _course(self, row: _Course) -> Course:
+    def _course(self, row: _Course, now: datetime) -> Course:
         return Course(
             provider_id=self.provider.id,
             external_id=row.id,
@@ -213,10 +218,10 @@ class RegisterSession(ProviderSession):
             title=row.title,
             course_code=row.code,
             state=CourseState.ACTIVE,
-            provenance=self._provenance(row.id, "course"),
+            provenance=self._provenance(row.id, "course", now),
         )
 
-    def _enrollment(self, row: _Enrollment) -> Enrollment:
+    def _enrollment(self, row: _Enrollment, now: datetime) -> Enrollment:
         return Enrollment(
             provider_id=self.provider.id,
             id=row.id,
@@ -226,15 +231,15 @@ class RegisterSession(ProviderSession):
             role=_ROLES[row.role],
             state=row.state,
             source=EnrollmentSource.ROSTER,
-            provenance=self._provenance(row.id, "enrollment"),
+            provenance=self._provenance(row.id, "enrollment", now),
         )
 
-    def _provenance(self, external_id: str, source_type: str) -> Provenance:
+    def _provenance(self, external_id: str, source_type: str, now: datetime) -> Provenance:
         return Provenance(
             provider_id=self.provider.id,
             external_id=external_id,
             source_type=source_type,
-            fetched_at=datetime.now(UTC),
+            fetched_at=now,
         )
 
 
