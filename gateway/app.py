@@ -98,7 +98,10 @@ def calm_collector() -> None:
 def build_app(settings: Settings) -> Starlette:
     """Return the application; its lifespan opens and closes everything it holds."""
     limits = DocumentLimits.of_tokens(settings.max_document_tokens)
-    schema = build_schema(replace(limits, max_cost=settings.max_cost))
+    schema = build_schema(
+        replace(limits, max_cost=settings.max_cost),
+        remembered_bytes=settings.answers_mib * 1024 * 1024,
+    )
     sockets = Sockets(schema)
     app = Starlette(
         routes=_routes(schema, sockets, settings),

@@ -78,6 +78,7 @@ class Settings:
     max_upstream_calls: int
     max_age_seconds: float
     cache_mib: int
+    answers_mib: int
     stream_seconds: float
     documents: str
     heartbeat_seconds: float | None
@@ -675,6 +676,16 @@ SETTINGS: Final = (
         form="a whole number of mebibytes from 1 to 65536",
         default="64",
         read=_whole(1, 65_536),
+    ),
+    Setting(
+        name="GATEWAY_ANSWERS_MIB",
+        field="answers_mib",
+        meaning="How much memory of each process whole answers may take that are given again as "
+        "they were: to the same GraphQL query with the same rights, while every record they were "
+        "made from is still kept and fresh, for a minute at most. 0 makes each answer anew.",
+        form="a whole number of mebibytes from 0 to 4096",
+        default="32",
+        read=_whole(0, 4096),
     ),
     Setting(
         name="GATEWAY_STREAM_SECONDS",

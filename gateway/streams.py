@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 import anyio
-import msgspec
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from gateway.negotiation import EVENTS, MULTIPART
+from schema.engine import pieces_of
 
 _LOOK_SECONDS: Final = 1.0
 _BEAT_SECONDS: Final = 12.0  # proxies cut off what is silent for longer, some after 15
@@ -49,7 +49,7 @@ class Framing:
 
     def write(self, answer: Mapping[str, Any]) -> bytes:
         """Return one piece."""
-        return self.piece % msgspec.json.encode(answer)
+        return self.piece % b"".join(pieces_of(answer))
 
 
 EVENT_STREAM: Final = Framing(

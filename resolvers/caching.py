@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import Context
@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from itertools import islice
+from math import inf
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import msgspec
@@ -212,6 +213,31 @@ class CacheCounts:
 _Name: TypeAlias = tuple[str, str, str]
 
 
+class Basis:
+    """What a request was answered from, as long as that was nothing but memory.
+
+    Attributes:
+        is_whole: Whether it was. Once something was read, or told in another way, or is being
+            read anew, the answer stands on more than is taken down here.
+        good_until: Until when all of it is as fresh as it was wished, in seconds since 1970.
+    """
+
+    __slots__ = ("entries", "good_until", "is_whole", "places", "seen_at")
+
+    def __init__(self) -> None:
+        self.is_whole = True
+        self.good_until = inf
+        self.entries: dict[_Name, _Entry] = {}
+        self.places: dict[str, Place] = {}
+        self.seen_at = -1
+
+    def add(self, place: Place, name: _Name, entry: _Entry, *, age_seconds: float) -> None:
+        """Take down an entry that was served, and how old it might have been."""
+        self.entries[name] = entry
+        self.places[place.provider_id] = place
+        self.good_until = min(self.good_until, entry.read_at + age_seconds)
+
+
 @dataclass(eq=False, slots=True)
 class _Entry:
     """An answer; without a body, what the provider has no longer.
@@ -286,6 +312,7 @@ class RecordCache:
     ) -> None:
         self.counts = CacheCounts()
         self.clock = clock
+        self._changes = 0
         self._store = store
         self._terms = terms or CacheTerms()
         self._entries: OrderedDict[_Name, _Entry] = OrderedDict()
@@ -305,6 +332,7 @@ class RecordCache:
         *,
         wish: Wish,
         fetch: Fetch[V],
+        basis: Basis | None = None,
     ) -> Answers[V]:
         """Return the answers of several keys of one kind, as fresh as wished.
 
@@ -314,12 +342,13 @@ class RecordCache:
             keys: Which, each once.
             wish: How fresh, and how long to wait.
             fetch: Reads at the provider what is not to be had otherwise.
+            basis: Is told what was served from memory, and whether anything else was.
 
         Raises:
             RequestRefused: ``fetch`` refused.
             StorageError: ``fetch`` met with one; the cache's own are as if nothing were kept.
         """
-        found = self._sorted(place, kind, keys, wish)
+        found = self._sorted(place, kind, keys, wish, basis)
         if found.unknown and wish.oldest_while_read_anew < wish.began_at:
             await self._recall(place, kind, found.unknown)
             found = self._sorted(place, kind, keys, wish)
@@ -332,14 +361,27 @@ class RecordCache:
         return found.answers
 
     def at_hand(
-        self, place: Place, kind: Kind[V], keys: Sequence[str], *, wish: Wish
+        self,
+        place: Place,
+        kind: Kind[V],
+        keys: Sequence[str],
+        *,
+        wish: Wish,
+        basis: Basis | None = None,
     ) -> Mapping[str, Kept[V]]:
-        """Return those answers that are in memory and as fresh as wished, by key."""
+        """Return those answers that are in memory and as fresh as wished, by key.
+
+        The basis is told of them.
+        """
         found: dict[str, Kept[V]] = {}
+        age_seconds = wish.began_at - wish.oldest_at
         for key in keys:
-            entry = self._held(place, _name(place, kind, key))
+            name = _name(place, kind, key)
+            entry = self._held(place, name)
             if entry is not None and entry.serves(place, wish.oldest_at):
                 found[key] = entry.kept or self._unpacked(entry, kind)
+                if basis is not None:
+                    basis.add(place, name, entry, age_seconds=age_seconds)
         self._note_hits(place, len(found))
         return found
 
@@ -438,6 +480,22 @@ class RecordCache:
             await asyncio.wait(self._running)
         await self.save()
 
+    def still_stands(self, basis: Basis) -> bool:
+        """Whether everything an answer was made from is still held, the same and young enough.
+
+        Then it counts as served again.
+        """
+        if not basis.is_whole or self.clock() > basis.good_until:
+            return False
+        if basis.seen_at != self._changes:
+            held = self._entries
+            if any(held.get(name) is not entry for name, entry in basis.entries.items()):
+                return False
+            basis.seen_at = self._changes
+        for provider_id, count in Counter(name[0] for name in basis.entries).items():
+            self._note_hits(basis.places[provider_id], count)
+        return True
+
     def _note_hits(self, place: Place, count: int) -> None:
         if count:
             self.counts.hits += count
@@ -446,10 +504,19 @@ class RecordCache:
 
     # What is held.
 
-    def _sorted(self, place: Place, kind: Kind[V], keys: Sequence[str], wish: Wish) -> _Sorted[V]:
+    def _sorted(
+        self,
+        place: Place,
+        kind: Kind[V],
+        keys: Sequence[str],
+        wish: Wish,
+        basis: Basis | None = None,
+    ) -> _Sorted[V]:
         found: _Sorted[V] = _Sorted()
+        age_seconds = wish.began_at - wish.oldest_at
         for key in keys:
-            entry = self._held(place, _name(place, kind, key))
+            name = _name(place, kind, key)
+            entry = self._held(place, name)
             if entry is None:
                 found.unknown.append(key)
                 found.missing.append(key)
@@ -457,8 +524,12 @@ class RecordCache:
                 found.answers[key] = entry.kept or self._unpacked(entry, kind)
                 if not entry.serves(place, wish.oldest_at):
                     found.aging.append(key)
+                elif basis is not None:
+                    basis.add(place, name, entry, age_seconds=age_seconds)
             else:
                 found.missing.append(key)
+        if basis is not None and (found.missing or found.aging):
+            basis.is_whole = False
         return found
 
     def _held(self, place: Place, name: _Name) -> _Entry | None:
@@ -472,6 +543,7 @@ class RecordCache:
 
     def _hold(self, name: _Name, entry: _Entry) -> None:
         self._forget(name)
+        self._changes += 1
         self._entries[name] = entry
         self.counts.held += 1
         self.counts.held_bytes += _size(name, entry)
@@ -490,6 +562,7 @@ class RecordCache:
     def _forget(self, name: _Name) -> None:
         entry = self._entries.pop(name, None)
         if entry is not None:
+            self._changes += 1
             self.counts.held -= 1
             self.counts.held_bytes -= _size(name, entry)
 

@@ -168,7 +168,13 @@ class Asset:
 
 
 class Icons(Protocol):
-    """Where courses' icons come from; a broken one is ``None`` and never an error."""
+    """Where courses' icons come from; a broken one is ``None`` and never an error.
+
+    Attributes:
+        changes: How often something was found out of one.
+    """
+
+    changes: int
 
     async def urls(self, wanted: Sequence[tuple[Course, int]]) -> Sequence[str | None]:
         """Return the address of each course's icon at about the given width in pixels."""
@@ -434,6 +440,11 @@ class RequestContext:
     def is_learners(self) -> bool:
         """Whether it is a learner's own."""
         return self.access.accounts is not None
+
+    @property
+    def icons_known(self) -> int:
+        """A number that is another once something was found out of an icon."""
+        return 0 if self.icons is None else self.icons.changes
 
     def refuse_learners(self) -> None:
         """Refuse to tell a learner what is for whoever looks after providers.

@@ -120,6 +120,7 @@ class IconService:
 
     Attributes:
         counts: For metrics and tests.
+        changes: How often something was found out of an icon.
     """
 
     def __init__(
@@ -143,6 +144,7 @@ class IconService:
         self._rendering: dict[str, asyncio.Task[tuple[Media, ...]]] = {}
         self._queues: dict[str, _Queue] = {}
         self.counts = IconCounts()
+        self.changes = 0
 
     async def url(self, course: Course, width: int) -> str | None:
         """Return the address of one course's icon; see ``urls``."""
@@ -197,6 +199,10 @@ class IconService:
             await self._wait_for(self._start_deciding(unknown.values()))
         return [*map(self._known_of, questions)]
 
+    def _remember(self, key: str, known: _Known) -> None:
+        self.changes += 1
+        self._known.put(key, known)
+
     def _question_of(self, course: Course) -> _Question | None:
         """Return what is asked of a course; of the same record, it is worked out once."""
         found = self._questions.get(id(course))
@@ -222,7 +228,7 @@ class IconService:
             _log.warning("icons_not_read", problem=error.message)
             return
         for key, outcome in outcomes.items():
-            self._known.put(key, self._remembered(questions[key], outcome))
+            self._remember(key, self._remembered(questions[key], outcome))
 
     def _remembered(self, question: _Question, outcome: IconOutcome) -> _Known:
         age_seconds = (datetime.now(UTC) - outcome.decided_at).total_seconds()
@@ -277,14 +283,14 @@ class IconService:
         else:
             await self._store.save_icon(question.key, source_sha256=source_sha256)
             again_at = self._review_at(question, None)
-            self._known.put(question.key, _Known(renditions=renditions, again_at=again_at))
+            self._remember(question.key, _Known(renditions=renditions, again_at=again_at))
             queue.warned = False
 
     def _refuse(self, question: _Question, problem: str) -> None:
         self.counts.refused += 1
         before = self._known.get(question.key)
         again_at = self._review_at(question, problem)
-        self._known.put(question.key, _Known(problem=problem, again_at=again_at))
+        self._remember(question.key, _Known(problem=problem, again_at=again_at))
         if before is None or before.problem != problem:
             _log.warning("icon_refused", **question.described(), problem=problem)
 
@@ -297,7 +303,7 @@ class IconService:
         self.counts.postponed += 1
         before = self._known.get(question.key) or _NO_ICON
         pause_seconds = min(self._limits.pause_seconds * 2**before.failures, _LONGEST_PAUSE_SECONDS)
-        self._known.put(
+        self._remember(
             question.key,
             _Known(
                 renditions=before.renditions,

@@ -758,6 +758,7 @@ class Loaders:
     # with it the icon's address, can ask for its icon.
 
     async def _fetch_icon_urls(self, _group: str, keys: Sequence[IconKey]) -> Mapping[IconKey, str]:
+        self._reading.basis.is_whole = False  # what is found out now may be another soon
         if self._icons is None:
             return {}
         urls = await self._icons.urls(self._icons_wanted(keys))
@@ -775,6 +776,7 @@ class Loaders:
     async def _fetch_icon_assets(
         self, _group: str, keys: Sequence[ExternalKey]
     ) -> Mapping[ExternalKey, Asset]:
+        self._reading.basis.is_whole = False  # what is found out now may be another soon
         if self._icons is None:
             return {}
         assets = await self._icons.assets([self._iconic_courses[key] for key in keys])

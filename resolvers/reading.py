@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias, TypeVar
 
-from resolvers.caching import Answers, Fetch, Kept, Kind, Place, RecordCache, Resource, Wish
+from resolvers.caching import Answers, Basis, Fetch, Kept, Kind, Place, RecordCache, Resource, Wish
 from sessions.base import MAX_AGE, ProviderSession
 from sessions.errors import ProviderError
 from sessions.http import seconds_to_deadline
@@ -96,6 +96,7 @@ class Reading:
     Attributes:
         max_age_seconds: The strictest wish of the request so far, for what hangs on its lists.
         problems: Why providers last gave old answers only, by provider id.
+        basis: What was read so far, as long as it was all in memory.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class Reading:
     ) -> None:
         self.max_age_seconds: float | None = None
         self.problems: dict[str, ProviderError] = {}
+        self.basis = Basis()
         self._lend = lend
         self._cache = cache
         self._terms = terms
@@ -148,11 +150,12 @@ class Reading:
         fetch = self._fetcher(provider_id, ask)
         provider = self._find(provider_id)
         if self._cache is None or provider is None:
+            self.basis.is_whole = False
             return _live(await fetch(keys), read_at=datetime.now(UTC))
         wish = self._wish(provider, kind, max_age_seconds)
         with self._wait(provider_id).going_on():
             found = await self._cache.read(
-                self._place(provider), kind, keys, wish=wish, fetch=fetch
+                self._place(provider), kind, keys, wish=wish, fetch=fetch, basis=self.basis
             )
         for answer in found.values():
             if isinstance(answer, Kept) and answer.error is not None:
@@ -168,7 +171,8 @@ class Reading:
             place = self._place(provider)
         except ProviderError:  # told to whoever waits for the answers
             return {}
-        return self._cache.at_hand(place, kind, keys, wish=self._wish(provider, kind, None))
+        wish = self._wish(provider, kind, None)
+        return self._cache.at_hand(place, kind, keys, wish=wish, basis=self.basis)
 
     async def answer(
         self,

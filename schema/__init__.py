@@ -21,11 +21,14 @@ from schema.types import Course, Enrollment, Provider, User
 __all__ = ["RequestContext", "build_schema", "sdl"]
 
 
-def build_schema(limits: DocumentLimits | None = None) -> strawberry.Schema:
+def build_schema(
+    limits: DocumentLimits | None = None, *, remembered_bytes: int = 0
+) -> strawberry.Schema:
     """Return the schema, ready to execute.
 
     Args:
         limits: How large documents may be.
+        remembered_bytes: How much of answers is remembered; 0 for none.
     """
     schema = GatewaySchema(
         query=Query,
@@ -36,6 +39,7 @@ def build_schema(limits: DocumentLimits | None = None) -> strawberry.Schema:
             scalar_map={datetime: DATE_TIME}, enable_experimental_incremental_execution=True
         ),
         limits=limits or DocumentLimits(),
+        remembered_bytes=remembered_bytes,
     )
     check_rules(schema)
     return schema

@@ -46,7 +46,7 @@ from graphql import (
 )
 from strawberry.schema_directive import Location
 
-from schema.engine import Row
+from schema.engine import Row, Written
 
 
 @strawberry.schema_directive(
@@ -445,6 +445,8 @@ def count_values(answer: object) -> int:
                 total += len(alike) * kind.values
                 for name in kind.containers:
                     inside += map(attrgetter(name), alike)
+            elif kind is Written:
+                total += sum(one.values for one in alike)
             elif kind is list:
                 total += sum(map(len, alike)) - len(alike)
                 inside += chain.from_iterable(alike)

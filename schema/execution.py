@@ -35,6 +35,7 @@ from schema.engine import Engine, Executed, Rows
 from schema.errors import formatted_errors, internal_error, refusal
 from schema.incremental import Delivery, PartsExecutor, WholeExecutor
 from schema.limits import DocumentLimits, check_document, check_text, check_variables
+from schema.remembering import Recall, Remembered
 from schema.spending import Spending
 from schema.validation import validate
 from schema.visibility import check_introspection, sees_schema, without_suggestion
@@ -79,12 +80,15 @@ class Shown(StrEnum):
 class GatewaySchema(strawberry.Schema):
     """The schema, with what is remembered and allowed of documents."""
 
-    def __init__(self, *args: Any, limits: DocumentLimits, **options: Any) -> None:
+    def __init__(
+        self, *args: Any, limits: DocumentLimits, remembered_bytes: int, **options: Any
+    ) -> None:
         super().__init__(*args, **options)
         self.documents = _Documents(
             self._schema, limits, CostModel(self._schema, max_cost=limits.max_cost)
         )
         self.engine = Engine(self._schema)
+        self.remembered = Remembered(remembered_bytes)
 
 
 async def execute(
@@ -301,31 +305,80 @@ async def _execute(
         return _METHOD_NOT_ALLOWED, {"errors": [refusal(error)]}
     spending.estimate(document.costs, operation, request.variables)
     spending.begin()
+    recall = None
+    if rows is Rows.STRUCTS and not shown and operation.operation is OperationType.QUERY:
+        recall = _own(schema).remembered.recall(
+            request.query, request.operation_name, request.variables, context
+        )
+        found = None if recall is None else await recall.find()
+        if found is not None:
+            watched.executed_by = "memory"
+            return _OK, {"data": found}
+    return await _carried_out(
+        schema,
+        request,
+        document.node,
+        context,
+        watched,
+        recall,
+        shown=shown,
+        rows=rows,
+        executor_class=executor_class,
+        is_query=operation.operation is OperationType.QUERY,
+    )
+
+
+async def _carried_out(
+    schema: strawberry.Schema,
+    request: _Request,
+    document: DocumentNode,
+    context: RequestContext,
+    watched: Operation,
+    recall: Recall | None,
+    *,
+    shown: Collection[Shown],
+    rows: Rows,
+    executor_class: type[_Executor],
+    is_query: bool,
+) -> Answer | Delivery:
     executor = executor_class.build(
         schema._schema,  # noqa: SLF001 - Strawberry offers no other way to a document parsed before
-        document.node,
+        document,
         context_value=context,
         raw_variable_values=request.variables,
         operation_name=request.operation_name,
         # Batches are made of what is begun together. A mutation begins them anew, though, and
         # what was begun early would be given up with the others.
-        enable_early_execution=operation.operation is OperationType.QUERY,
+        enable_early_execution=is_query,
         operation_extensions={},
         max_coercion_errors=_MAX_ERRORS,
     )
     if isinstance(executor, list):
         return _UNPROCESSABLE, {"errors": formatted_errors(executor, context)}
     try:
-        executed = await _own(schema).engine.execute(document.node, executor, rows=rows)
+        executed = await _own(schema).engine.execute(document, executor, rows=rows)
     except asyncio.CancelledError:
         await executor.cancel_incremental_work()
         raise
     watched.executed_by = executed.fallback or "plan"
     if isinstance(executed.result, ExperimentalIncrementalExecutionResults):
         return Delivery(executed.result, executor, context)
-    status, answer = _answer(executed.result, context)
+    return await _told(executed, executed.result, context, recall, shown)
+
+
+async def _told(
+    executed: Executed,
+    result: ExecutionResult,
+    context: RequestContext,
+    recall: Recall | None,
+    shown: Collection[Shown],
+) -> Answer:
+    """Return the answer of an execution, and have it remembered if it can be given again."""
+    status, answer = _answer(result, context)
     if Shown.ENGINE in shown:
         answer["extensions"] = {"engine": _execution(executed)}
+    if recall is not None and executed.is_lasting and "errors" not in answer:
+        answer["data"] = await recall.keep(answer["data"])
     return status, answer
 
 

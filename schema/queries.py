@@ -19,6 +19,7 @@ from resolvers.lists import DEFAULT_FIRST, PageArguments
 from schema import global_ids
 from schema.auditing import AuditConnection
 from schema.costs import EDGES, PAGE, ListSize
+from schema.engine import LASTING
 from schema.enums import OrderDirection
 from schema.global_ids import GlobalId
 from schema.imports import ChangeConnection, Kinds, ProviderIds
@@ -135,7 +136,9 @@ class Query(PeopleQuery):
         return None if record is None else User.from_record(record)
 
     @strawberry.field(
-        description="Users of all providers, or of those the filter names.", directives=[PAGE]
+        description="Users of all providers, or of those the filter names.",
+        directives=[PAGE],
+        metadata=LASTING,
     )
     async def users(
         self,
@@ -179,7 +182,9 @@ class Query(PeopleQuery):
         return None if record is None else Course.from_record(record)
 
     @strawberry.field(
-        description="Courses of all providers, or of those the filter names.", directives=[PAGE]
+        description="Courses of all providers, or of those the filter names.",
+        directives=[PAGE],
+        metadata=LASTING,
     )
     async def courses(
         self,
@@ -210,7 +215,9 @@ class Query(PeopleQuery):
         return CourseConnection.from_record(found)
 
     @strawberry.field(
-        description="Enrollments of all providers, or of those the filter names.", directives=[PAGE]
+        description="Enrollments of all providers, or of those the filter names.",
+        directives=[PAGE],
+        metadata=LASTING,
     )
     async def enrollments(
         self,

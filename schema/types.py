@@ -408,24 +408,30 @@ class Provider(Node):
     def __init__(self, record: records.Provider) -> None:
         self.record = record
 
-    base_url = batched(_base_urls, description="Where the gateway reaches it. Not for learners.")
+    base_url = batched(
+        _base_urls, lasting=True, description="Where the gateway reaches it. Not for learners."
+    )
     account_id = batched(
         _account_ids,
+        lasting=True,
         description="Which part of the installation is meant (Kolibri: the facility id); null for"
         " the one the account belongs to. Not for learners.",
     )
     version = batched(
         _versions,
+        lasting=True,
         description="Software version last read from it; null before the first check. Not for"
         " learners.",
     )
     problem = batched(
         _problems,
+        lasting=True,
         description="Why its last check failed, for a person; null when it did not. Not for"
         " learners.",
     )
     capabilities = batched(
         _capabilities,
+        lasting=True,
         description="What it can be asked for, in alphabetical order.",
         directives=[ListSize(assumed_size=10)],
     )
@@ -938,9 +944,10 @@ class User(Node):
     provenance: Provenance = reads(
         "record.provenance", description="Where the account comes from and how fresh it is."
     )
-    provider = batched(_providers_of, description="Where the account is.")
+    provider = batched(_providers_of, lasting=True, description="Where the account is.")
     enrollments = batched(
         _enrollments_of_users,
+        lasting=True,
         apart=provider_id_of,
         every_place=True,
         description="The user's enrollments, in an order that stays the same; null while the"
@@ -949,6 +956,7 @@ class User(Node):
     )
     activity = batched(
         _activity_of_users,
+        lasting=True,
         apart=provider_id_of,
         every_place=True,
         description="The latest things the user did, newest first; null while the provider is"
@@ -1069,9 +1077,10 @@ class Course(Node):
     provenance: Provenance = reads(
         "record.provenance", description="Where the course comes from and how fresh it is."
     )
-    provider = batched(_providers_of, description="Where the course is.")
+    provider = batched(_providers_of, lasting=True, description="Where the course is.")
     icon_url = batched(
         _icon_urls,
+        lasting=True,
         description="Address of the icon at the gateway; null when there is none, it is not a"
         " usable image, or it cannot be had now. Never fails a query.",
     )
@@ -1080,6 +1089,7 @@ class Course(Node):
     )
     enrollments = batched(
         _enrollments_of_courses,
+        lasting=True,
         apart=provider_id_of,
         every_place=True,
         description="Enrollments in the course, in an order that stays the same; null while the"
@@ -1088,6 +1098,7 @@ class Course(Node):
     )
     sections = batched(
         _sections_of_courses,
+        lasting=True,
         apart=provider_id_of,
         every_place=True,
         description="The course's sections, by title; null while the provider is down, has none,"
@@ -1168,25 +1179,29 @@ class Enrollment(Node):
     provenance: Provenance = reads(
         "record.provenance", description="Where the enrollment comes from and how fresh it is."
     )
-    provider = batched(_providers_of, description="Where the enrollment is.")
+    provider = batched(_providers_of, lasting=True, description="Where the enrollment is.")
     user = batched(
         _users_of_enrollments,
+        lasting=True,
         apart=provider_id_of,
         description="Who; null while the provider is down or when it no longer knows the user.",
     )
     course = batched(
         _courses_of_enrollments,
+        lasting=True,
         apart=provider_id_of,
         description="In what; null while the provider is down or when it no longer knows it.",
     )
     section = batched(
         _section_of_enrollments,
+        lasting=True,
         apart=provider_id_of,
         description="In which part of the course; null when in none, and as for course. Needs the"
         " scope read:courses.",
     )
     progress = batched(
         _progress_of_enrollments,
+        lasting=True,
         apart=provider_id_of,
         description="How far the user is; null when not reported. Some providers, such as Canvas,"
         " tell it by a call of its own, made for all enrollments of the answer together: null too"
@@ -1194,6 +1209,7 @@ class Enrollment(Node):
     )
     milestones = batched(
         _milestones_of_enrollments,
+        lasting=True,
         apart=provider_id_of,
         every_place=True,
         description="What the user has handed in and been given marks for in the course, by due"

@@ -7,9 +7,19 @@ it is about. How it works, and how to look into it: docs/engine.md.
 
 from __future__ import annotations
 
-from schema.engine.batches import batched, reads
+from schema.engine.batches import LASTING, batched, reads
 from schema.engine.executing import Engine, Executed
 from schema.engine.plans import Row, Rows
-from schema.engine.writing import pieces_of
+from schema.engine.writing import Written, pieces_of
 
-__all__ = ["Engine", "Executed", "Row", "Rows", "batched", "pieces_of", "reads"]
+__all__ = [
+    "LASTING",
+    "Engine",
+    "Executed",
+    "Row",
+    "Rows",
+    "Written",
+    "batched",
+    "pieces_of",
+    "reads",
+]

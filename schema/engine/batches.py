@@ -50,11 +50,20 @@ class Batching:
     every_place: bool = False
 
 
+LASTING: Final[Mapping[Any, Any]] = {"lasting": True}
+"""Metadata of a field that gives the same again as long as whoever asks says that nothing changed.
+
+An operation of such fields, and of those that only read, may be answered with what it was
+answered before: ``Plan.is_lasting`` tells.
+"""
+
+
 def batched(
     load: Callable[..., Any],
     *,
     apart: Apart | None = None,
     every_place: bool = False,
+    lasting: bool = False,
     **options: Any,
 ) -> Any:
     """Return a Strawberry field that is loaded for many parents by one call.
@@ -67,6 +76,7 @@ def batched(
             differs are loaded by calls of their own, and none waits for those of another.
         every_place: Give a parent as often as it stands in the answer: for a loader that has to
             know how much comes to be in it.
+        lasting: As a field with the metadata ``LASTING``.
         **options: Given to ``strawberry.field``, such as the description.
 
     A compiled plan calls it once for each level of an answer (and batch, with ``apart``), with
@@ -98,8 +108,8 @@ def batched(
     resolve.__name__ = load.__name__
     resolve.__module__ = load.__module__
     resolve.__doc__ = load.__doc__
-    batching = Batching(apart, every_place)
-    return strawberry.field(resolver=resolve, metadata={_BATCHED: batching}, **options)
+    metadata = {_BATCHED: Batching(apart, every_place), **(LASTING if lasting else {})}
+    return strawberry.field(resolver=resolve, metadata=metadata, **options)
 
 
 def reads(path: str, **options: Any) -> Any:
@@ -129,6 +139,11 @@ def reads(path: str, **options: Any) -> Any:
 def batching_of(metadata: Mapping[Any, Any]) -> Batching | None:
     """Return how a Strawberry field of this metadata is loaded, if ``batched`` made it."""
     return metadata.get(_BATCHED)
+
+
+def is_lasting(metadata: Mapping[Any, Any]) -> bool:
+    """Whether a Strawberry field of this metadata is ``LASTING``."""
+    return bool(metadata.get("lasting"))
 
 
 def path_read(metadata: Mapping[Any, Any]) -> str:

@@ -49,6 +49,11 @@ class Executed:
     redone: int = 0
     plan: Plan | None = None
 
+    @property
+    def is_lasting(self) -> bool:
+        """Whether the same comes of it while nothing that it reads has changed."""
+        return self.plan is not None and self.plan.is_lasting
+
 
 @dataclass(slots=True)
 class Engine:

@@ -34,7 +34,7 @@ from graphql.execution.collect_fields import FieldDetails, collect_fields
 from strawberry.types.base import StrawberryObjectDefinition
 from strawberry.types.field import StrawberryField
 
-from schema.engine.batches import Batching, batching_of, path_read
+from schema.engine.batches import Batching, batching_of, is_lasting, path_read
 
 _STRAWBERRY: Final = "strawberry-definition"
 _MAX_INT: Final = 2**31
@@ -161,6 +161,7 @@ class Field:
     attribute: str = ""
     method: Callable[[Any], Any] | None = None
     batching: Batching | None = None
+    is_lasting: bool = True
     is_inline: bool = False
     _blocks: dict[str, Block] = field(default_factory=dict)
 
@@ -178,6 +179,7 @@ class Block:
         fetched: Places of the fields whose values are fetched as columns, one value an object.
         is_placeless: Whether no field, here or below, looks where in the answer it is, or how
             often; then what comes of an object is the same wherever it stands.
+        is_lasting: Whether every field, here and below, only reads or is ``LASTING``.
         row: Makes the answer's object out of an object and its fetched values; raises Surprise.
         make: Makes the answer's object out of all of its values.
         source: Of ``row``.
@@ -187,6 +189,7 @@ class Block:
     fields: list[Field]
     fetched: list[int]
     is_placeless: bool
+    is_lasting: bool
     row: Callable[..., Any]
     make: Callable[..., Any]
     source: str
@@ -208,6 +211,11 @@ class Plan:
             schema, executor.fragments, executor.variable_values, root_type, executor.operation
         )
         self.root = self._block(root_type, grouped, executor)
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether the operation may be answered as before while nothing it reads has changed."""
+        return self.root.is_lasting
 
     def block_of(
         self, found: Field, object_type: GraphQLObjectType, executor: Executor[Any]
@@ -265,6 +273,7 @@ class Plan:
             fields=fields,
             fetched=fetched,
             is_placeless=all(map(self._is_placeless, fields)),
+            is_lasting=all(map(_lasts, fields)),
             row=writer.compiled(),
             make=make,
             source=writer.source,
@@ -319,6 +328,13 @@ class Plan:
         if isinstance(graphql_type, GraphQLEnumType):
             _learn_members(shape, graphql_type)
         return shape
+
+
+def _lasts(found: Field) -> bool:
+    inner = found.shape.innermost
+    if not found.is_lasting or inner.kind is Kind.ABSTRACT:
+        return False
+    return inner.kind is Kind.LEAF or found._blocks[inner.type.name].is_lasting  # noqa: SLF001 - compiled before
 
 
 def _is_name(text: str) -> bool:
@@ -377,6 +393,7 @@ def _find_how(found: Field) -> None:
         return
     defined = found.definition.extensions.get(_STRAWBERRY)
     resolve = found.definition.resolve
+    found.is_lasting = isinstance(defined, StrawberryField) and is_lasting(defined.metadata)
     if not isinstance(defined, StrawberryField) or resolve is None or defined.extensions:
         return
     if defined.base_resolver is None:
@@ -384,6 +401,7 @@ def _find_how(found: Field) -> None:
         is_basic = getattr(resolve, "__name__", "") == "_get_basic_result"
         if is_basic and defined.default_resolver is getattr and defined.python_name:
             found.how, found.attribute = How.ATTRIBUTE, defined.python_name
+            found.is_lasting = True
         return
     if getattr(resolve, "__name__", "") not in {"_resolver", "_async_resolver"}:
         return
@@ -393,12 +411,12 @@ def _find_how(found: Field) -> None:
     if found.batching is not None:
         found.how = How.BATCHED
     elif path := path_read(defined.metadata):
-        found.how, found.attribute = How.ATTRIBUTE, path
+        found.how, found.attribute, found.is_lasting = How.ATTRIBUTE, path, True
     elif taken == [resolver.self_parameter] and not resolver.arguments:
         if _handles_exceptions(resolve):
             return
         assert callable(resolver.wrapped_func)  # noqa: S101 - Strawberry has bound it
-        found.how, found.method = How.METHOD, resolver.wrapped_func
+        found.how, found.method, found.is_lasting = How.METHOD, resolver.wrapped_func, True
 
 
 def _handles_exceptions(resolve: Callable[..., Any]) -> bool:

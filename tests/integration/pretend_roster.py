@@ -255,6 +255,7 @@ class World:
     status_questions: list[tuple[Any, ...]] = field(default_factory=list)
     lent: list[tuple[str, str]] = field(default_factory=list)
     icon_batches: list[int] = field(default_factory=list)
+    changes: int = 0
     platform: Platform = PLATFORM
     limits: ReadingLimits = field(default_factory=lambda: ReadingLimits(cursor_key=Secret(b"key")))
     registered: list[ProviderDraft] = field(default_factory=list)

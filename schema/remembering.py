@@ -1,0 +1,179 @@
+"""Answers that are given again as they were, for as long as nothing they were made of has changed.
+
+An answer is kept when it was made by a plan whose fields all last (``Plan.is_lasting``), without an
+error, and from nothing but what the cache of records held in memory, young enough. It stands for
+the same document, variables and rights, until one of these is no longer so:
+
+- every entry it was made from is still held, the same, and as fresh as was wished;
+- the providers that the caller sees are the same, unchanged and not written at;
+- the icons known are the same;
+- a minute has passed, for a cursor tells when its walk began.
+
+What is checked before and counted after an operation is checked and counted for these as well.
+Requests on behalf of users, and learners', are never answered so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from resolvers.caching import Basis
+from resolvers.context import RequestContext, Scope
+from schema.costs import count_values
+from schema.engine import Written, pieces_of
+from storage.errors import StorageError
+from storage.records import Provider
+
+_LONGEST_SECONDS: Final = 60.0
+_CURSOR_SHARE: Final = 100
+_ANSWER_BYTES: Final = 2_000
+_ENTRY_BYTES: Final = 100
+_SCOPES: Final = tuple(Scope)
+
+Key: TypeAlias = tuple[str, str | None, bytes, str, tuple[Scope, ...]]
+"""Document, operation, variables, the caller's key and what it may do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    """The data of an answer, and what they stand on.
+
+    Attributes:
+        icons: ``RequestContext.icons_known`` when it was made.
+        until: When it is too old in any case, by the monotonic clock.
+        size: In bytes, with what it takes to know that it still stands.
+    """
+
+    written: Written
+    basis: Basis
+    providers: Sequence[Provider]
+    icons: int
+    until: float
+    size: int
+
+
+class Remembered:
+    """The answers of one process, those used last.
+
+    Args:
+        max_bytes: Of JSON, with what it takes to know that it still stands; 0 keeps none.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.held_bytes = 0
+        self._answers: OrderedDict[Key, _Answer] = OrderedDict()
+
+    def recall(
+        self,
+        document: str,
+        operation: str | None,
+        variables: Mapping[str, Any],
+        context: RequestContext,
+    ) -> Recall | None:
+        """Return a request's place among the answers; ``None`` for one that has none.
+
+        To be called before anything is executed.
+        """
+        if not self.max_bytes or context.acts_for_users or context.cache is None:
+            return None
+        try:
+            given = msgspec.msgpack.encode(variables)
+        except OverflowError:
+            return None
+        access = context.access
+        scopes = tuple(filter(access.allows, _SCOPES))
+        key = (document, operation, given, access.key_id, scopes)
+        return Recall(self, key, context)
+
+    def get(self, key: Key) -> _Answer | None:
+        """Return what is remembered, whether it still stands or not."""
+        return self._answers.get(key)
+
+    def put(self, key: Key, answer: _Answer) -> None:
+        """Remember an answer in the place of what was remembered before."""
+        self.forget(key)
+        self._answers[key] = answer
+        self.held_bytes += answer.size
+        while self.held_bytes > self.max_bytes:
+            self.forget(next(iter(self._answers)))
+
+    def forget(self, key: Key) -> None:
+        """Forget what is remembered, if anything is."""
+        answer = self._answers.pop(key, None)
+        if answer is not None:
+            self.held_bytes -= answer.size
+
+    def note_use(self, key: Key) -> None:
+        """Have what is remembered outlast others."""
+        self._answers.move_to_end(key)
+
+
+class Recall:
+    """One request's place among the remembered answers."""
+
+    def __init__(self, remembered: Remembered, key: Key, context: RequestContext) -> None:
+        self._remembered = remembered
+        self._key = key
+        self._context = context
+        self._icons = context.icons_known
+
+    async def find(self) -> Written | None:
+        """Return the data of the answer, if one is remembered that still stands."""
+        answer = self._remembered.get(self._key)
+        if answer is None:
+            return None
+        try:
+            providers = await self._providers()
+        except StorageError:  # told by the fields that need them
+            return None
+        cache = self._context.cache
+        stands = (
+            monotonic() <= answer.until
+            and answer.providers == providers
+            and answer.icons == self._icons
+            and cache is not None
+            and cache.still_stands(answer.basis)
+        )
+        if not stands:
+            self._remembered.forget(self._key)
+            return None
+        self._remembered.note_use(self._key)
+        return answer.written
+
+    async def keep(self, data: Any) -> Any:
+        """Return an answer's data: written, when it stands on what lasts and is remembered."""
+        basis = self._context.reading.basis
+        if not basis.is_whole or not basis.entries:
+            return data
+        longest = min(_LONGEST_SECONDS, self._context.limits.cursor_seconds / _CURSOR_SHARE)
+        until = monotonic() + longest
+        size = _ANSWER_BYTES + len(self._key[0]) + _ENTRY_BYTES * len(basis.entries)
+        pieces: list[bytes] = []
+        for piece in pieces_of(data):
+            if pieces:
+                await asyncio.sleep(0)  # others have their turn while a long one is written
+            pieces.append(piece)
+            size += len(piece)
+            if size > self._remembered.max_bytes:
+                return data
+        answer = _Answer(
+            written=Written(pieces, count_values(data)),
+            basis=basis,
+            providers=await self._providers(),
+            icons=self._icons,
+            until=until,
+            size=size,
+        )
+        self._remembered.put(self._key, answer)
+        return answer.written
+
+    async def _providers(self) -> Sequence[Provider]:
+        return [*(await self._context.visible_providers()).values()]
