@@ -80,7 +80,6 @@ MAX_LINKED: Final = 100
 MAX_MERGED: Final = 20
 MAX_MATCHES: Final = 50
 
-_INDEXED: Final = 300_000
 _CANDIDATES: Final = 400
 _REFIT_EVERY: Final = 20
 _ROWS_AT_ONCE: Final = 1000
@@ -89,7 +88,6 @@ _EXPLAINED_AT_ONCE: Final = 5000
 _PROGRESS_SECONDS: Final = 1.0
 _WATCH_SECONDS: Final = 0.5
 _FOLLOW_SECONDS: Final = 0.2
-_STALE_SECONDS: Final = 5.0
 _CURSOR_FORMAT: Final = 1
 _SERVICE_ONLY: Final = "People are the organisation's: send this without the header On-Behalf-Of"
 
@@ -111,10 +109,15 @@ class MatchSettings:
     Attributes:
         link_above: How probable a pair is at least that a run links unasked; ``None`` for none.
         lease_seconds: A run renews its lease three times in this span.
+        index_seconds: How old what is looked up in may be.
+        most_indexed: Accounts of a provider that are held in memory to be looked up in; of more,
+            the stored keys are asked.
     """
 
     link_above: float | None = None
     lease_seconds: float = 30
+    index_seconds: float = 5
+    most_indexed: int = 300_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -737,10 +740,14 @@ class People:
         now = asyncio.get_running_loop().time()
         if kept is not None and kept.index.model.version != model.version:
             kept = None
-        if kept is not None and now - kept.looked_at < _STALE_SECONDS:
+        if kept is not None and now - kept.looked_at < self.settings.index_seconds:
+            return kept
+        stamp = await self.matches.stamp_of_accounts(provider_id)
+        if kept is not None and kept.stamp == stamp:
+            kept.looked_at = now
             return kept
         hashes = await self.matches.list_account_hashes(provider_id)
-        if len(hashes) > _INDEXED:
+        if len(hashes) > self.settings.most_indexed:
             self._indexes.pop(provider_id, None)
             return None
         if kept is None:
@@ -750,7 +757,7 @@ class People:
             kept.hashes = {one.external_id: hashes.get(one.external_id) for one in pool}
             kept.at = {one.external_id: position for position, one in enumerate(pool)}
         await self._bring_up(provider_id, kept, hashes)
-        kept.looked_at = now
+        kept.looked_at, kept.stamp = now, stamp
         self._indexes[provider_id] = kept
         return kept
 
@@ -816,6 +823,7 @@ class _ProviderIndex:
         at: Positions by external id, of those that are there.
         hashes: Of what is in the index, by external id.
         looked_at: When it was last compared with the database, by the loop's clock.
+        stamp: What the database said then.
     """
 
     index: Index
@@ -823,6 +831,7 @@ class _ProviderIndex:
     at: dict[str, int] = field(default_factory=dict)
     hashes: dict[str, tuple[int, bytes] | None] = field(default_factory=dict)
     looked_at: float = 0.0
+    stamp: object = None
 
 
 class _TakenOver(Exception):

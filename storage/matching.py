@@ -54,6 +54,7 @@ from storage.tables import (
     people_change,
     people_decision,
     person_account,
+    provider,
 )
 
 MATCH_JOB: Final = "match"
@@ -408,6 +409,21 @@ class MatchStore:
         )
         async with self._database.read() as connection:
             return {row[0]: row[1] for row in await connection.execute(statement)}
+
+    async def stamp_of_accounts(self, provider_id: str) -> tuple[object, ...]:
+        """Return something that is another whenever a provider's accounts are.
+
+        Raises:
+            StorageError: The database could not answer.
+        """
+        ids = select(func.count(), func.max(account.c.id), func.sum(account.c.id)).where(
+            account.c.provider_id == provider_id
+        )
+        writes = select(provider.c.writes).where(provider.c.id == provider_id)
+        planned = select(job.c.due_at).where(job.c.kind == ACCOUNTS_JOB, job.c.key == provider_id)
+        async with self._database.read() as connection:
+            rows = [(await connection.execute(each)).first() for each in (ids, writes, planned)]
+        return tuple(None if row is None else tuple(row) for row in rows)
 
     async def begin_accounts(self, claim: JobClaim) -> float | None:
         """Return what ``end_accounts`` is to be given; ``None`` when somebody else has the job.

@@ -487,6 +487,9 @@ accounts = st.sampled_from(ACCOUNTS)
 pairs = st.sampled_from(PAIRS)
 
 
+EXAMPLES = int(os.environ.get("GATEWAY_TEST_DECISIONS", "15"))
+
+
 class Deciding(RuleBasedStateMachine):
     """Decisions, imports and removals in any order, on one SQLite file."""
 
@@ -546,6 +549,7 @@ class Deciding(RuleBasedStateMachine):
     @rule(pair=pairs)
     def reject(self, pair: Pair) -> None:
         self.settle(self.do(self.people.reject(pair, decided_by="key")))
+        self.check_suggested()
 
     @rule(named=st.lists(accounts, min_size=2, max_size=3, unique=True))
     def link(self, named: list[AccountKey]) -> None:
@@ -592,6 +596,7 @@ class Deciding(RuleBasedStateMachine):
     def run(self, some: list[Pair]) -> None:
         self.do(self.desk.suggest(*some))
         assert self.state() == self.was
+        self.check_suggested()
 
     @rule(provider=st.sampled_from(PROVIDERS))
     def remove_and_register(self, provider: str) -> None:
@@ -608,6 +613,9 @@ class Deciding(RuleBasedStateMachine):
         if not hasattr(self, "desk"):
             return
         check(self.was)
+
+    def check_suggested(self) -> None:
+        """Check that no rejected pair is suggested."""
         rejected = {
             ((row[0], row[1]), (row[2], row[3])) for row in self.was[1] if row[-1] == "REJECTED"
         }
@@ -626,7 +634,7 @@ def test_what_always_holds_does_under_any_order_of_decisions(migrated_file: Path
     Deciding.template = migrated_file
     case = Deciding.TestCase
     case.settings = settings(
-        max_examples=int(os.environ.get("GATEWAY_TEST_DECISIONS", "20")),
+        max_examples=EXAMPLES,
         stateful_step_count=25,
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow],

@@ -1,0 +1,357 @@
+"""Preparing accounts, and runs over them: what is done once, cut off, gone on with, and learnt."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+from pretend_roster import a_user, an_enrollment
+from sqlalchemy import delete, select, update
+
+from resolvers import matching, people
+from resolvers.importing import RosterRecord, content_of
+from resolvers.matching import Account, prepare
+from resolvers.people import MatchSettings, People
+from storage.credentials import KeyRing, Secret
+from storage.database import Database
+from storage.errors import StorageUnavailable
+from storage.imports import ACCOUNTS_JOB, ImportStore, RosterKind
+from storage.leases import JobClaim, LeaseStore
+from storage.matching import (
+    MATCH_JOB,
+    MatchOrder,
+    MatchRun,
+    MatchRunState,
+    MatchStatus,
+    MatchStore,
+    Suggested,
+    SuggestionFilter,
+)
+from storage.people import PeopleStore, Verdict, pair_of
+from storage.providers import ProviderStore
+from storage.tables import account, database_now, job, match_key, snapshot
+
+GIVEN = ("Amina", "Bartholomew", "Chiara", "Dmitri", "Esperanza", "Farouk", "Greta", "Hamish")
+FAMILY = (
+    "Okonjo", "Finch", "Bellandi", "Volkov", "Quiroga", "Haddad", "Lindqvist", "MacAllister",
+    "Vanderhoeven", "Ibarra", "Deshmukh", "Habsberg", "Fuentes", "Obiora", "Thorvaldsen",
+    "Raghunathan", "Delacroix", "Pemberton",
+)  # fmt: skip
+NAMES = [f"{given} {family}" for family in FAMILY for given in GIVEN]
+EVERYTHING = tuple(MatchStatus)
+
+
+class Failing(MatchStore):
+    """A store whose database goes away when the suggestions of some providers are to be kept."""
+
+    def __init__(self, database: Database, providers: tuple[str, str]) -> None:
+        super().__init__(database)
+        self.providers = providers
+        self.kept: list[tuple[str, str]] = []
+
+    async def put_suggestions(
+        self,
+        claim: JobClaim,
+        run: MatchRun,
+        providers: tuple[str, str],
+        rows: Sequence[Suggested],
+        *,
+        lease_seconds: float,
+    ) -> MatchRun | None:
+        if providers == self.providers:
+            raise StorageUnavailable("The database is gone")
+        self.kept.append(providers)
+        return await super().put_suggestions(
+            claim, run, providers, rows, lease_seconds=lease_seconds
+        )
+
+
+class Office:
+    """Providers with snapshots, and what works on them."""
+
+    def __init__(self, database: Database, key_ring: KeyRing) -> None:
+        self.database = database
+        self.imports = ImportStore(database)
+        self.matches = MatchStore(database)
+        self.store = PeopleStore(database)
+        self.leases = LeaseStore(database, key_ring, owner="tests")
+        self.providers = ProviderStore(database, key_ring)
+        self.people = self.staff()
+
+    def staff(
+        self, matches: MatchStore | None = None, settings: MatchSettings | None = None
+    ) -> People:
+        return People(
+            store=self.store,
+            matches=matches or self.matches,
+            imports=self.imports,
+            leases=self.leases,
+            providers=self.providers,
+            settings=settings or MatchSettings(index_seconds=0),
+        )
+
+    async def add(self, provider_id: str, names: Sequence[str]) -> None:
+        """Register a provider whose users are named so; ids are their names' numbers."""
+        await self.providers.add(
+            id=provider_id,
+            platform="pretend",
+            name="Pretend",
+            base_url="http://pretend.example",
+            credentials=Secret({}),
+        )
+        await self.show(provider_id, {f"u{NAMES.index(name)}": name for name in names})
+
+    async def show(self, provider_id: str, names: Mapping[str, str]) -> None:
+        for external_id, name in names.items():
+            login = name.lower().replace(" ", ".")
+            changes = {"external_id": external_id, "display_name": name, "username": login}
+            user = a_user(provider_id, 0, **changes)
+            await self.put(RosterKind.USERS, user)
+
+    async def put(self, kind: RosterKind, record: RosterRecord) -> None:
+        """Have an import find a row."""
+        row = content_of(record)
+        values = {"sha256": row.sha256, "record": row.record}
+        key = {
+            "provider_id": record.provider_id,
+            "kind": kind.value,
+            "external_id": row.external_id,
+        }
+        async with self.database.transaction() as connection:
+            await connection.execute(
+                self.database.upsert(
+                    snapshot, {**key, **values, "seen_reading": 0}, change=("sha256", "record")
+                )
+            )
+
+    async def accounts(self) -> dict[str, int]:
+        """Return the row number of each account: another one when it was prepared anew."""
+        async with self.database.read() as connection:
+            rows = await connection.execute(select(account.c.external_id, account.c.id))
+            return {row.external_id: row.id for row in rows}
+
+    async def claim(self, kind: str, key: str) -> JobClaim:
+        claim = await self.leases.claim_job(kind, key, lease_seconds=30)
+        assert claim is not None
+        return claim
+
+    async def plan_accounts(self, provider_id: str) -> None:
+        async with self.database.transaction() as connection:
+            await connection.execute(
+                self.database.upsert(
+                    job,
+                    {
+                        "kind": ACCOUNTS_JOB,
+                        "key": provider_id,
+                        "due_at": database_now(),
+                        "lease_until": 0.0,
+                        "fence": 7,
+                        "attempts": 0,
+                    },
+                    change={"due_at": database_now()},
+                )
+            )
+
+    async def match(self, *provider_ids: str, **order: Any) -> MatchRun:
+        run, _ = await self.matches.request(
+            MatchOrder(provider_ids=provider_ids, **order), requested_by="key"
+        )
+        return await self.people.finish(run)
+
+
+@pytest.fixture
+def office(sqlite_database: Database, key_ring: KeyRing) -> Office:
+    return Office(sqlite_database, key_ring)
+
+
+async def test_only_what_changed_is_prepared_anew(office: Office) -> None:
+    await office.add("1", NAMES[:4])
+    await office.people.prepare("1")
+    before = await office.accounts()
+
+    await office.show("1", {"u1": "Bartholomew Finch-Hatton"})
+    await office.put(RosterKind.ENROLLMENTS, an_enrollment("1", "u2", "c1"))
+    async with office.database.transaction() as connection:
+        await connection.execute(delete(snapshot).where(snapshot.c.external_id == "u3"))
+    await office.people.prepare("1")
+
+    after = await office.accounts()
+    assert after.keys() == {"u0", "u1", "u2"}
+    assert {key for key in after if after[key] != before[key]} == {"u1", "u2"}
+    async with office.database.read() as connection:
+        keyed = {row.account_id for row in await connection.execute(select(match_key.c.account_id))}
+    assert keyed == set(after.values())
+
+
+async def test_what_another_normaliser_prepared_is_prepared_anew(office: Office) -> None:
+    await office.add("1", NAMES[:2])
+    await office.people.prepare("1")
+    async with office.database.transaction() as connection:
+        await connection.execute(update(account).values(version=0))
+
+    await office.people.prepare("1")
+
+    hashes = await office.matches.list_account_hashes("1")
+    assert {version for version, _sha256 in hashes.values()} == {matching.VERSION}
+
+
+async def test_an_import_during_the_preparing_has_it_done_again(office: Office) -> None:
+    await office.add("1", NAMES[:2])
+    await office.plan_accounts("1")
+    first = await office.claim(ACCOUNTS_JOB, "1")
+    begun_at = await office.matches.begin_accounts(first)
+    assert begun_at is not None
+
+    await office.plan_accounts("1")
+    await office.matches.end_accounts(first, begun_at)
+    again = await office.claim(ACCOUNTS_JOB, "1")
+    await office.people.prepare_accounts(again)
+
+    assert len(await office.accounts()) == 2
+    assert await office.leases.find_job(ACCOUNTS_JOB, "1") is None
+
+
+async def test_a_run_that_is_cut_off_goes_on_with_the_next_two_providers(office: Office) -> None:
+    await office.add("1", NAMES[:10])
+    await office.add("2", NAMES[2:12])
+    await office.add("3", NAMES[4:14])
+    asked, _ = await office.matches.request(
+        MatchOrder(provider_ids=("1", "2", "3")), requested_by="key"
+    )
+    stopped = Failing(office.database, ("1", "3"))
+
+    with pytest.raises(StorageUnavailable):
+        await office.staff(stopped).run(await office.claim(MATCH_JOB, str(asked.id)))
+    half = await office.matches.find_run(asked.id)
+    async with office.database.transaction() as connection:
+        await connection.execute(update(job).values(lease_until=0.0))  # it runs out
+    watched = Failing(office.database, ("none", "none"))
+    ended = await office.staff(watched).finish(asked)
+
+    assert half is not None
+    assert (half.state, half.pairs_done, stopped.kept) == (MatchRunState.RUNNING, 1, [("1", "2")])
+    assert (ended.state, ended.pairs_done) == (MatchRunState.DONE, 3)
+    assert watched.kept == [("1", "3"), ("2", "3")]
+    assert ended.started_at == half.started_at
+    wanted = SuggestionFilter(provider_ids=["1", "2", "3"], least_score=0.5)
+    found = await office.matches.list_suggestions(wanted, limit=1000)
+    assert {row.run_id for row in found} == {ended.id}
+    right = {row.pair for row in found if row.pair[0][1] == row.pair[1][1]}
+    assert len(right) >= 20  # of the 8 + 6 + 8 people who are at two of them
+
+
+async def test_a_run_that_is_asked_for_twice_is_one(office: Office) -> None:
+    await office.add("1", NAMES[:4])
+    await office.add("2", NAMES[:4])
+    order = MatchOrder(provider_ids=("1", "2"))
+
+    first = await office.matches.request(order, requested_by="one")
+    second = await office.matches.request(order, requested_by="other")
+
+    assert (first[1], second[1], first[0].id) == (False, True, second[0].id)
+    assert (await office.people.finish(first[0])).state is MatchRunState.DONE
+
+
+async def test_a_run_of_a_provider_that_was_removed_fails(office: Office) -> None:
+    await office.add("1", NAMES[:4])
+    await office.add("2", NAMES[:4])
+    run, _ = await office.matches.request(MatchOrder(provider_ids=("1", "2")), requested_by="key")
+    await office.providers.remove("2")
+
+    ended = await office.people.finish(run)
+
+    assert (ended.state, ended.problem_code) == (MatchRunState.FAILED, "PROVIDER_NOT_FOUND")
+    assert await office.leases.find_job(MATCH_JOB, str(run.id)) is None
+
+
+async def test_a_second_account_of_somebody_is_not_linked_beside_the_first(office: Office) -> None:
+    for provider_id in ("1", "2", "3"):
+        await office.add(provider_id, NAMES[:30])
+    await office.show("2", {"again": NAMES[0]})
+
+    run = await office.match("1", "2", "3", link_above=0.8)
+
+    links = await office.store.list_links(["1", "2", "3"])
+    members: dict[str, list[str]] = {}
+    for (provider_id, _external_id), person in links.items():
+        members.setdefault(person, []).append(provider_id)
+    assert run.link_count > 40
+    assert all(len(each) == len(set(each)) for each in members.values())
+    assert [*members.values()].count(["1", "2", "3"]) >= 20
+
+
+async def test_from_a_hundred_decisions_on_a_run_weighs_by_what_was_learnt(
+    office: Office,
+) -> None:
+    await office.add("1", NAMES)
+    await office.add("2", NAMES)
+    await office.match("1", "2")
+    wanted = SuggestionFilter(provider_ids=["1", "2"], statuses=EVERYTHING)
+    found = await office.matches.list_suggestions(wanted, limit=1000)
+    right = [row.pair for row in found if row.pair[0][1] == row.pair[1][1]][:60]
+    wrong = [row.pair for row in found if row.pair[0][1] != row.pair[1][1]]
+    wrong += [pair_of(("1", f"u{at}"), ("2", f"u{at + 1}")) for at in range(60, 120)]
+    await office.store.link_all(right, decided_by="key")
+    assert await office.matches.last_model() is None
+    for pair in wrong:
+        await office.store.reject(pair, decided_by="key")
+
+    learnt = await office.match("1", "2")
+    again = await office.match("1", "2")
+
+    decided = await office.store.list_verdicts(
+        ["1", "2"], verdicts=(Verdict.CONFIRMED, Verdict.REJECTED)
+    )
+    model = await office.matches.last_model()
+    assert model is not None
+    assert model.verdict_count == len(decided) >= 100
+    assert learnt.model_version == again.model_version == model.version
+    evaluated = await office.people.evaluate(decided)
+    assert [(row.providers, row.confirmed) for row in evaluated] == [(("1", "2"), 60)]
+    precision, recall = evaluated[0].at(0.5)
+    assert precision is not None
+    assert recall is not None
+    assert precision > 0.9
+
+
+async def test_a_look_up_knows_what_the_last_import_changed(office: Office) -> None:
+    await office.add("1", NAMES[:20])
+    await office.people.prepare("1")
+    asked = prepare(Account(provider_id="", external_id="", display_name="Zenobia Achterberg"))
+
+    async def found() -> list[str]:
+        rows = await office.people.look_up(asked, provider_ids=["1"], limit=3)
+        return [external_id for (_provider, external_id), _why, _version in rows]
+
+    before = await found()
+    await office.show("1", {"u5": "Zenobia Achterberg", "new": "Zenobia Achterbergh"})
+    await office.people.prepare("1")
+    renamed = await found()
+    async with office.database.transaction() as connection:
+        await connection.execute(delete(snapshot).where(snapshot.c.external_id == "u5"))
+    await office.people.prepare("1")
+    gone = await found()
+
+    assert before == []
+    assert renamed == ["u5", "new"]
+    assert gone == ["new"]
+
+
+async def test_very_many_accounts_are_looked_up_by_their_stored_keys(
+    office: Office,
+) -> None:
+    await office.add("1", NAMES[:20])
+    await office.people.prepare("1")
+    staff = office.staff(settings=MatchSettings(most_indexed=10))
+    asked = prepare(Account(provider_id="", external_id="", display_name=NAMES[7]))
+
+    rows = await staff.look_up(asked, provider_ids=["1"], limit=1)
+
+    assert [key for key, _why, _version in rows] == [("1", "u7")]
+
+
+def test_a_run_says_that_names_alone_do_not_identify_among_very_many() -> None:
+    few, many = range(people.LARGE_POOL), range(people.LARGE_POOL + 1)
+
+    (note,) = people._notes({"1": few, "2": many})  # type: ignore[dict-item]  # only counted
+
+    assert note.startswith("Provider 2 has 40001 accounts. In so large a pool names alone")
