@@ -42,7 +42,7 @@ def canvas_school(school: Population) -> canvas_data.Population:
     two, and three people are nobody there.
     """
     canvas = canvas_data.Population()
-    canvas.add_user("Service Admin", "service", is_admin=True)
+    canvas.add_user("Winifred Oakes", "operator", is_admin=True)
     for at, (login, person) in enumerate(same_people(school).items()):
         given, family = person.full_name.split()
         canvas.add_user(

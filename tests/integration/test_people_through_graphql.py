@@ -207,7 +207,7 @@ async def test_two_of_a_name_are_suggested_with_a_low_score_and_say_why(school: 
     assert {row["left"]["username"] for row in twins} >= {"learner20", "learner21"}
     for row in twins:
         if row["left"]["username"] in {"learner20", "learner21"}:
-            assert row["score"] < 0.6
+            assert row["score"] < 0.7
             assert row["competition"] is not None
             assert row["competitorIds"]
     strangers = [row for row in found if row["right"]["displayName"] in STRANGERS]
