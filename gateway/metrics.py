@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
-from typing import Final
+from typing import Final, TypeVar, cast
 
 from prometheus_client import (
     CollectorRegistry,
@@ -36,6 +36,8 @@ _MOST_OPERATIONS: Final = 100
 _LONGEST_NAME: Final = 100
 _LATE: Final = (0.1, 0.5, 1, 2, 5, 10, 30, 60)
 
+M = TypeVar("M", Counter, Histogram)
+
 
 class Metrics:
     """Hears of requests, upstream calls and sessions, and writes them down for Prometheus."""
@@ -44,6 +46,7 @@ class Metrics:
         # They are a second series beside each that nobody asks for.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus-client's own
         self._registry = CollectorRegistry()
+        self._series: dict[tuple[object, tuple[str | int, ...]], Counter | Histogram] = {}
         self._requests = Counter(
             "learning_gateway_requests",
             "Requests answered, by route and status",
@@ -196,14 +199,21 @@ class Metrics:
     def _gauge(self, name: str, meaning: str) -> Gauge:
         return Gauge(f"learning_gateway_{name}", meaning, registry=self._registry)
 
+    def _of(self, metric: M, *labels: str | int) -> M:
+        """Return the series of some labels; prometheus-client takes a lock to look it up."""
+        series = self._series.get((metric, labels))
+        if series is None:
+            series = self._series[metric, labels] = metric.labels(*labels)
+        return cast("M", series)
+
     def on_request(
         self, route: str, status: int, *, seconds: float, calls: int | None = None
     ) -> None:
         """Take note of an answered request, and of its calls to providers where they count."""
-        self._requests.labels(route, status).inc()
-        self._request_seconds.labels(route).observe(seconds)
+        self._of(self._requests, route, status).inc()
+        self._of(self._request_seconds, route).observe(seconds)
         if calls is not None:
-            self._request_calls.labels(route).inc(calls)
+            self._of(self._request_calls, route).inc(calls)
 
     def on_operation(
         self, operation: Operation, *, seconds: float, calls: int, is_trusted: bool = False
@@ -218,10 +228,10 @@ class Metrics:
         """
         name = self._operation_names.label_of(operation, is_trusted=is_trusted)
         kind = "unknown" if operation.kind is None else operation.kind.value
-        self._operation_seconds.labels(name, kind, operation.outcome.value).observe(seconds)
-        self._operation_calls.labels(name, kind).inc(calls)
+        self._of(self._operation_seconds, name, kind, operation.outcome.value).observe(seconds)
+        self._of(self._operation_calls, name, kind).inc(calls)
         if operation.executed_by is not None:
-            self._executions.labels(operation.executed_by).inc()
+            self._of(self._executions, operation.executed_by).inc()
         for limit in operation.limits:
             self.on_limit(limit)
 

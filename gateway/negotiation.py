@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 JSON: Final = "application/json"
@@ -16,6 +17,7 @@ EVENTS: Final = "text/event-stream"
 MULTIPART: Final = "multipart/mixed"
 HTML: Final = "text/html"
 
+_MAX_KNOWN_CHARACTERS: Final = 300
 _INCREMENTAL: Final = "v0.2"
 _SUBSCRIPTION: Final = frozenset({"1", "1.0"})
 
@@ -44,6 +46,10 @@ def forms_of(accept: str) -> Forms | None:
     for those who take anything; and an answer that is one piece is only streamed to those who
     prefer that by quality, as many clients name every type they know.
     """
+    return _known_forms(accept) if len(accept) <= _MAX_KNOWN_CHARACTERS else _forms_of(accept)
+
+
+def _forms_of(accept: str) -> Forms | None:
     ranges = _ranges(accept or "*/*")
     whole = _best(ranges, (JSON, GRAPHQL_RESPONSE))
     events = _named(ranges, EVENTS, lambda _parameters: True)
@@ -58,6 +64,9 @@ def forms_of(accept: str) -> Forms | None:
         events=_type_of(_first(subscription, events)),
     )
     return None if forms.whole is None and forms.events is None else forms
+
+
+_known_forms: Final = lru_cache(maxsize=256)(_forms_of)  # a client sends the same each time
 
 
 def prefers_page(accept: str) -> bool:

@@ -31,6 +31,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from itertools import islice
 from math import inf
+from sys import intern
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import msgspec
@@ -51,13 +52,26 @@ from sessions.sharing import read_since
 from sessions.tracing import Span, current_span, link_to
 from storage.cache import CacheStore, KeptAnswer
 from storage.errors import StorageError
-from storage.records import DataSource, Provenance, Provider
+from storage.records import Course, DataSource, Provenance, Provider, User
 
 V = TypeVar("V")
 
 _SERVED_STALE: Final = (ProviderUnavailable, ProviderRateLimited, ProviderBadResponse)
 _ENTRY_BYTES: Final = 520  # more than an entry takes beside its answer and its name
-_RECORD_FACTOR: Final = 3  # records take less than so many times what they take encoded
+_RECORD_FACTOR: Final = 2  # records take less than so many times what they take encoded
+_MAX_COMMON: Final = 10_000
+_SHARED: Final = frozenset(
+    {
+        "course_id",
+        "fetched_at",
+        "provider_id",
+        "role",
+        "roles",
+        "section_id",
+        "source_type",
+        "user_id",
+    }
+)
 _ANSWERS_AT_ONCE: Final = 500
 _SAVE_SECONDS: Final = 0.2
 _SWEEP_SECONDS: Final = 3600.0
@@ -220,15 +234,17 @@ class Basis:
         is_whole: Whether it was. Once something was read, or told in another way, or is being
             read anew, the answer stands on more than is taken down here.
         good_until: Until when all of it is as fresh as it was wished, in seconds since 1970.
+        hits: How many answers it is of each provider, by id; known once it was asked for again.
     """
 
-    __slots__ = ("entries", "good_until", "is_whole", "places", "seen_at")
+    __slots__ = ("entries", "good_until", "hits", "is_whole", "places", "seen_at")
 
     def __init__(self) -> None:
         self.is_whole = True
         self.good_until = inf
         self.entries: dict[_Name, _Entry] = {}
         self.places: dict[str, Place] = {}
+        self.hits: Mapping[str, int] = {}
         self.seen_at = -1
 
     def add(self, place: Place, name: _Name, entry: _Entry, *, age_seconds: float) -> None:
@@ -492,7 +508,8 @@ class RecordCache:
             if any(held.get(name) is not entry for name, entry in basis.entries.items()):
                 return False
             basis.seen_at = self._changes
-        for provider_id, count in Counter(name[0] for name in basis.entries).items():
+        basis.hits = basis.hits or Counter(name[0] for name in basis.entries)
+        for provider_id, count in basis.hits.items():
             self._note_hits(basis.places[provider_id], count)
         return True
 
@@ -555,6 +572,7 @@ class RecordCache:
         kept = _kept(entry, kind, DataSource.CACHE)
         more = (_RECORD_FACTOR - 1) * entry.length
         if self.counts.held_bytes + more <= self._terms.max_bytes:
+            _lighten(kept.value)
             entry.kept, entry.body = kept, _NONE
             self.counts.held_bytes += more
         return kept
@@ -853,12 +871,62 @@ def _kept(
 
 def _mark(value: object, via: DataSource) -> None:
     """Say in each record's provenance where it came from; nobody else has seen these records."""
-    if isinstance(value, Page):
-        value = value.items
-    for record in value if isinstance(value, (tuple, list)) else (value,):
+    for record in _records_in(value):
         provenance = getattr(record, "provenance", None)
         if isinstance(provenance, Provenance):
             msgspec.structs.force_setattr(provenance, "via", via)
+
+
+def _records_in(value: object) -> Sequence[object]:
+    if isinstance(value, Page):
+        value = value.items
+    return value if isinstance(value, (tuple, list)) else (value,)
+
+
+def _lighten(value: object) -> None:
+    """Have records hold one object where they hold equal ones; nobody else has seen them.
+
+    Ids, words and instants come again and again: with every record they are most of its size.
+    """
+    for record in _records_in(value):
+        _share(record)
+        provenance = getattr(record, "provenance", None)
+        if not isinstance(provenance, Provenance):
+            continue
+        _share(provenance)
+        for name in ("id", "external_id"):
+            own = getattr(record, name, None)
+            if own == provenance.external_id:
+                msgspec.structs.force_setattr(provenance, "external_id", own)
+
+
+def _share(record: Any) -> None:
+    for name in _shared_names(type(record)):
+        found = getattr(record, name)
+        if type(found) is str:
+            same: object = intern(found)
+        elif not found:
+            continue
+        else:
+            same = _common.setdefault(found, found)
+            if len(_common) > _MAX_COMMON:
+                _common.clear()
+        if same is not found:
+            msgspec.structs.force_setattr(record, name, same)
+
+
+def _shared_names(kind: type[Any]) -> Sequence[str]:
+    names = _names_by_kind.get(kind)
+    if names is None:
+        shared = _SHARED | {"external_id"} if kind in {User, Course} else _SHARED
+        fields: Sequence[str] = getattr(kind, "__struct_fields__", ())
+        names = _names_by_kind[kind] = [name for name in fields if name in shared]
+    return names
+
+
+_names_by_kind: dict[type[Any], Sequence[str]] = {}
+_common: dict[object, object] = {}
+"""Roles and instants that records have in common; forgotten when they are many."""
 
 
 def _late(place: Place, how: str) -> ProviderTimeout:

@@ -409,12 +409,12 @@ class RequestContext:
     subjects: Mapping[str, str] = field(default_factory=dict)
     watcher: OperationWatcher | None = None
     failures: list[SourceFailure] = field(default_factory=list)
-    loaders: Loaders = field(init=False)
     reading: Reading = field(init=False)
     last_import: BatchLoader[str, ImportRun] = field(init=False, repr=False)
     person_of: BatchLoader[ExternalKey, PersonRecord] = field(init=False, repr=False)
     matches_of: BatchLoader[MatchesWanted, Sequence[MatchRecord]] = field(init=False, repr=False)
     _sessions: Sessions = field(init=False, repr=False)
+    _loaders: Loaders | None = field(default=None, init=False, repr=False)
     _providers_by_id: dict[str, Provider] | None = field(default=None, init=False, repr=False)
     _nested_rows: int = field(default=0, init=False, repr=False)
 
@@ -430,6 +430,25 @@ class RequestContext:
     def watched(self) -> AbstractContextManager[Operation]:
         """Have an operation watched over for as long as the block lasts."""
         return nullcontext(Operation()) if self.watcher is None else self.watcher.watch(self)
+
+    @property
+    def loaders(self) -> Loaders:
+        """The batches of the request, made when the first is wanted."""
+        if self._loaders is None:
+            self._loaders = Loaders(
+                self._sessions,
+                self.icons,
+                reading=self.reading,
+                page_size_of=self.page_size_of,
+                max_collected_rows=self.limits.max_collected_rows,
+                own=self.access.accounts,
+            )
+        return self._loaders
+
+    def give_up(self) -> None:
+        """End every call under way, at the end of the request."""
+        if self._loaders is not None:
+            self._loaders.cancel()
 
     @property
     def acts_for_users(self) -> bool:
@@ -579,7 +598,7 @@ class RequestContext:
 
     def forget_loaded(self) -> None:
         """Ask for everything anew when next asked: a mutation changed it, or time has passed."""
-        self.loaders.cancel()
+        self.give_up()
         self._begin_reading()
 
     async def note_write(self, provider_id: str) -> None:
@@ -606,14 +625,7 @@ class RequestContext:
             find=self.get_provider,
             subject_of=self.subject_of,
         )
-        self.loaders = Loaders(
-            self._sessions,
-            self.icons,
-            reading=self.reading,
-            page_size_of=self.page_size_of,
-            max_collected_rows=self.limits.max_collected_rows,
-            own=self.access.accounts,
-        )
+        self._loaders = None
         self.last_import = self._new_last_import()
         self.person_of = self._new_person_of()
         self.matches_of = self._new_matches_of()

@@ -117,6 +117,18 @@ class BatchLoader(Generic[K, V]):
             ``None``, and all without it, are fetched.
     """
 
+    __slots__ = (
+        "_at_hand",
+        "_batches",
+        "_fetch",
+        "_forming",
+        "_found",
+        "_futures",
+        "_group_of",
+        "_tasks",
+        "_wanted",
+    )
+
     def __init__(
         self,
         *,

@@ -169,7 +169,7 @@ async def subscribe(
         cause = GraphQLError(str(error), original_error=error)
         yield _unexecuted({"errors": formatted_errors([cause], context)}, body, context)
     finally:
-        context.loaders.cancel()
+        context.give_up()
 
 
 def explain(
@@ -274,7 +274,7 @@ async def _answers(
         finally:
             if delivery is not None:
                 await delivery.cancel()
-            context.loaders.cancel()
+            context.give_up()
 
 
 async def _execute(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 from pretend_platform import until
 
@@ -39,7 +40,16 @@ from storage.credentials import KeyRing, Secret
 from storage.database import Database
 from storage.errors import StorageUnavailable
 from storage.providers import ProviderStore
-from storage.records import DataSource, Provenance, User
+from storage.records import (
+    DataSource,
+    Enrollment,
+    EnrollmentSource,
+    EnrollmentState,
+    Provenance,
+    Role,
+    RoleValue,
+    User,
+)
 
 USER: Kind[User] = Kind.of("user", Resource.USERS, User)
 NUMBER: Kind[Any] = Kind.of("number", Resource.USERS, object)
@@ -90,6 +100,26 @@ def a_user(key: str, *, name: str) -> User:
     )
     return User(
         provider_id="1", external_id=key, username=None, display_name=name, provenance=provenance
+    )
+
+
+def an_enrollment(user_id: str, place: int) -> Enrollment:
+    enrollment_id, read_at = f"{user_id}:{place:032x}", datetime.fromtimestamp(0, UTC)
+    return Enrollment(
+        provider_id="1",
+        id=enrollment_id,
+        external_id=None,
+        user_id=user_id,
+        course_id=f"{place:032x}",
+        role=Role(value=RoleValue.STUDENT, source_value="member"),
+        state=EnrollmentState.ACTIVE,
+        source=EnrollmentSource.ROSTER,
+        provenance=Provenance(
+            provider_id="1",
+            external_id=enrollment_id,
+            source_type="membership",
+            fetched_at=read_at,
+        ),
     )
 
 
@@ -702,6 +732,50 @@ async def test_memory_takes_no_more_than_is_reckoned_with(
 
     assert cache.counts.held == 1000
     assert taken <= cache.counts.held_bytes
+
+
+async def test_records_take_no_more_than_is_reckoned_with_and_share_what_is_the_same(
+    cache: RecordCache, clock: Clock
+) -> None:
+    kind: Kind[Sequence[Enrollment]] = Kind.of(
+        "enrollments_by_user", Resource.ENROLLMENTS, tuple[Enrollment, ...]
+    )
+    names = [f"{number:032x}" for number in range(300)]
+    for name in names:
+        body = msgspec.msgpack.encode(tuple(an_enrollment(name, place) for place in range(5)))
+        entry = _Entry(body, HERE.registration, 0, clock.now)
+        cache._hold(("1", "service", f"enrollments_by_user:{name}"), entry)
+    encoded = cache.counts.held_bytes
+    tracemalloc.start()
+    try:
+        found = cache.at_hand(HERE, kind, names, wish=clock.wish())
+        taken, _peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    again = cache.at_hand(HERE, kind, names, wish=clock.wish())
+    rows = [row for kept in found.values() for row in kept.value]
+    assert taken <= cache.counts.held_bytes
+    assert encoded < cache.counts.held_bytes
+    assert all(again[name] is found[name] for name in names)
+    assert len({id(row.course_id) for row in rows}) == 5
+    assert len({id(row.role) for row in rows}) == 1
+    assert all(row.provenance.external_id is row.id for row in rows)
+
+
+async def test_what_there_is_no_room_for_as_records_is_served_and_kept_encoded(
+    store: CacheStore, clock: Clock
+) -> None:
+    upstream = Upstream("a")
+    cache = RecordCache(store, clock=clock, terms=CacheTerms(max_bytes=1000))
+    await read(cache, upstream, clock.wish())
+    held = cache.counts.held_bytes
+
+    first, again = [cache.at_hand(HERE, USER, ["a"], wish=clock.wish()) for _ in range(2)]
+
+    assert first["a"].value == again["a"].value
+    assert first["a"].value is not again["a"].value
+    assert cache.counts.held_bytes == held
 
 
 async def test_what_does_not_fit_into_memory_comes_from_the_database(
