@@ -72,6 +72,8 @@ MOST_TO_CHAIN, MOST_TO_BARE, LEAST_RATE = 1.15, 1.2, 0.9
 HIVE_MOST = 100
 CONNECTIONS = 32
 SMALL = 10
+REFUSED_SECONDS = 0.1
+ASKED_A_ROUND = {10: 5, 100: 5, 1000: 3}
 
 _FIELDS = (
     "nodes { externalId displayName username email enrollments(first: 5) { nodes"
@@ -164,8 +166,9 @@ def _run(stack: ExitStack, folder: Path, sizes: Sequence[int], options: argparse
         for _ in range(options.rounds):
             for name, each in asked.items():
                 forget_calls(upstream)
-                measure(askers[name], each.taken[size], [(each.query, size)])
-                each.calls[size].add(calls_of(upstream))
+                times = ASKED_A_ROUND.get(size, 1)
+                measure(askers[name], each.taken[size], [(each.query, size)] * times)
+                each.calls[size].add(calls_of(upstream) // times)
     ours = contestants[GATEWAY]
     own = Contestant(program=ours.program, query=ours.query, own_providers=True)
     contestants = {OWN: own, **contestants}
@@ -290,10 +293,12 @@ class _Caller(asyncio.Protocol):
         now = time.perf_counter()
         if self._parser.get_status_code() == 200 and b'"errors"' not in self._body:
             self.waits.append(now - self._began_at)
+            pause = 0.0
         else:
             self.refused += 1
-        if now < self._ends_at:
-            self._ask()
+            pause = REFUSED_SECONDS
+        if now + pause < self._ends_at:
+            self._ask() if pause == 0 else asyncio.get_running_loop().call_later(pause, self._ask)
         else:
             self._transport.close()
 
@@ -412,7 +417,8 @@ def _pressed_table(
             f"{CONNECTIONS} connections, each asking for {SMALL} users again and again. Aimed at:"
             f" at least {LEAST_RATE} of the bare fetch's answers a second. Of those who want the"
             " same at the same time, the gateway and Hive Gateway ask for one; with a provider for"
-            " each connection nothing can be shared."
+            " each connection nothing can be shared. Who is refused asks again after"
+            f" {REFUSED_SECONDS * 1000:.0f} ms."
         ),
         "",
         (
