@@ -73,7 +73,7 @@ _SHARED: Final = frozenset(
     }
 )
 _ANSWERS_AT_ONCE: Final = 500
-_SAVE_SECONDS: Final = 0.2
+_SAVE_SECONDS: Final = 1.0
 _SWEEP_SECONDS: Final = 3600.0
 _LENGTHS: Final = 10_000
 _NONE: Final = b""
