@@ -168,8 +168,7 @@ class Wish:
         return self.began_at - 2 * self.usual_age_seconds
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kept(Generic[V]):
+class Kept(msgspec.Struct, Generic[V], frozen=True, kw_only=True, gc=False):
     """One answer with its age.
 
     Attributes:
@@ -247,15 +246,16 @@ class Basis:
         self.hits: Mapping[str, int] = {}
         self.seen_at = -1
 
-    def add(self, place: Place, name: _Name, entry: _Entry, *, age_seconds: float) -> None:
-        """Take down an entry that was served, and how old it might have been."""
-        self.entries[name] = entry
-        self.places[place.provider_id] = place
-        self.good_until = min(self.good_until, entry.read_at + age_seconds)
+    def add(self, place: Place, served: Mapping[_Name, _Entry], *, age_seconds: float) -> None:
+        """Take down entries that were served, and how old they might have been."""
+        if served:
+            self.entries.update(served)
+            self.places[place.provider_id] = place
+            oldest = min(entry.read_at for entry in served.values())
+            self.good_until = min(self.good_until, oldest + age_seconds)
 
 
-@dataclass(eq=False, slots=True)
-class _Entry:
+class _Entry(msgspec.Struct, eq=False, gc=False):
     """An answer; without a body, what the provider has no longer.
 
     Attributes:
@@ -269,9 +269,10 @@ class _Entry:
     writes: int
     read_at: float
     kept: Kept[Any] | None = None
-    length: int = field(init=False)
+    length: int = -1
 
     def __post_init__(self) -> None:
+        """Take down how long the body is."""
         self.length = len(self.body)
 
     def serves(self, place: Place, oldest_at: float) -> bool:
@@ -390,14 +391,16 @@ class RecordCache:
         The basis is told of them.
         """
         found: dict[str, Kept[V]] = {}
-        age_seconds = wish.began_at - wish.oldest_at
+        served: dict[_Name, _Entry] = {}
+        oldest_at = wish.oldest_at
         for key in keys:
             name = _name(place, kind, key)
             entry = self._held(place, name)
-            if entry is not None and entry.serves(place, wish.oldest_at):
+            if entry is not None and entry.serves(place, oldest_at):
                 found[key] = entry.kept or self._unpacked(entry, kind)
-                if basis is not None:
-                    basis.add(place, name, entry, age_seconds=age_seconds)
+                served[name] = entry
+        if basis is not None:
+            basis.add(place, served, age_seconds=wish.began_at - oldest_at)
         self._note_hits(place, len(found))
         return found
 
@@ -530,7 +533,7 @@ class RecordCache:
         basis: Basis | None = None,
     ) -> _Sorted[V]:
         found: _Sorted[V] = _Sorted()
-        age_seconds = wish.began_at - wish.oldest_at
+        served: dict[_Name, _Entry] = {}
         for key in keys:
             name = _name(place, kind, key)
             entry = self._held(place, name)
@@ -541,12 +544,12 @@ class RecordCache:
                 found.answers[key] = entry.kept or self._unpacked(entry, kind)
                 if not entry.serves(place, wish.oldest_at):
                     found.aging.append(key)
-                elif basis is not None:
-                    basis.add(place, name, entry, age_seconds=age_seconds)
+                served[name] = entry
             else:
                 found.missing.append(key)
-        if basis is not None and (found.missing or found.aging):
-            basis.is_whole = False
+        if basis is not None:
+            basis.add(place, served, age_seconds=wish.began_at - wish.oldest_at)
+            basis.is_whole = basis.is_whole and not (found.missing or found.aging)
         return found
 
     def _held(self, place: Place, name: _Name) -> _Entry | None:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Generic, TypeAlias, TypeVar, cast
 
+import msgspec
+
 from resolvers.caching import Kept
 from resolvers.chains import NOTHING, Wanted, follow
 from resolvers.context import RequestContext, Scope, SourceFailure
@@ -231,7 +233,7 @@ async def answer(
             context.failures.append(
                 SourceFailure(provider_id=source.provider_id, error=source.error, path=path)
             )
-    return dataclasses.replace(
+    return msgspec.structs.replace(
         connection, sources=sources, total_count=None if unknown else connection.total_count
     )
 

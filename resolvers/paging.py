@@ -50,6 +50,8 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Generic, TypeAlias, TypeVar
 
+import msgspec
+
 from resolvers.cursors import CursorSealer
 from resolvers.errors import BadInput
 from sessions.base import Page
@@ -100,8 +102,7 @@ class SourceStatus:
     as_of: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Connection(Generic[T]):
+class Connection(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
     """One page of a list.
 
     Attributes:

@@ -21,6 +21,7 @@ ON_BEHALF_OF = "On-Behalf-Of"
 """The header that names the users a request acts for."""
 
 _NOT_OURS = "This is not an id the gateway gave"
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _MAX_SUBJECTS = 20
 _MAX_SUBJECT_CHARACTERS = 255
 _TYPE_NAMES = frozenset({USER, COURSE, ENROLLMENT, PROVIDER, PERSON, USER_MATCH})
@@ -43,7 +44,8 @@ class GlobalId:
     def encode(self) -> str:
         """Return the id as callers see it."""
         text = f"{self.type_name}:{self.provider_id}:{self.local_id}"
-        return urlsafe_b64encode(text.encode("utf-8", "surrogatepass")).rstrip(b"=").decode()
+        encoded = binascii.b2a_base64(text.encode("utf-8", "surrogatepass"), newline=False)
+        return encoded.translate(_URL_SAFE, b"=").decode()
 
 
 def decode(text: str, *, argument: str, type_name: str | None = None) -> GlobalId:

@@ -847,7 +847,7 @@ def _enrollments_of_users(
         filter=EnrollmentFilter.record_of(filter),
         page=lists.PageArguments(first=DEFAULT_FIRST if first is None else first, after=after),
     )
-    return converted(found, EnrollmentConnection.from_record)
+    return converted(found, EnrollmentConnection)
 
 
 def _activity_of_users(
@@ -1023,7 +1023,7 @@ def _enrollments_of_courses(
         filter=EnrollmentFilter.record_of(filter),
         page=lists.PageArguments(first=DEFAULT_FIRST if first is None else first, after=after),
     )
-    return converted(found, EnrollmentConnection.from_record)
+    return converted(found, EnrollmentConnection)
 
 
 def _sections_of_courses(
@@ -1254,8 +1254,13 @@ class UserEdge:
 class UserConnection:
     """A page of users."""
 
+    __slots__ = ("record",)
+
     total_count: int | None = reads("record.total_count", description=_TOTAL_COUNT)
     record: strawberry.Private[paging.Connection[records.User]]
+
+    def __init__(self, record: paging.Connection[records.User]) -> None:
+        self.record = record
 
     @strawberry.field(description=_NODES)
     def nodes(self) -> list[User]:
@@ -1283,7 +1288,7 @@ class UserConnection:
     @classmethod
     def from_record(cls, record: paging.Connection[records.User]) -> UserConnection:
         """Build the type from its record."""
-        return cls(record=record)
+        return cls(record)
 
 
 @strawberry.type(description="One of the courses of a page.")
@@ -1298,8 +1303,13 @@ class CourseEdge:
 class CourseConnection:
     """A page of courses."""
 
+    __slots__ = ("record",)
+
     total_count: int | None = reads("record.total_count", description=_TOTAL_COUNT)
     record: strawberry.Private[paging.Connection[records.Course]]
+
+    def __init__(self, record: paging.Connection[records.Course]) -> None:
+        self.record = record
 
     @strawberry.field(description=_NODES)
     def nodes(self) -> list[Course]:
@@ -1327,7 +1337,7 @@ class CourseConnection:
     @classmethod
     def from_record(cls, record: paging.Connection[records.Course]) -> CourseConnection:
         """Build the type from its record."""
-        return cls(record=record)
+        return cls(record)
 
 
 @strawberry.type(description="One of the enrollments of a page.")
@@ -1342,8 +1352,13 @@ class EnrollmentEdge:
 class EnrollmentConnection:
     """A page of enrollments."""
 
+    __slots__ = ("record",)
+
     total_count: int | None = reads("record.total_count", description=_TOTAL_COUNT)
     record: strawberry.Private[paging.Connection[records.Enrollment]]
+
+    def __init__(self, record: paging.Connection[records.Enrollment]) -> None:
+        self.record = record
 
     @strawberry.field(description=_NODES)
     def nodes(self) -> list[Enrollment]:
@@ -1371,7 +1386,7 @@ class EnrollmentConnection:
     @classmethod
     def from_record(cls, record: paging.Connection[records.Enrollment]) -> EnrollmentConnection:
         """Build the type from its record."""
-        return cls(record=record)
+        return cls(record)
 
 
 def _provider_of(info: GatewayInfo, provider_id: str) -> Provider:

@@ -52,6 +52,7 @@ from schema.engine.plans import (
 
 _SLICE: Final = 512
 _TURN_SECONDS: Final = 0.005
+_LISTS: Final = frozenset({list, tuple})
 _IMMUTABLE: Final = (str, int, float, bool, NoneType)
 
 Then: TypeAlias = Callable[[list[Any], bool], None]
@@ -562,6 +563,9 @@ class Execution:
                     start = self._start_those_there
                 start(field, shape, raws, path_at, then)
                 return
+        elif shape.kind is Kind.LIST and kinds and kinds <= _LISTS:
+            self._complete_iterables(field, shape, raws, path_at, then)
+            return
         elif shape.kind is Kind.LEAF and _is_ready(shape, kinds, raws):
             then(raws, False)
             return
