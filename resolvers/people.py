@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias
@@ -32,7 +32,9 @@ from resolvers.errors import BadInput, Forbidden, NotFound
 from resolvers.importing import record_of
 from resolvers.leasing import while_held
 from resolvers.loaders import Outcomes, Soon
+from resolvers.match_process import ComparingFailed, Comparison, Found, compare
 from resolvers.matching import Account, Evidence, Index, Model, Prepared
+from resolvers.matching.columns import Columns, Vocabulary, keys_of
 from resolvers.paging import checked_first
 from sessions.errors import NotSupported, ProviderNotFound
 from sessions.scheduler import ScheduledWork
@@ -70,7 +72,7 @@ from storage.records import EnrollmentSource, IdentifierType, User
 SUGGESTED_FROM: Final = 0.2
 """How probable a pair is at least that is shown unasked; what is below is hidden."""
 
-KEPT_FROM: Final = 0.02
+KEPT_FROM: Final = 0.05
 """How probable a pair is at least that is kept at all."""
 
 LARGE_POOL: Final = 40_000
@@ -84,7 +86,6 @@ _CANDIDATES: Final = 400
 _REFIT_EVERY: Final = 20
 _ROWS_AT_ONCE: Final = 1000
 _PLACES_AT_ONCE: Final = 5000
-_EXPLAINED_AT_ONCE: Final = 5000
 _PROGRESS_SECONDS: Final = 1.0
 _WATCH_SECONDS: Final = 0.5
 _FOLLOW_SECONDS: Final = 0.2
@@ -110,6 +111,8 @@ class MatchSettings:
         link_above: How probable a pair is at least that a run links unasked; ``None`` for none.
         lease_seconds: A run renews its lease three times in this span.
         index_seconds: How old what is looked up in may be.
+        apart_from: So many accounts of two providers together are compared in a process of their
+            own.
         most_indexed: Accounts of a provider that are held in memory to be looked up in; of more,
             the stored keys are asked.
     """
@@ -117,6 +120,7 @@ class MatchSettings:
     link_above: float | None = None
     lease_seconds: float = 30
     index_seconds: float = 5
+    apart_from: int = 4000
     most_indexed: int = 300_000
 
 
@@ -396,7 +400,7 @@ class People:
             for provider_id in run.provider_ids:
                 await self.prepare(provider_id)
             model = await self._model(run)
-            pools = {key: await self._pool(key) for key in run.provider_ids}
+            pools = {key: await self._accounts(key) for key in run.provider_ids}
             run = _still(
                 await self.matches.note(
                     claim,
@@ -414,6 +418,11 @@ class People:
             run = _still(await self.matches.end(claim, run, MatchRunState.DONE))
         except _TakenOver:
             return
+        except ComparingFailed as error:
+            problem = Problem(code="INTERNAL", message=str(error))
+            await self.matches.end(claim, run, MatchRunState.FAILED, problem)
+            _log.error("match_run_failed", run_id=run.id, problem=problem.message)
+            return
         _log.info(
             "match_run_done",
             run_id=run.id,
@@ -427,40 +436,39 @@ class People:
         claim: JobClaim,
         run: MatchRun,
         providers: tuple[str, str],
-        pools: Mapping[str, Sequence[Prepared]],
+        pools: Mapping[str, Sequence[StoredAccount]],
         model: Model,
     ) -> MatchRun:
         """Return the run with one more pair of providers compared."""
         one, other = sorted(providers)
         left, right = pools[one], pools[other]
-        decided = await self._decided(left, right)
+        task = Comparison(
+            left=[account.prepared for account in left],
+            right=[account.prepared for account in right],
+            model=model,
+            decided=await self._decided(one, left, other, right),
+            expected_overlap=run.expected_overlap,
+            least_score=KEPT_FROM,
+        )
         done = 0.0
 
         def say(share: float) -> None:
             nonlocal done
             done = share
 
-        def work() -> Sequence[Suggested]:
-            found = matching.match(
-                left,
-                right,
-                model=model,
-                decided=decided,
-                expected_overlap=run.expected_overlap,
-                progress=say,
-            )
-            return _suggested(found, left, right)
-
-        comparing = asyncio.create_task(anyio.to_thread.run_sync(work, abandon_on_cancel=True))
+        apart = len(left) + len(right) >= self.settings.apart_from
+        comparing = asyncio.create_task(compare(task, say, apart=apart))
         try:
             while True:
                 ended, _ = await asyncio.wait({comparing}, timeout=_PROGRESS_SECONDS)
                 if ended:
                     break
                 run = _still(await self.matches.note(claim, run, progress=done))
-            rows = comparing.result()
+            found = comparing.result()
         finally:
             comparing.cancel()
+            await asyncio.wait({comparing})
+        rows = (_suggested(each, (one, left), (other, right)) for each in found)
         return _still(
             await self.matches.put_suggestions(
                 claim, run, (one, other), rows, lease_seconds=self.settings.lease_seconds
@@ -468,45 +476,42 @@ class People:
         )
 
     async def _decided(
-        self, left: Sequence[Prepared], right: Sequence[Prepared]
-    ) -> Mapping[tuple[int, int], bool]:
+        self, one: str, left: Sequence[StoredAccount], other: str, right: Sequence[StoredAccount]
+    ) -> Sequence[tuple[int, int, bool]]:
         """Return what is known of pairs of positions: one person's, or rejected."""
-        if not left or not right:
-            return {}
-        ids = [left[0].provider_id, right[0].provider_id]
-        at_left, at_right = _positions(left), _positions(right)
-        decided: dict[tuple[int, int], bool] = {}
-        person_of = await self.store.list_links(ids)
-        account_of = {person: key for key, person in person_of.items() if key[0] == ids[1]}
-        for key, person in person_of.items():
-            match = account_of.get(person) if key[0] == ids[0] else None
-            if match is not None and key in at_left and match in at_right:
-                decided[at_left[key], at_right[match]] = True
-        rejected = await self.store.list_verdicts(ids, verdicts=(Verdict.REJECTED,))
-        for one, other in rejected:
-            if one in at_left and other in at_right:
-                decided[at_left[one], at_right[other]] = False
-        return decided
+        at_left = {account.external_id: at for at, account in enumerate(left)}
+        at_right = {account.external_id: at for at, account in enumerate(right)}
+        person_of = await self.store.list_links([one, other])
+        account_of = {person: key[1] for key, person in person_of.items() if key[0] == other}
+        pairs = {
+            (external_id, account_of[person]): True
+            for (provider_id, external_id), person in person_of.items()
+            if provider_id == one and person in account_of
+        }
+        rejected = await self.store.list_verdicts([one, other], verdicts=(Verdict.REJECTED,))
+        pairs |= {(here[1], there[1]): False for here, there in rejected}
+        return [
+            (at_left[here], at_right[there], same)
+            for (here, there), same in pairs.items()
+            if here in at_left and there in at_right
+        ]
 
     async def _link(
-        self, run: MatchRun, pools: Mapping[str, Sequence[Prepared]], least: float
+        self, run: MatchRun, pools: Mapping[str, Sequence[StoredAccount]], least: float
     ) -> int:
         """Link what is sure, where the accounts of all providers together agree."""
-        keys = [(p.provider_id, p.external_id) for pool in pools.values() for p in pool]
+        keys = [(key, account.external_id) for key, pool in pools.items() for account in pool]
         at = {key: position for position, key in enumerate(keys)}
-        wanted = SuggestionFilter(provider_ids=run.provider_ids, statuses=tuple(MatchStatus))
         found: list[tuple[Pair, float]] = []
-        after = None
-        while True:
-            page = await self.matches.list_suggestions(
-                wanted, after=after, limit=_EXPLAINED_AT_ONCE
+        page: Sequence[tuple[Pair, float]] = ()
+        while page or not found:
+            page = await self.matches.list_scores(
+                run.provider_ids, after=page[-1][0] if page else None, limit=_PLACES_AT_ONCE
             )
-            found += [
-                (row.pair, row.score) for row in page if row.pair[0] in at and row.pair[1] in at
-            ]
-            if len(page) < _EXPLAINED_AT_ONCE:
+            found += [row for row in page if row[0][0] in at and row[0][1] in at]
+            if len(page) < _PLACES_AT_ONCE:
                 break
-            after = (page[-1].score, page[-1].pair)
+        found.sort(key=lambda row: (-row[1], row[0]))
         links = await self.store.list_links(run.provider_ids)
         members: dict[str, list[int]] = {}
         for key, person in links.items():
@@ -541,15 +546,21 @@ class People:
         ]
         return await self.store.link_automatically(sure)
 
-    async def _pool(self, provider_id: str) -> Sequence[Prepared]:
-        found: list[Prepared] = []
+    async def _accounts(self, provider_id: str) -> Sequence[StoredAccount]:
+        found: list[StoredAccount] = []
         after = ""
         while True:
             rows = await self.matches.list_accounts(provider_id, after=after, limit=_PLACES_AT_ONCE)
             if not rows:
                 return found
             after = rows[-1].external_id
-            found += [_prepared.decode(row.prepared) for row in rows]
+            found += rows
+
+    async def _pool(self, provider_id: str) -> Sequence[Prepared]:
+        rows = await self._accounts(provider_id)
+        return await anyio.to_thread.run_sync(
+            lambda: [_prepared.decode(row.prepared) for row in rows]
+        )
 
     # Models.
 
@@ -1388,20 +1399,33 @@ def _looked_up(
 def _prepared_rows(
     changed: Sequence[tuple[bytes, tuple[str, ...], bytes]],
 ) -> Sequence[tuple[StoredAccount, tuple[int, ...]]]:
-    made = []
+    accounts, digests = [], []
     for body, groups, digest in changed:
         user = record_of(RosterKind.USERS, body, at=_EPOCH)
-        if not isinstance(user, User):
-            continue
-        prepared = matching.prepare(_account_of(user, groups))
-        stored = StoredAccount(
-            external_id=user.external_id,
-            prepared=msgspec.msgpack.encode(prepared),
-            version=matching.VERSION,
-            sha256=digest,
+        if isinstance(user, User):
+            accounts.append(matching.prepare(_account_of(user, groups)))
+            digests.append(digest)
+    return [
+        (
+            StoredAccount(
+                external_id=prepared.external_id,
+                prepared=msgspec.msgpack.encode(prepared),
+                version=matching.VERSION,
+                sha256=digest,
+            ),
+            keys,
         )
-        made.append((stored, matching.blocking_keys(prepared)))
-    return made
+        for prepared, digest, keys in zip(accounts, digests, _keys_of(accounts), strict=True)
+    ]
+
+
+def _keys_of(accounts: Sequence[Prepared]) -> Sequence[tuple[int, ...]]:
+    """Return the blocking keys of many accounts at once, a hundredth of the time one by one."""
+    if not accounts:
+        return ()
+    columns = Columns.of(accounts, Vocabulary(), counted=False)
+    rows = keys_of(columns, np.arange(len(accounts), dtype=np.int64)).view(np.int64)
+    return [tuple(sorted({key for key in row if key})) for row in rows.tolist()]
 
 
 def _account_of(user: User, groups: tuple[str, ...]) -> Account:
@@ -1444,26 +1468,26 @@ def _account_of_traits(traits: UserTraits) -> Prepared:
 
 
 def _suggested(
-    found: matching.Matches, left: Sequence[Prepared], right: Sequence[Prepared]
-) -> Sequence[Suggested]:
-    """Return what of a comparison is kept, ready to be stored."""
-    kept = np.nonzero(found.score >= KEPT_FROM)[0].tolist()
+    found: Found,
+    left: tuple[str, Sequence[StoredAccount]],
+    right: tuple[str, Sequence[StoredAccount]],
+) -> Suggested:
+    """Return what a comparison found as it is kept; sides are providers with their accounts."""
 
-    def pair(positions: tuple[int, int]) -> Pair:
-        one, other = left[positions[0]], right[positions[1]]
-        return (one.provider_id, one.external_id), (other.provider_id, other.external_id)
-
-    return [
-        Suggested(
-            pair=pair((each.left, each.right)),
-            score=each.score,
-            weight=each.weight,
-            prior=each.prior,
-            evidence=msgspec.msgpack.encode(each.evidence),
-            competitors=msgspec.msgpack.encode([pair(rival) for rival in each.competitors]),
+    def pair(one: int, other: int) -> Pair:
+        return (
+            (left[0], left[1][one].external_id),
+            (right[0], right[1][other].external_id),
         )
-        for each in (found.suggestions(kept) if kept else ())
-    ]
+
+    return Suggested(
+        pair=pair(found.left, found.right),
+        score=found.score,
+        weight=found.weight,
+        prior=found.prior,
+        evidence=found.evidence,
+        competitors=msgspec.msgpack.encode([pair(*rival) for rival in found.competitors]),
+    )
 
 
 def _positions(pool: Sequence[Prepared]) -> Mapping[AccountKey, int]:
@@ -1480,7 +1504,7 @@ def _by_providers(
     return found
 
 
-def _notes(pools: Mapping[str, Sequence[Prepared]]) -> Iterable[str]:
+def _notes(pools: Mapping[str, Sized]) -> Iterable[str]:
     for provider_id, pool in pools.items():
         if len(pool) > LARGE_POOL:
             yield (

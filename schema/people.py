@@ -449,7 +449,7 @@ class UserMatchFilter:
     )
     min_score: float | None = strawberry.field(
         default=None,
-        description="At least so probable; null for 0.2. What is below 0.02 is not kept.",
+        description="At least so probable; null for 0.2. What is below 0.05 is not kept.",
     )
     max_score: float | None = strawberry.field(
         default=None, description="At most so probable; null for 1."

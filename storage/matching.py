@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from itertools import islice
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -62,6 +63,7 @@ MATCH_JOB: Final = "match"
 
 _FENCE_BITS: Final = 30
 _KEYS_AT_ONCE: Final = 500
+_ROWS_AT_ONCE: Final = 1000
 _KEPT_RUNS: Final = 50
 
 
@@ -582,7 +584,7 @@ class MatchStore:
         claim: JobClaim,
         run: MatchRun,
         providers: tuple[str, str],
-        rows: Sequence[Suggested],
+        rows: Iterable[Suggested],
         *,
         lease_seconds: float,
     ) -> MatchRun | None:
@@ -632,15 +634,19 @@ class MatchStore:
                 match_verdict.c.verdict == Verdict.REJECTED,
             )
             kept |= {_pair(row) for row in (await connection.execute(judged)).mappings()}
-            new = [_suggestion_row(run, row) for row in rows if row.pair not in kept]
-            if new:
-                await connection.execute(insert(match_suggestion), new)
+            count = 0
+            unread = iter(rows)
+            while some := list(islice(unread, _ROWS_AT_ONCE)):
+                new = [_suggestion_row(run, row) for row in some if row.pair not in kept]
+                count += len(new)
+                if new:
+                    await connection.execute(insert(match_suggestion), new)
             return await _change_run(
                 connection,
                 run,
                 pairs_done=run.pairs_done + 1,
                 progress=0.0,
-                suggestion_count=run.suggestion_count + len(new),
+                suggestion_count=run.suggestion_count + count,
             )
 
     async def end(
@@ -706,6 +712,38 @@ class MatchStore:
             statement = statement.where(or_(behind, same))
         async with self._database.read() as connection:
             return [_suggestion(row) for row in (await connection.execute(statement)).mappings()]
+
+    async def list_scores(
+        self, provider_ids: Collection[str], *, after: Pair | None = None, limit: int
+    ) -> Sequence[tuple[Pair, float]]:
+        """Return pairs of these providers' accounts that are suggested, however they stand.
+
+        Args:
+            provider_ids: Between whose accounts.
+            after: Only those behind this one; in an order that stays the same.
+            limit: At most so many.
+
+        Raises:
+            StorageError: The database could not answer.
+        """
+        columns = [
+            match_suggestion.c.left_provider_id,
+            match_suggestion.c.left_external_id,
+            match_suggestion.c.right_provider_id,
+            match_suggestion.c.right_external_id,
+        ]
+        statement = (
+            select(*columns, match_suggestion.c.score)
+            .where(columns[0].in_(provider_ids), columns[2].in_(provider_ids))
+            .order_by(*columns)
+            .limit(limit)
+        )
+        if after is not None:
+            key = tuple_(*(literal(text) for text in (*after[0], *after[1])))
+            statement = statement.where(tuple_(*columns) > key)
+        async with self._database.read() as connection:
+            rows = await connection.execute(statement)
+            return [((tuple(row[:2]), tuple(row[2:4])), row[4]) for row in rows]
 
     async def count_suggestions(self, wanted: SuggestionFilter) -> int:
         """Return how many suggestions there are.

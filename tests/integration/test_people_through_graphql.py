@@ -201,7 +201,7 @@ async def from_matches_to_people(school: School, run: Any) -> None:
 
 
 async def test_two_of_a_name_are_suggested_with_a_low_score_and_say_why(school: School) -> None:
-    found = await school.matches(minScore=0.02)
+    found = await school.matches(minScore=0.05)
     twins = [row for row in found if row["right"]["username"] == "mary.jones"]
 
     assert {row["left"]["username"] for row in twins} >= {"learner20", "learner21"}
