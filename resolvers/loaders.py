@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 
 _MAX_QUIET_CHECKS = 20
 
+MOST_AT_ONCE = 1000
+"""Of how many rows something is made before others have their turn."""
+
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -179,6 +182,8 @@ class BatchLoader(Generic[K, V]):
         found = self._found
         with suppress(KeyError):
             return list(map(found.__getitem__, keys))
+        if len(keys) > MOST_AT_ONCE:
+            return self._arrived_in_turns(keys)
         missing = [key for key in dict.fromkeys(keys) if key not in found]
         if missing and self._at_hand is not None:
             missing = self._without_those_at_hand(missing, self._at_hand)
@@ -206,6 +211,16 @@ class BatchLoader(Generic[K, V]):
         for group, some in keys_by_group.items():
             self._found.update(at_hand(group, some))
         return [key for key in keys if key not in self._found]
+
+    async def _arrived_in_turns(self, keys: Sequence[K]) -> Outcomes[V]:
+        """Do the same for very many keys; others have their turn in between."""
+        for start in range(0, len(keys), MOST_AT_ONCE):
+            some = dict.fromkeys(keys[start : start + MOST_AT_ONCE])
+            missing = [key for key in some if key not in self._found]
+            if missing and self._at_hand is not None:
+                self._without_those_at_hand(missing, self._at_hand)
+                await asyncio.sleep(0)
+        return await self._arrived(keys)
 
     async def _arrived(self, keys: Sequence[K]) -> Outcomes[V]:
         """Have keys fetched, and return what they came to once all have arrived."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import (
     AsyncGenerator,
+    Awaitable,
     Callable,
     Collection,
     Iterable,
@@ -42,6 +44,7 @@ from resolvers.lists import (
 from resolvers.loaders import (
     COURSES,
     ENROLLMENTS,
+    MOST_AT_ONCE,
     USERS,
     BatchLoader,
     ExternalKey,
@@ -52,6 +55,7 @@ from resolvers.loaders import (
     StatusFilter,
     after,
     pages_of,
+    when_there,
 )
 from resolvers.paging import (
     CollectedRow,
@@ -713,18 +717,34 @@ def _nested_enrollments(
     checked_first(page.first, context.limits.max_page_size)
     pager = _EnrollmentPager(context, filter, page, of=of)
 
-    def paged(found: Outcomes[Sequence[Enrollment]]) -> Outcomes[Connection[Enrollment]]:
-        pages: dict[ExternalKey, Connection[Enrollment] | BaseException | None] = {}
-        for key, rows in zip(keys, found, strict=True):
-            if key not in pages:
-                if rows is None or isinstance(rows, BaseException):
-                    pages[key] = rows
-                else:
-                    pages[key] = pager.page(key, rows)
-        wanted = [pages[key] for key in keys]
-        return _counted(context, wanted, lambda connection: len(connection.nodes))
+    def paged(found: Outcomes[Sequence[Enrollment]]) -> Soon[Outcomes[Connection[Enrollment]]]:
+        if len(keys) <= MOST_AT_ONCE:
+            return pager.pages(keys, found)
+        return _paged_in_turns(pager, keys, found)
 
-    return after(rows_by_key.load_each(keys), paged)
+    found = rows_by_key.load_each(keys)
+    return _paged_later(paged, found) if isinstance(found, Awaitable) else paged(found)
+
+
+async def _paged_later(
+    paged: Callable[[Outcomes[Sequence[Enrollment]]], Soon[Outcomes[Connection[Enrollment]]]],
+    found: Awaitable[Outcomes[Sequence[Enrollment]]],
+) -> Outcomes[Connection[Enrollment]]:
+    return await when_there(paged(await found))
+
+
+async def _paged_in_turns(
+    pager: _EnrollmentPager,
+    keys: Sequence[ExternalKey],
+    found: Outcomes[Sequence[Enrollment]],
+) -> Outcomes[Connection[Enrollment]]:
+    """Make very many pages; others have their turn in between."""
+    pages: list[Connection[Enrollment] | BaseException | None] = []
+    for start in range(0, len(keys), MOST_AT_ONCE):
+        here = slice(start, start + MOST_AT_ONCE)
+        pages += pager.pages(keys[here], found[here])
+        await asyncio.sleep(0)
+    return pages
 
 
 def _counted(
@@ -824,7 +844,21 @@ class _EnrollmentPager:
         self._matches = None if filter == ANY_ENROLLMENT else _enrollment_matcher(filter)
         self._sources: dict[str, tuple[SourceStatus, ...]] = {}
 
-    def page(
+    def pages(
+        self, keys: Sequence[ExternalKey], found: Outcomes[Sequence[Enrollment]]
+    ) -> Outcomes[Connection[Enrollment]]:
+        """Return the page of each, counted for each place that it goes to."""
+        pages: dict[ExternalKey, Connection[Enrollment] | BaseException | None] = {}
+        for key, rows in zip(keys, found, strict=True):
+            if key not in pages:
+                if rows is None or isinstance(rows, BaseException):
+                    pages[key] = rows
+                else:
+                    pages[key] = self._page_of(key, rows)
+        wanted = [pages[key] for key in keys]
+        return _counted(self._context, wanted, lambda connection: len(connection.nodes))
+
+    def _page_of(
         self, key: ExternalKey, rows: Sequence[Enrollment]
     ) -> Connection[Enrollment] | RequestRefused:
         """Return the page of one of them, or what is wrong with the cursor."""

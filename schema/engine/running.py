@@ -184,7 +184,7 @@ class Execution:
         self._awaited = 0
         self._woken: dict[_Wait, None] = {}
         self._bell: asyncio.Future[None] | None = None
-        self._builds: deque[tuple[_Run, list[Any]]] = deque()
+        self._work: deque[Callable[[], None]] = deque()
         self._result: ExecutionResult | None = None
 
     async def result(self) -> ExecutionResult:
@@ -195,12 +195,12 @@ class Execution:
             while self._result is None:
                 if self._woken:
                     self._wake()
-                elif not self._builds:
+                elif not self._work:
                     self._bell = asyncio.get_running_loop().create_future()
                     await self._bell
                     began_at = time.monotonic()
                 else:
-                    self._build()
+                    self._work.popleft()()
                     if time.monotonic() - began_at > _TURN_SECONDS:
                         await asyncio.sleep(0)
                         began_at = time.monotonic()
@@ -308,7 +308,7 @@ class Execution:
             return
         if run.fast and not run.flawed:
             if len(run.rows) > _SLICE:
-                self._builds.append((run, []))
+                self._work.append(partial(self._build, run, []))
                 return
             try:
                 outs = list(map(run.block.row, run.rows, *_given(run)))
@@ -326,9 +326,8 @@ class Execution:
         else:
             run.then(list(map(run.block.make, *run.columns)), False)  # type: ignore[arg-type]
 
-    def _build(self) -> None:
+    def _build(self, run: _Run, outs: list[Any]) -> None:
         """Make one slice of a long list's rows."""
-        run, outs = self._builds.popleft()
         here = slice(len(outs), len(outs) + _SLICE)
         try:
             outs.extend(map(run.block.row, run.rows[here], *(given[here] for given in _given(run))))
@@ -336,7 +335,7 @@ class Execution:
             self._redo(run)
             return
         if len(outs) < len(run.rows):
-            self._builds.append((run, outs))
+            self._work.append(partial(self._build, run, outs))
         else:
             run.then(outs, False)
 
@@ -450,6 +449,8 @@ class Execution:
         loading = _called(lambda: resolve(Parents(parents), info, **self._arguments(field)))
         if is_awaitable(loading):
             self._await([(0, loading)], receive)
+        elif len(rows) > _SLICE:
+            self._work.append(partial(receive, [0], [loading]))
         else:
             receive([0], [loading])
 

@@ -201,3 +201,37 @@ async def test_who_no_longer_waits_for_several_keys_takes_them_from_nobody() -> 
 
     assert await stayed == ["a/1"]
     assert left.cancelled()
+
+
+async def test_very_many_keys_are_looked_for_in_turns_and_the_missing_fetched_by_one_call() -> None:
+    shelf, looked = Shelf(), list[int]()
+
+    def at_hand(_group: str, keys: Sequence[ExternalKey]) -> Mapping[ExternalKey, str]:
+        looked.append(len(keys))
+        return {key: f"kept {key[1]}" for key in keys if int(key[1]) % 2}
+
+    loader: BatchLoader[ExternalKey, str] = BatchLoader(
+        group_of=lambda key: key[0], fetch=shelf.fetch, at_hand=at_hand
+    )
+    keys = [("a", str(number)) for number in range(2500)]
+
+    found = await when_there(loader.load_each(keys))
+    again = loader.load_each(keys[:5])
+
+    assert found[:2] == ["a/0", "kept 1"]
+    assert found[-2:] == ["a/2498", "kept 2499"]
+    assert again == found[:5]  # at once
+    assert looked == [1000, 1000, 500]
+    assert [(group, len(some)) for group, some in shelf.calls] == [("a", 1250)]
+
+
+async def test_what_is_at_hand_needs_no_turn_and_no_call() -> None:
+    shelf = Shelf()
+    loader: BatchLoader[ExternalKey, str] = BatchLoader(
+        group_of=lambda key: key[0],
+        fetch=shelf.fetch,
+        at_hand=lambda _group, keys: dict.fromkeys(keys, "kept"),
+    )
+
+    assert loader.load_each([("a", "1"), ("b", "2")]) == ["kept", "kept"]
+    assert shelf.calls == []
