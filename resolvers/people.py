@@ -86,7 +86,6 @@ _CANDIDATES: Final = 400
 _REFIT_EVERY: Final = 20
 _ROWS_AT_ONCE: Final = 1000
 _PLACES_AT_ONCE: Final = 5000
-_PROGRESS_SECONDS: Final = 1.0
 _WATCH_SECONDS: Final = 0.5
 _FOLLOW_SECONDS: Final = 0.2
 _CURSOR_FORMAT: Final = 1
@@ -113,6 +112,7 @@ class MatchSettings:
         index_seconds: How old what is looked up in may be.
         apart_from: So many accounts of two providers together are compared in a process of their
             own.
+        progress_seconds: How often it is written down how far a comparison is.
         most_indexed: Accounts of a provider that are held in memory to be looked up in; of more,
             the stored keys are asked.
     """
@@ -121,6 +121,7 @@ class MatchSettings:
     lease_seconds: float = 30
     index_seconds: float = 5
     apart_from: int = 4000
+    progress_seconds: float = 1
     most_indexed: int = 300_000
 
 
@@ -460,7 +461,7 @@ class People:
         comparing = asyncio.create_task(compare(task, say, apart=apart))
         try:
             while True:
-                ended, _ = await asyncio.wait({comparing}, timeout=_PROGRESS_SECONDS)
+                ended, _ = await asyncio.wait({comparing}, timeout=self.settings.progress_seconds)
                 if ended:
                     break
                 run = _still(await self.matches.note(claim, run, progress=done))

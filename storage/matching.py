@@ -398,20 +398,6 @@ class MatchStore:
             rows = (await connection.execute(statement)).mappings()
             return {(row["provider_id"], row["external_id"]): _account(row) for row in rows}
 
-    async def count_accounts(self, provider_ids: Collection[str]) -> Mapping[str, int]:
-        """Return how many accounts are kept of each provider; of one without, nothing.
-
-        Raises:
-            StorageError: The database could not answer.
-        """
-        statement = (
-            select(account.c.provider_id, func.count())
-            .where(account.c.provider_id.in_(provider_ids))
-            .group_by(account.c.provider_id)
-        )
-        async with self._database.read() as connection:
-            return {row[0]: row[1] for row in await connection.execute(statement)}
-
     async def stamp_of_accounts(self, provider_id: str) -> tuple[object, ...]:
         """Return something that is another whenever a provider's accounts are.
 

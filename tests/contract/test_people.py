@@ -354,6 +354,12 @@ async def test_a_provider_that_is_removed_takes_what_was_decided_of_it(desk: Des
     assert verdicts == frozenset()
     done(await desk.people.undo(first, decided_by="key"))
     assert await desk.state() == (frozenset(), frozenset())
+    (latest, *_) = await desk.people.list_decisions(limit=9)
+    await desk.providers.remove("1")
+    nothing_left = await desk.people.undo(latest.id, decided_by="key")
+    assert isinstance(nothing_left, StaleDecision)
+    with pytest.raises(ValueError, match="no pair"):
+        pair_of(ADA_1, BEN_1)
 
 
 async def test_a_file_of_links_is_tried_whole_and_nothing_is_kept(desk: Desk) -> None:

@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import os
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from starlette.types import ASGIApp
 
 from gateway.command_line import main
 from gateway.mapping import MappingUnusable, read_mapping
+from gateway.reviewing import keys_of_terminal
 from simulators.canvas.app import app_for as canvas_app
 from simulators.canvas.state import ADMIN_TOKEN, Canvas
 from simulators.kolibri.app import app_for as kolibri_app
@@ -88,11 +91,14 @@ def test_from_import_to_confirmed_people_through_the_command_line_only(
     outcome = json.loads(compared.output)
     assert (compared.code, outcome["state"], outcome["pairs_done"]) == (0, "DONE", 1)
 
-    reviewed = run("match", "review", "--min-score", "0.5", given="y" * 5 + "nu" + "sq")
+    reviewed = run("match", "review", "--min-score", "0.5", given="u?" + "y" * 5 + "nu" + "sq")
     assert reviewed.code == 0
     assert reviewed.output.splitlines()[-1] == "5 confirmed, 0 rejected, 1 skipped"
     assert "username is built from the other's name" in reviewed.output
     assert "before any evidence" in reviewed.output
+    assert "There is nothing to undo" in reviewed.output
+    passed = run("match", "review", given="s" * 60)
+    assert "There is nothing more to decide" in passed.output
 
     exported = run("match", "export", "--output", "-")
     rows = list(csv.DictReader(io.StringIO(exported.output)))
@@ -159,6 +165,22 @@ def test_what_cannot_be_done_is_told(run: Run, tmp_path: Path) -> None:
     assert unknown.errors == "learning-gateway: No such provider is registered\n"
     assert early.errors == "learning-gateway: Nobody has confirmed or rejected anything yet\n"
     assert bad.errors == "learning-gateway: line 1: The columns external_user_id are missing\n"
+
+
+async def test_keys_of_a_terminal_come_one_by_one_and_it_is_as_it_was_after(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, theirs = os.openpty()
+    with os.fdopen(theirs, encoding="utf-8") as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        before = termios.tcgetattr(theirs)
+        with keys_of_terminal() as read_key:
+            os.write(ours, b" Yn")
+            keys = [await read_key(), await read_key()]
+
+        assert keys == ["y", "n"]
+        assert termios.tcgetattr(theirs) == before
+    os.close(ours)
 
 
 @pytest.mark.parametrize(

@@ -269,7 +269,8 @@ async def test_many_accounts_are_compared_in_a_process_with_the_same_outcome(
     here = await office.matches.list_suggestions(wanted, limit=1000)
     asked, _ = await office.matches.request(MatchOrder(provider_ids=("1", "2")), requested_by="key")
 
-    ended = await office.staff(settings=MatchSettings(apart_from=1)).finish(asked)
+    settings = MatchSettings(apart_from=1, progress_seconds=0.05)
+    ended = await office.staff(settings=settings).finish(asked)
 
     apart = await office.matches.list_suggestions(wanted, limit=1000)
     assert ended.state is MatchRunState.DONE
@@ -323,6 +324,54 @@ async def test_a_run_that_is_asked_for_twice_is_one(office: Office) -> None:
 
     assert (first[1], second[1], first[0].id) == (False, True, second[0].id)
     assert (await office.people.finish(first[0])).state is MatchRunState.DONE
+
+
+async def test_two_who_wait_for_a_run_see_it_done_once(office: Office) -> None:
+    await office.add("1", NAMES[:4])
+    await office.add("2", NAMES[:4])
+    run, _ = await office.matches.request(MatchOrder(provider_ids=("1", "2")), requested_by="key")
+    watched = [Failing(office.database, ("none", "none")) for _ in range(2)]
+
+    ended = await asyncio.gather(*(office.staff(each).finish(run) for each in watched))
+
+    assert {each.state for each in ended} == {MatchRunState.DONE}
+    assert sorted(len(each.kept) for each in watched) == [0, 1]
+
+
+async def test_a_run_that_somebody_else_took_over_is_given_up(office: Office) -> None:
+    await office.add("1", NAMES[:4])
+    await office.add("2", NAMES[:4])
+    run, _ = await office.matches.request(MatchOrder(provider_ids=("1", "2")), requested_by="key")
+    claim = await office.claim(MATCH_JOB, str(run.id))
+    await office.leases.renew_job(claim, lease_seconds=0)
+    taken = await office.claim(MATCH_JOB, str(run.id))
+
+    await office.people.run(claim)
+    given_up = await office.matches.find_run(run.id)
+    await office.people.run(taken)
+    ended = await office.matches.find_run(run.id)
+    await office.people.run(taken)  # its job is gone with it
+
+    assert given_up == run
+    assert ended is not None
+    assert ended.state is MatchRunState.DONE
+    assert await office.matches.find_run(run.id) == ended
+
+
+async def test_a_provider_that_is_gone_has_nothing_to_prepare(office: Office) -> None:
+    await office.add("1", NAMES[:4])
+    await office.plan_accounts("1")
+    claim = await office.claim(ACCOUNTS_JOB, "1")
+    await office.leases.renew_job(claim, lease_seconds=0)
+    await office.claim(ACCOUNTS_JOB, "1")
+
+    await office.people.prepare_accounts(claim)  # somebody else has it
+    before = await office.accounts()
+    await office.providers.remove("1")
+    await office.people.prepare("1")
+
+    assert before == {}
+    assert await office.accounts() == {}
 
 
 async def test_a_run_of_a_provider_that_was_removed_fails(office: Office) -> None:

@@ -13,6 +13,7 @@ import pytest
 from overlapping import STRANGERS, canvas_school, kolibri_school, same_people
 from running_gateway import RunningGateway, running_gateway
 
+from schema.global_ids import PERSON, USER, GlobalId
 from simulators.canvas.app import running as running_canvas
 from simulators.canvas.state import ADMIN_TOKEN, Canvas
 from simulators.kolibri.app import running as running_kolibri
@@ -355,6 +356,77 @@ async def test_a_matches_list_is_walked_page_by_page(school: School) -> None:
 
     assert walked == [row["id"] for row in whole]
     assert page["totalCount"] == len(whole)
+
+
+async def test_people_and_decisions_are_walked_page_by_page(school: School) -> None:
+    for row in (await school.matches())[:3]:
+        await school.do(CONFIRM, matchId=row["id"])
+    query = """query ($after: String, $other: String, $user: ID) {
+      people(first: 2, after: $after, filter: {minAccounts: 2, providerIds: ["1", "2"]}) {
+        edges { node { id displayName users { id } } } pageInfo { hasNextPage endCursor } }
+      peopleDecisions(first: 2, after: $other, userId: $user) {
+        edges { node { id kind } } pageInfo { hasNextPage endCursor } } }"""
+
+    first = await school.ask(query)
+    ends = [first[name]["pageInfo"]["endCursor"] for name in ("people", "peopleDecisions")]
+    second = await school.ask(query, after=ends[0], other=ends[1])
+    user = first["people"]["edges"][0]["node"]["users"][0]["id"]
+    of_user = await school.ask(query, user=user)
+
+    for name in ("people", "peopleDecisions"):
+        pages = [first[name], second[name]]
+        assert [page["pageInfo"]["hasNextPage"] for page in pages] == [True, False]
+        ids = [edge["node"]["id"] for page in pages for edge in page["edges"]]
+        assert len(ids) == len(set(ids)) == 3
+    assert all(edge["node"]["displayName"] for edge in first["people"]["edges"])
+    assert len(of_user["peopleDecisions"]["edges"]) == 1
+
+
+async def test_wrong_input_is_refused_by_name(school: School) -> None:
+    (match, *_) = await school.matches()
+    user, person = match["left"]["id"], GlobalId(PERSON, "nobody").encode()
+    elsewhere = GlobalId(USER, "9", "1").encode()
+    asked = {
+        'people(after: "x") { nodes { id } }': "after: This cursor is damaged",
+        'userMatches(after: "x") { nodes { id } }': "after: This cursor is damaged",
+        'peopleDecisions(after: "x") { nodes { id } }': "after: This cursor is damaged",
+        "userMatches(filter: {minScore: 2}) { nodes { id } }": "minScore: 2.0 is not between",
+        "matchUser(user: {}) { id }": "user: A name, a username,",
+        'matchUser(user: {username: "x"}, first: 0) { id }': "first: 0 is not between 1 and 50",
+        'userMatches(filter: {providerIds: ["9"]}) { nodes { id } }': "No such provider",
+        f'node(id: "{match["id"]}") {{ id }}': "id: This is the id of a match",
+    }
+    changed = {
+        f'linkUsers(input: {{userIds: ["{user}"]}})': "userIds: 2 to 100 different users",
+        f'mergePeople(input: {{intoId: "{person}", fromIds: []}})': "fromIds: 1 to 20 people",
+        'startMatchRun(input: {providerIds: ["1"]})': "providerIds: Two providers are needed",
+        "startMatchRun(input: {expectedOverlap: 2})": "expectedOverlap: 2.0 is not between",
+        f'confirmMatch(input: {{matchId: "{user}"}})': "input.matchId: This is the id of a User",
+    }
+    missing = {
+        f'mergePeople(input: {{intoId: "{person}", fromIds: ["{person}"]}})': "intoId",
+        'startMatchRun(input: {providerIds: ["1", "9"]})': "providerIds",
+        f'unlinkUser(input: {{userId: "{elsewhere}"}})': "userId",
+        f'linkUsers(input: {{userIds: ["{user}", "{elsewhere}"]}})': "userIds",
+        'undoDecision(input: {decisionId: "x"})': "decisionId",
+    }
+
+    for document, problem in asked.items():
+        answer = await school.gateway.graphql(f"{{ {document} }}")
+        assert problem in answer["errors"][0]["message"], document
+    for document, problem in changed.items():
+        answer = await school.gateway.graphql(f"mutation {{ {document} {{ __typename }} }}")
+        assert problem in answer["errors"][0]["message"], document
+    for document, name in missing.items():
+        refused = "{ ... on PeopleRefused { code field } }"
+        answer = await school.ask(f"mutation {{ done: {document} {refused} }}")
+        assert answer["done"] == {"code": "NOT_FOUND", "field": name}, document
+    found = await school.ask('{ matchRun(id: "4711") { id } matchRuns { id state } }')
+    assert found == {"matchRun": None, "matchRuns": [{"id": "1", "state": "DONE"}]}
+    decisions = await school.ask("{ peopleDecisions { nodes { id } } }")
+    assert decisions["peopleDecisions"]["nodes"] == []
+    rest = await school.gateway.get("/api/users", params={"id": "1", "unmatched": "maybe"})
+    assert (rest.status_code, rest.json()["detail"]) == (400, "unmatched: It is true or false")
 
 
 async def test_progress_of_a_run_is_watched_until_it_ends(school: School) -> None:
