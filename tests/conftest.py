@@ -43,6 +43,7 @@ _numbers = count(1)
 
 
 def _configure_logs() -> None:
+    structlog.reset_defaults()  # configuring keeps where the last test sent its lines
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
