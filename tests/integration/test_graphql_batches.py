@@ -1,17 +1,26 @@
 """The batches of a request, over providers in memory."""
 
 import asyncio
+from dataclasses import replace
 
-from pretend_roster import World, a_context, a_course, an_enrollment
+import pytest
+from pretend_roster import PLATFORM, World, a_context, a_course, an_enrollment
 
-from resolvers.loaders import Loaders, when_there
+from resolvers import roster
+from resolvers.caching import RecordCache
+from resolvers.loaders import USERS, Loaders, when_there
+from resolvers.paging import Connection
+from resolvers.reading import Reading
+from sessions.errors import ProviderUnavailable
+from storage.cache import CacheStore
+from storage.database import Database
 
 
 async def test_every_loader_of_a_request_makes_one_call_per_provider() -> None:
     world = World()
     for provider_id in ("a", "b"):
-        roster = world.add(provider_id, user_count=3, course_count=3)
-        roster.enrollments = [an_enrollment(provider_id, "u0", "c1")]
+        school = world.add(provider_id, user_count=3, course_count=3)
+        school.enrollments = [an_enrollment(provider_id, "u0", "c1")]
     loaders = a_context(world).loaders
     keys = [("a", "u0"), ("b", "u1"), ("a", "u2"), ("a", "nobody")]
     course_keys = [("a", "c0"), ("b", "c1"), ("a", "c2")]
@@ -72,3 +81,58 @@ async def test_without_an_icon_service_there_are_no_icons() -> None:
 
     assert await when_there(loaders.icon_urls([course], 64)) == [None]
     assert await when_there(loaders.icon_assets([course])) == [None]
+
+
+async def test_very_many_pages_are_made_in_turns_as_they_are_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    school = world.add("a", user_count=5, course_count=3)
+    school.enrollments = [an_enrollment("a", f"u{n % 4}", f"c{n % 3}") for n in range(12)]
+    users = [school.users[0], *school.users]
+
+    at_once = await when_there(roster.enrollments_of_users(a_context(world), users))
+    monkeypatch.setattr("resolvers.roster.MOST_AT_ONCE", 2)
+    monkeypatch.setattr("resolvers.loaders.MOST_AT_ONCE", 2)
+    in_turns = await when_there(roster.enrollments_of_users(a_context(world), users))
+
+    assert list(map(rows_of, in_turns)) == list(map(rows_of, at_once))
+    assert list(map(len, map(rows_of, in_turns))) == [3, 3, 3, 3, 3, 0]
+
+
+def rows_of(page: object) -> list[str]:
+    assert isinstance(page, Connection)
+    return [row.id for row in page.nodes]
+
+
+async def test_progress_that_cannot_be_asked_for_is_the_error_of_the_enrollments_it_is_of() -> None:
+    world = World(platform=replace(PLATFORM, progress_by_call=True))
+    school = world.add("a", user_count=1, course_count=1)
+    row = an_enrollment("a", "u0", "c0")
+    school.failures_by_call["fetch_progress"] = ProviderUnavailable("Down")
+    context = a_context(world)
+    await context.visible_providers()
+
+    [outcome] = await when_there(roster.progress_of(context, [row]))
+
+    assert isinstance(outcome, ProviderUnavailable)
+
+
+async def test_nothing_is_at_hand_of_a_provider_the_request_acts_for_nobody_at(
+    sqlite_database: Database,
+) -> None:
+    world = World()
+    world.add("a", user_count=1)
+    world.add("b", user_count=1)
+    cache = RecordCache(CacheStore(sqlite_database))
+    context = a_context(world, subjects={"b": "u0"}, cache=cache)
+    await context.visible_providers()
+    context.reading = Reading(
+        context.session,
+        cache,
+        terms=context.terms,
+        find=lambda _provider_id: world.rosters["a"].provider,
+        subject_of=context.subject_of,
+    )
+
+    assert context.reading.kept("a", USERS.page, ["any"]) == {}
