@@ -34,39 +34,46 @@ class Written:
         self.values = values
 
 
-def pieces_of(answer: Any) -> Iterator[bytes]:
-    """Yield the JSON of an answer in pieces of 64 KiB or a few rows more, at least one.
+def pieces_of(
+    answer: Any, *, rows: int = _ROWS, piece_bytes: int = _PIECE_BYTES
+) -> Iterator[bytes]:
+    """Yield the JSON of an answer in pieces, at least one.
 
     Joined they are what msgspec writes at once. The answer must not change meanwhile.
+
+    Args:
+        answer: Of dicts, lists, leaves, and what plans make.
+        rows: Of a long list, so many are written at a time.
+        piece_bytes: A piece is as long, or longer by as many rows; the last may be shorter.
     """
     held: list[bytes] = []
     size = 0
-    for fragment in _fragments(answer):
+    for fragment in _fragments(answer, rows):
         held.append(fragment)
         size += len(fragment)
-        if size >= _PIECE_BYTES:
+        if size >= piece_bytes:
             yield b"".join(held)
             held, size = [], 0
     if held:
         yield b"".join(held)
 
 
-def _fragments(value: Any) -> Iterator[bytes]:
+def _fragments(value: Any, rows: int) -> Iterator[bytes]:
     if isinstance(value, Written):
         yield from value.pieces
-    elif not _is_long(value):
+    elif not _is_long(value, rows):
         yield _ENCODER.encode(value)
     elif isinstance(value, list):
         yield b"["
-        for start in range(0, len(value), _ROWS):
-            rows = _ENCODER.encode(value[start : start + _ROWS])[1:-1]
-            yield b"," + rows if start else rows
+        for start in range(0, len(value), rows):
+            written = _ENCODER.encode(value[start : start + rows])[1:-1]
+            yield b"," + written if start else written
         yield b"]"
     else:
         names, values = _members(value)
         for place, (name, inside) in enumerate(zip(names, values, strict=True)):
             yield (b"," if place else b"{") + _ENCODER.encode(name) + b":"
-            yield from _fragments(inside)
+            yield from _fragments(inside, rows)
         yield b"}"
 
 
@@ -77,12 +84,12 @@ def _members(value: Any) -> tuple[Sequence[str], Sequence[Any]]:
     return value.__struct_encode_fields__, msgspec.structs.astuple(value)
 
 
-def _is_long(value: Any) -> bool:
+def _is_long(value: Any, rows: int) -> bool:
     """Whether a value is a long list, or an object that holds one."""
     if isinstance(value, list):
-        return len(value) > _ROWS
+        return len(value) > rows
     if isinstance(value, Row):
-        return any(_is_long(getattr(value, name)) for name in value.containers)
+        return any(_is_long(getattr(value, name), rows) for name in value.containers)
     if isinstance(value, dict):
-        return any(map(_is_long, value.values()))
+        return any(_is_long(inside, rows) for inside in value.values())
     return isinstance(value, Written)

@@ -36,7 +36,8 @@ from graphql import (
 from strawberry.schema.config import StrawberryConfig
 from strawberry.types import Info
 
-from schema.engine import Engine, Rows, batched, reads
+from schema.costs import count_values
+from schema.engine import Engine, Rows, Written, batched, pieces_of, reads
 
 DOCUMENTS_PER_WORLD = 20
 DATA_PER_DOCUMENT = 25
@@ -723,9 +724,25 @@ async def _compare(
     # What graphql-core executes of promises has its own order of errors.
     if (is_calm or not found.fallback) and (answer := _bytes(found.result)) != wanted:
         return f"{case.rows}\n core {wanted!r}\n plan {answer!r}"
+    if problem := _miswritten(found.result.data):
+        return problem
     if not is_calm and case.root_seed % 4 == 0:  # it takes long
         return _disagreement(expected, await _by_core(case, *wild))
     return ""
+
+
+def _miswritten(data: Any) -> str:
+    """Return what is wrong with data written in pieces, given again as written, or counted."""
+    at_once = msgspec.json.encode({"data": data})
+    pieces = [*pieces_of({"data": data}, rows=1, piece_bytes=1)]
+    if b"".join(pieces) != at_once:
+        return f"in pieces {pieces!r}\n at once {at_once!r}"
+    values = count_values(data)
+    again = {"data": Written([*pieces_of(data, rows=2)], values)}
+    if b"".join(pieces_of(again)) != at_once:
+        return f"given again as written it is not {at_once!r}"
+    counted = {count_values(msgspec.json.decode(at_once)["data"]), count_values(again) - 1}
+    return "" if counted == {values} else f"{values} values counted, and {counted} as written"
 
 
 def _executor(case: _Case, schema: strawberry.Schema, values: Values) -> Executor[Any]:

@@ -348,10 +348,7 @@ JSON = st.recursive(
 def test_pieces_joined_are_what_is_written_at_once(
     answer: object, rows: int, piece_bytes: int
 ) -> None:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("schema.engine.writing._ROWS", rows)
-        patched.setattr("schema.engine.writing._PIECE_BYTES", piece_bytes)
-        pieces = [*pieces_of(answer)]
+    pieces = [*pieces_of(answer, rows=rows, piece_bytes=piece_bytes)]
 
     assert b"".join(pieces) == msgspec.json.encode(answer)
     assert all(pieces)
