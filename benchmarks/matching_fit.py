@@ -246,14 +246,23 @@ def _fit_groups(model: Model, everything: Sequence[Pools]) -> Model:
 
 
 def _calibrated(model: Model, everything: Sequence[Pools]) -> Model:
-    """Choose slope, rivalry and shift by log-loss, on pools with and without groups."""
+    """Choose slope, rivalry and shift by log-loss, with groups and without."""
+    slope, rivalry, shift = _calibration(model, everything, groups=True)
+    alone = _calibration(model, everything, groups=False)
+    return versioned(
+        msgspec.structs.replace(model, slope=slope, rivalry=rivalry, shift=shift, alone=alone)
+    )
+
+
+def _calibration(
+    model: Model, everything: Sequence[Pools], *, groups: bool
+) -> tuple[float, float, float]:
     held = []
     for pool in everything:
-        for groups in (False, True):
-            found = match(pool.accounts[0], pool.accounts[1], model=model, groups=groups)
-            pairs = (found.left, found.right)
-            doubles = find_doubles(found.columns, pairs, found.weight, model)
-            held.append((pairs, found.weight, doubles, pool.same(*pairs)))
+        found = match(pool.accounts[0], pool.accounts[1], model=model, groups=groups)
+        pairs = (found.left, found.right)
+        doubles = find_doubles(found.columns, pairs, found.weight, model)
+        held.append((pairs, found.weight, doubles, pool.same(*pairs)))
 
     def loss(point: Any) -> float:
         tried = _with_point(model, point.tolist())
@@ -276,7 +285,8 @@ def _calibrated(model: Model, everything: Sequence[Pools]) -> Model:
                     point, best, moved = tried, value, True
         if not moved:
             step /= 2
-    return versioned(_with_point(model, [round(value * STEPS) / STEPS for value in point.tolist()]))
+    slope, rivalry, shift = (round(value * STEPS) / STEPS for value in point.tolist())
+    return slope, rivalry, shift
 
 
 def _with_point(model: Model, point: Sequence[float]) -> Model:
@@ -307,6 +317,7 @@ SHIPPED: Final = Model(
     slope={model.slope!r},
     rivalry={model.rivalry!r},
     shift={model.shift!r},
+    alone={model.alone!r},
 )
 '''
 

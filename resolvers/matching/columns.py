@@ -84,6 +84,7 @@ class Vocabulary:
             hash=(np.uint64, 0),
             power=(np.uint64, 0),
             initial=(np.uint64, 0),
+            beginning=(np.uint64, 0),
             skeleton=(np.int32, 0),
             skeleton_hash=(np.uint64, 0),
             canonicals=(np.int32, _CANONICALS),
@@ -120,6 +121,7 @@ class Vocabulary:
             hash=text_hash(text),
             power=pow(_BASE, len(text), 1 << 64),
             initial=ord(text[0]),
+            beginning=text_hash(text[:3]),
             skeleton=self._row(self.skeletons, sound, length=len(sound), count=0),
             skeleton_hash=text_hash("~" + (sound or text)),
             canonicals=padded,
@@ -306,8 +308,8 @@ def keys_of(columns: Columns, rows: npt.NDArray[Any]) -> Hashes:
     table = vocabulary.tokens
     tokens = columns["tokens"][rows][:, :_KEYED]
     present = tokens >= 0
-    names = ("hash", "initial", "skeleton_hash", "length")
-    hashes, initials, sounds, lengths = (table[name][tokens] for name in names)
+    names = ("hash", "initial", "skeleton_hash", "length", "beginning")
+    hashes, initials, sounds, lengths, beginnings = (table[name][tokens] for name in names)
     canonicals = table["canonicals"][tokens][:, :, :2]
     years = columns["year"][rows]
     keys: list[Hashes] = []
@@ -321,6 +323,7 @@ def keys_of(columns: Columns, rows: npt.NDArray[Any]) -> Hashes:
         whole = (lengths[:, a] > 1) & (lengths[:, b] > 1)
         add(1, both & whole, *_sorted(hashes[:, a], hashes[:, b]))
         add(2, both & whole, *_sorted(sounds[:, a], sounds[:, b]))
+        add(11, both & whole, *_sorted(beginnings[:, a], beginnings[:, b]))
     for a, b in _ORDERED:
         both = present[:, a] & present[:, b] & (lengths[:, a] > 1)
         add(3, both, hashes[:, a], initials[:, b])
@@ -330,6 +333,7 @@ def keys_of(columns: Columns, rows: npt.NDArray[Any]) -> Hashes:
     for a in range(_KEYED):
         whole = present[:, a] & (lengths[:, a] > 1)
         add(5, whole & (years >= 0), hashes[:, a], years)
+        add(12, whole & (years >= 0), sounds[:, a], years)
         add(6, whole, hashes[:, a], lengths[:, a])
     zeros = np.zeros(len(rows), np.uint64)
     handles = columns["handles"][rows]

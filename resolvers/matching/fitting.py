@@ -10,13 +10,13 @@ import msgspec
 import numpy as np
 
 from resolvers.matching.columns import Floats
-from resolvers.matching.scoring import STEPS, Model
+from resolvers.matching.scoring import AT, STEPS, Model
 
 Features: TypeAlias = tuple[float, ...]
 
 MIN_DECISIONS: Final = 100
 _FOLDS: Final = 5
-_RIDGE: Final = 8.0
+_RIDGE: Final = 4.0
 _LN2: Final = float(np.log(2.0))
 
 
@@ -25,13 +25,16 @@ def refit(
 ) -> Model | None:
     """Return a model drawn towards decisions; ``None`` if there are too few or it is no better.
 
-    The weights are those of a logistic regression with a ridge towards the given model's.
-    ``prior`` is the bits that a pair starts with. Better means a lower log-loss on decisions
-    that were held out, in five parts.
+    The weights are those of a logistic regression with a ridge towards the given model's, on
+    the scale that the model turns into probabilities. ``prior`` is the bits that a pair starts
+    with. Better means a lower log-loss on decisions that were held out, in five parts.
     """
     if len(decisions) < MIN_DECISIONS:
         return None
     values = np.array([features for features, _ in decisions], np.float64)
+    grouped = values[:, [AT["groups_same"], AT["groups_other"]]].any()
+    scale = model if grouped else model.without_groups()
+    values, prior = scale.slope * values, scale.slope * prior + scale.shift
     same = np.array([decision for _, decision in decisions], np.float64)
     if same.all() or not same.any():
         return None
@@ -46,7 +49,9 @@ def refit(
         after[outside] = _losses(values[outside], same[outside], fitted, prior)
     if after.mean() >= before.mean():
         return None
-    return with_weights(model, fit_weights(values, same, start, prior=prior, ridge=_RIDGE))
+    fitted = fit_weights(values, same, start, prior=prior, ridge=_RIDGE)
+    fitted[-1] /= scale.slope
+    return with_weights(model, fitted)
 
 
 def with_weights(model: Model, fitted: Floats) -> Model:
@@ -73,7 +78,6 @@ def fit_weights(
     *,
     prior: float | Floats,
     ridge: float,
-    free_shift: bool = False,
 ) -> Floats:
     """Return weights and shift in bits that minimise log-loss plus a ridge towards ``start``.
 
@@ -82,7 +86,7 @@ def fit_weights(
     """
     matrix = np.column_stack([values, np.ones(len(values))])
     scale = np.maximum(matrix.std(axis=0), 0.3)
-    scale[-1] = 0.001 if free_shift else 1.0
+    scale[-1] = 0.5
     weights = start.copy()
     for _ in range(30):
         bits = matrix @ weights + prior

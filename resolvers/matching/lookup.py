@@ -87,7 +87,7 @@ class Index:
         parts = contributions(self.model, compared.values)
         prior = self.model.prior(1, self._vocabulary.accounts)
         weight = parts.sum(axis=1) / STEPS + prior
-        score = probabilities(self.model, (pairs[0], np.arange(len(rows))), weight)
+        score = probabilities(self.model.without_groups(), (pairs[0], np.arange(len(rows))), weight)
         order = np.argsort(-weight, kind="stable")[:limit].tolist()
         rivals = tuple((0, int(rows[n])) for n in order)
         return [

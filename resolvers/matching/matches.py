@@ -13,14 +13,15 @@ from resolvers.matching.accounts import Prepared
 from resolvers.matching.columns import WEAK_KINDS, Columns, Floats, Ints, Vocabulary, keys_of
 from resolvers.matching.explaining import Suggestion, evidence_of
 from resolvers.matching.groups import GroupLinks
-from resolvers.matching.scoring import FEATURES, STEPS, Model, compare, contributions
+from resolvers.matching.scoring import FEATURES, Model, compare, contributions, evidence_bits
 from resolvers.matching.shipped import SHIPPED
 
-_CHUNK: Final = 1 << 15
+_CHUNK: Final = 1 << 13
 _STRONG_CAP: Final = 4000
 _WEAK_CAP: Final = 150
 _KEPT_BITS: Final = -12.0
 _ROUNDS: Final = 3
+_NEAR_BITS: Final = -5.0
 _GOOD_BITS: Final = -4.0
 _DOUBLES: Final = 4
 _DOUBLE_SHARE: Final = 0.02
@@ -149,12 +150,16 @@ def match(
     sizes = (len(left), len(right))
     prior = model.prior(*sizes, expected_overlap)
     pairs = _without_decided(candidates(columns), decided or {})
+    grouped = groups and any(columns[0].groups) and any(columns[1].groups)
+    given, model = model, model if grouped else model.without_groups()
     say(0.3)
     weight = _weigh(columns, pairs, model, prior, lambda done: say(0.3 + 0.4 * done))
     if expected_overlap is None:
         weight, prior = _with_overlap(pairs, weight, model, sizes)
+    kept = weight > _KEPT_BITS
+    pairs, weight = (pairs[0][kept], pairs[1][kept]), weight[kept]
     links = None
-    if groups and any(columns[0].groups) and any(columns[1].groups):
+    if grouped:
         pairs, weight, links = _with_groups(columns, pairs, weight, model)
         pairs, weight = _dropped(pairs, weight, decided or {})
         if expected_overlap is None:
@@ -174,7 +179,7 @@ def match(
         weight=weight[order],
         score=score[order],
         prior=prior,
-        model=model,
+        model=given,
         columns=columns,
         links=links,
     )
@@ -196,7 +201,8 @@ def candidates(columns: tuple[Columns, Columns]) -> tuple[Ints, Ints]:
     first = np.repeat(rows, counts)
     offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     second = rows_right[np.repeat(start, counts) + offsets]
-    codes = np.unique(first * np.int64(max(columns[1].count, 1)) + second)
+    codes = np.sort(first * np.int64(max(columns[1].count, 1)) + second)
+    codes = codes[np.concatenate([np.ones(min(len(codes), 1), np.bool_), codes[1:] > codes[:-1]])]
     return codes // max(columns[1].count, 1), codes % max(columns[1].count, 1)
 
 
@@ -266,7 +272,7 @@ def _weigh(
         values = compare(*columns, some).values
         if links is not None:
             links.put_values(some, values)
-        weight[part] = contributions(model, values).sum(axis=1) / STEPS + prior
+        weight[part] = evidence_bits(model, values) + prior
         say(min(1.0, (begin + _CHUNK) / len(weight)))
     return weight
 
@@ -292,14 +298,35 @@ def _with_groups(
     pairs: tuple[Ints, Ints],
     weight: Floats,
     model: Model,
-) -> tuple[tuple[Ints, Ints], Floats, GroupLinks | None]:
-    """Weigh again with what confident pairs say of which groups correspond."""
+) -> tuple[tuple[Ints, Ints], Floats, GroupLinks]:
+    """Weigh again with what confident pairs say of which groups correspond.
+
+    Twice: first only pairs that may be right, to know more of the confident ones.
+    """
+    near = np.nonzero(weight > _NEAR_BITS)[0]
+    some = (pairs[0][near], pairs[1][near])
+    links = _learnt(columns, some, weight[near], model)
+    better = weight[near] + _bits_of_groups(links, some, model)
+    links = _learnt(columns, some, better, model)
+    return pairs, weight + _bits_of_groups(links, pairs, model), links
+
+
+def _learnt(
+    columns: tuple[Columns, Columns], pairs: tuple[Ints, Ints], weight: Floats, model: Model
+) -> GroupLinks:
     score = probabilities(model, pairs, weight)
-    sure = score > _CONFIDENT
-    links = GroupLinks(columns, _one_to_one(pairs, score, sure))
-    values = np.zeros((len(weight), len(FEATURES)), np.float32)
-    links.put_values(pairs, values)
-    return pairs, weight + contributions(model, values).sum(axis=1) / STEPS, links
+    return GroupLinks(columns, _one_to_one(pairs, score, score > _CONFIDENT))
+
+
+def _bits_of_groups(links: GroupLinks, pairs: tuple[Ints, Ints], model: Model) -> Floats:
+    bits = np.zeros(len(pairs[0]), np.float64)
+    for begin in range(0, len(bits), _CHUNK):
+        part = slice(begin, begin + _CHUNK)
+        some = (pairs[0][part], pairs[1][part])
+        values = np.zeros((len(some[0]), len(FEATURES)), np.float32)
+        links.put_values(some, values)
+        bits[part] = evidence_bits(model, values)
+    return bits
 
 
 def _one_to_one(
@@ -340,7 +367,7 @@ def find_doubles(
             here, there = order[at], order[at + apart]
             rows = (other[at], other[at + apart])
             values = compare(columns[1 - side], columns[1 - side], rows).values
-            own = contributions(model, values).sum(axis=1) / STEPS
+            own = evidence_bits(model, values)
             size = columns[1 - side].count
             own += model.prior(size, size, _DOUBLE_SHARE)
             chance = 1.0 / (1.0 + np.exp2(-np.clip(own, -60.0, 60.0)))

@@ -105,7 +105,8 @@ class Model(msgspec.Struct, frozen=True):
 
     With ``bits = slope * weight + shift``, a pair's odds are ``2 ** bits``, and its probability
     is ``1 / (1 + 2 ** -(bits - rivalry * log2(1 + rivals)))`` where ``rivals`` are the odds of
-    all competitors together. ``base`` belongs to the prior.
+    all competitors together. ``base`` belongs to the prior. ``alone`` has another slope, rivalry
+    and shift, for pools of which no groups are known.
     """
 
     version: str
@@ -114,6 +115,14 @@ class Model(msgspec.Struct, frozen=True):
     slope: float = 1.0
     rivalry: float = 1.0
     shift: float = 0.0
+    alone: tuple[float, float, float] | None = None
+
+    def without_groups(self) -> Model:
+        """Return the model as it is where no groups are known."""
+        if self.alone is None:
+            return self
+        slope, rivalry, shift = self.alone
+        return msgspec.structs.replace(self, slope=slope, rivalry=rivalry, shift=shift)
 
     def prior(self, left: int, right: int, overlap: float | None = None) -> float:
         """Return the bits before any evidence, for pools of two sizes.
@@ -130,6 +139,12 @@ def contributions(model: Model, values: npt.NDArray[Any]) -> Ints:
     """Return what each value contributes, in 1/1024 bit."""
     weights = np.asarray(model.weights)
     return np.asarray(np.rint(values * (weights * STEPS)), np.int64)
+
+
+def evidence_bits(model: Model, values: npt.NDArray[Any]) -> Floats:
+    """Return the sum of what each pair's values contribute, in bits, exactly."""
+    parts = np.multiply(values, np.asarray(model.weights) * STEPS, dtype=np.float64)
+    return np.asarray(np.rint(parts, out=parts).sum(axis=1) / STEPS, np.float64)
 
 
 class Compared(NamedTuple):
