@@ -48,6 +48,7 @@ from rosters import (  # noqa: E402 - the same
 )
 
 GATEWAY = "gateway"
+UNSEEN = "gateway, each export a selection not seen before"
 NODE = {
     "Mercurius with JIT": ("mercurius", True),
     "Mercurius": ("mercurius", False),
@@ -84,7 +85,7 @@ def _run(stack: ExitStack, folder: Path, options: argparse.Namespace) -> None:
     if not options.without_node:
         for name, (server, jit) in NODE.items():
             programs[name] = peer(server, jit=jit, ROSTER=str(roster))
-    servers = {GATEWAY: ours, **opened(stack, programs)}
+    servers = {GATEWAY: ours, UNSEEN: ours, **opened(stack, programs)}
     _check_alike(servers)
     alone: dict[str, Taken] = defaultdict(Taken)
     beside: dict[str, Taken] = defaultdict(Taken)
@@ -92,7 +93,7 @@ def _run(stack: ExitStack, folder: Path, options: argparse.Namespace) -> None:
     for _ in range(options.rounds):
         for name, server in servers.items():
             alone[name].waits += _small_waits(server, options.seconds / 3)
-            with _exporting(server, options.export) as waits:
+            with _exporting(server, options.export, unseen=name == UNSEEN) as waits:
                 beside[name].waits += _small_waits(server, options.seconds)
             exports[name].waits += waits
     memory = {name: server.resident_mib() for name, server in servers.items()}
@@ -125,12 +126,15 @@ def _paced(server: Program, seconds: float) -> list[float]:
 
 
 @contextmanager
-def _exporting(server: Program, size: int) -> Iterator[list[float]]:
+def _exporting(server: Program, size: int, *, unseen: bool) -> Iterator[list[float]]:
     """Have another process export all the while; fill the list yielded with what each took."""
     spawned = multiprocessing.get_context("spawn")
     here, there = spawned.Pipe()
     process = spawned.Process(
-        target=_export, args=(server.url, dict(server.headers), size, there), daemon=True
+        target=_export,
+        args=(server.url, dict(server.headers), size),
+        kwargs={"unseen": unseen, "pipe": there},
+        daemon=True,
     )
     process.start()
     waits: list[float] = []
@@ -143,13 +147,17 @@ def _exporting(server: Program, size: int) -> Iterator[list[float]]:
         process.join(60)
 
 
-def _export(url: str, headers: dict[str, str], size: int, pipe: Connection) -> None:
+def _export(
+    url: str, headers: dict[str, str], size: int, *, unseen: bool, pipe: Connection
+) -> None:
     asker, waits = Asker(Program(url=url, process=None, headers=headers)), []  # type: ignore[arg-type]  # it is asked only
     asker.ask(QUERY, size)
     pipe.send("begun")
+    begun = time.time_ns()  # no earlier process has had it
     while not pipe.poll():
+        alias = f"t{begun + len(waits)}: title"
         began = time.perf_counter()
-        asker.ask(QUERY, size)
+        asker.ask(QUERY.replace("title", alias) if unseen else QUERY, size)
         waits.append((time.perf_counter() - began) * 1000)
     pipe.send(waits)
 
