@@ -949,9 +949,15 @@ def _suggestions() -> Select[Any]:
 
 def _conditions(wanted: SuggestionFilter) -> Sequence[ColumnElement[bool]]:
     columns = match_suggestion.c
+    # Behind a function, so that no index of theirs is chosen: the one of the score, from which
+    # a page is read off, is the better one.
+    left, right = (
+        func.coalesce(column, "")
+        for column in (columns.left_provider_id, columns.right_provider_id)
+    )
     conditions = [
-        columns.left_provider_id.in_(wanted.provider_ids),
-        columns.right_provider_id.in_(wanted.provider_ids),
+        left.in_(wanted.provider_ids),
+        right.in_(wanted.provider_ids),
         columns.score >= wanted.least_score,
         columns.score <= wanted.most_score,
         true() if set(wanted.statuses) == set(MatchStatus) else _STATUS.in_(wanted.statuses),
