@@ -5,8 +5,8 @@ candidates are found (``match_key``), and again only when the account, its class
 changed. So a run, and a look-up of one account, begin with what is there, in any process.
 
 A run compares providers pair by pair. What it found between two of them takes the place of what
-was suggested before in one transaction, which also notes how far the run is: cut off, it goes on
-with the next two. A run works under the lease of its job, as imports do (``storage.imports``).
+was suggested before, and then it is noted how far the run is: cut off, it goes on with the next
+two. A run works under the lease of its job, as imports do (``storage.imports``).
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from sqlalchemy import (
     tuple_,
     update,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -577,56 +578,36 @@ class MatchStore:
         """Put what was found between two providers in the place of what was suggested before.
 
         What somebody decided on is kept as it was decided on; a rejected pair does not come back.
+        A thousand rows go in at once, so that others get to write between them: until all are in,
+        new and old suggestions stand side by side. Cut off, it is done again from the beginning.
 
         Returns:
             The run, with one more pair of providers done; ``None`` when somebody else has taken
             over.
 
         Raises:
-            StorageError: The database could not do it; nothing was changed.
+            StorageError: The database could not do it; some may have been put in.
         """
-        one, other = providers
+        left, right = sorted(providers)
+        columns = match_suggestion.c
+        between = and_(columns.left_provider_id == left, columns.right_provider_id == right)
+        kept = await self._kept_pairs(left, right)
+        count = 0
+        unread = iter(rows)
+        while some := list(islice(unread, _ROWS_AT_ONCE)):
+            new = [_suggestion_row(run, row) for row in some if row.pair not in kept]
+            count += len(new)
+            async with self._database.transaction() as connection:
+                if not await hold_job(connection, claim, lease_seconds=lease_seconds):
+                    return None
+                if new:
+                    await connection.execute(self._put, new)
         async with self._database.transaction() as connection:
             if not await hold_job(connection, claim, lease_seconds=lease_seconds):
                 return None
-            between = or_(
-                and_(
-                    match_suggestion.c.left_provider_id == one,
-                    match_suggestion.c.right_provider_id == other,
-                ),
-                and_(
-                    match_suggestion.c.left_provider_id == other,
-                    match_suggestion.c.right_provider_id == one,
-                ),
+            await connection.execute(
+                delete(match_suggestion).where(between, columns.run_id != run.id, ~_is_judged())
             )
-            await connection.execute(delete(match_suggestion).where(between, ~_is_judged()))
-            kept = {
-                _pair(row)
-                for row in (
-                    await connection.execute(select(match_suggestion).where(between))
-                ).mappings()
-            }
-            judged = select(match_verdict).where(
-                or_(
-                    and_(
-                        match_verdict.c.left_provider_id == one,
-                        match_verdict.c.right_provider_id == other,
-                    ),
-                    and_(
-                        match_verdict.c.left_provider_id == other,
-                        match_verdict.c.right_provider_id == one,
-                    ),
-                ),
-                match_verdict.c.verdict == Verdict.REJECTED,
-            )
-            kept |= {_pair(row) for row in (await connection.execute(judged)).mappings()}
-            count = 0
-            unread = iter(rows)
-            while some := list(islice(unread, _ROWS_AT_ONCE)):
-                new = [_suggestion_row(run, row) for row in some if row.pair not in kept]
-                count += len(new)
-                if new:
-                    await connection.execute(insert(match_suggestion), new)
             return await _change_run(
                 connection,
                 run,
@@ -634,6 +615,42 @@ class MatchStore:
                 progress=0.0,
                 suggestion_count=run.suggestion_count + count,
             )
+
+    async def _kept_pairs(self, left: str, right: str) -> set[Pair]:
+        """Return the pairs between two providers that are rejected, or kept as decided on."""
+        columns = match_suggestion.c
+        decided = select(match_suggestion).where(
+            columns.left_provider_id == left, columns.right_provider_id == right, _is_judged()
+        )
+        rejected = select(match_verdict).where(
+            match_verdict.c.left_provider_id == left,
+            match_verdict.c.right_provider_id == right,
+            match_verdict.c.verdict == Verdict.REJECTED,
+        )
+        async with self._database.read() as connection:
+            return {
+                _pair(row)
+                for statement in (decided, rejected)
+                for row in (await connection.execute(statement)).mappings()
+            }
+
+    @property
+    def _put(self) -> Any:
+        """What inserts a suggestion, or puts it in the place of the one of the same pair."""
+        put = self._dialect.insert(match_suggestion)
+        key = {column.name for column in match_suggestion.primary_key}
+        return put.on_conflict_do_update(
+            index_elements=[*match_suggestion.primary_key],
+            set_={
+                column.name: put.excluded[column.name]
+                for column in match_suggestion.c
+                if column.name not in key
+            },
+        )
+
+    @property
+    def _dialect(self) -> Any:  # the two modules have no common type
+        return sqlite if self._database.dialect == "sqlite" else postgresql
 
     async def end(
         self, claim: JobClaim, run: MatchRun, state: MatchRunState, problem: Problem | None = None
