@@ -216,6 +216,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             leases=leases,
             providers=providers,
             settings=MatchSettings(link_above=settings.match_link_above),
+            tracer=tracing,
         )
         audit = AuditLog(AuditStore(database), leases, kept_seconds=settings.audit_days * 86_400.0)
         for work in (*importer.work(), *people.work(), audit.work()):

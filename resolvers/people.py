@@ -38,6 +38,7 @@ from resolvers.matching.columns import Columns, Vocabulary, keys_of
 from resolvers.paging import checked_first
 from sessions.errors import NotSupported, ProviderNotFound
 from sessions.scheduler import ScheduledWork
+from sessions.tracing import Tracer, working
 from storage.errors import ConstraintViolated
 from storage.imports import ACCOUNTS_JOB, ImportStore, RosterKind
 from storage.leases import JobClaim, LeaseStore, Problem
@@ -264,6 +265,7 @@ class People:
         leases: The jobs' rows.
         providers: What is registered.
         settings: How runs work.
+        tracer: Makes a span of each run; ``None`` when nothing is traced.
     """
 
     def __init__(
@@ -275,11 +277,13 @@ class People:
         leases: LeaseStore,
         providers: ProviderStore,
         settings: MatchSettings,
+        tracer: Tracer | None = None,
     ) -> None:
         self.store = store
         self.matches = matches
         self.imports = imports
         self.settings = settings
+        self._tracer = tracer
         self._leases = leases
         self._providers = providers
         self._indexes: dict[str, _ProviderIndex] = {}
@@ -386,8 +390,9 @@ class People:
         run = await self.matches.begin(claim)
         if run is None:
             return
-        work = asyncio.ensure_future(self._carry_out(claim, run))
-        await while_held(self._leases, claim, work, lease_seconds=self.settings.lease_seconds)
+        with working(self._tracer, "match", provider_id=None):
+            work = asyncio.ensure_future(self._carry_out(claim, run))
+            await while_held(self._leases, claim, work, lease_seconds=self.settings.lease_seconds)
 
     async def _carry_out(self, claim: JobClaim, run: MatchRun) -> None:
         try:

@@ -33,6 +33,7 @@ from gateway.settings import SettingsError, read_settings
 from simulators.kolibri.app import app_for
 from simulators.kolibri.population import PASSWORD, build_population
 from simulators.kolibri.state import Kolibri, Outage
+from storage.matching import MatchOrder
 
 NESTED = """query Rosters {
   users(first: 20) { nodes { displayName enrollments { nodes { role { value } } } } }
@@ -327,6 +328,18 @@ async def test_a_login_is_a_trace_of_its_own_linked_to_by_all_who_waited(traced:
     for name in ("query First", "query Second"):
         (operation,) = traced.finished(name)
         assert id_of(login) in links_of(operation)
+
+
+async def test_a_match_run_is_a_trace_of_its_own(traced: Traced) -> None:
+    people = traced.gateway.parts.people
+    run, _ = await people.matches.request(
+        MatchOrder(provider_ids=("1", "gone")), requested_by="test"
+    )
+    await people.finish(run)
+
+    await until(lambda: bool(traced.finished("match")))
+    (span,) = traced.finished("match")
+    assert parent_of(span) is None
 
 
 async def test_an_import_is_one_trace_of_all_its_calls(traced: Traced) -> None:
