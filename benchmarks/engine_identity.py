@@ -1,6 +1,7 @@
 """Plans and graphql-core: the same answers to random operations, to the last byte.
 
     .venv/bin/python benchmarks/engine_identity.py [--operations 1000000] [--seed 0] [--processes 2]
+                                                   [--minutes 60]
 
 Makes random schemas, data and operations until so many were executed, and compares whole answers:
 data, errors, their order, places and paths. ``tests/integration/engine_worlds.py`` makes the
@@ -50,7 +51,11 @@ def main() -> int:
                     f"{worlds} worlds, {total.operations} operations, {len(total.failures)} failed",
                     flush=True,
                 )
-            if total.operations >= options.operations or len(total.failures) > SHOWN_FAILURES:
+            if (
+                total.operations >= options.operations
+                or len(total.failures) > SHOWN_FAILURES
+                or time.perf_counter() - begun > options.minutes * 60
+            ):
                 pool.terminate()
                 break
     write_section(
@@ -88,6 +93,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--operations", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=float("inf"))
     return parser.parse_args()
 
 
