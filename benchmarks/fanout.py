@@ -26,7 +26,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -127,7 +127,7 @@ class Pressed:
     cpu_seconds: float
     calls: int
     waits: Sequence[float]
-    refused: int
+    refused: Mapping[str, int]
 
     @property
     def rate(self) -> float:
@@ -186,7 +186,9 @@ def _run(stack: ExitStack, folder: Path, sizes: Sequence[int], options: argparse
 def _contestants(
     stack: ExitStack, folder: Path, upstream: Program, options: argparse.Namespace
 ) -> Mapping[str, Contestant]:
-    ours = stack.enter_context(roster_gateway(folder, {"1": upstream}, max_upstream_calls="10000"))
+    ours = stack.enter_context(
+        roster_gateway(folder, {str(place + 1): upstream for place in range(CONNECTIONS)})
+    )
     found = {GATEWAY: Contestant(program=ours, query=_LIVE)}
     bare = python_server("fanout_contestants:app", folder, UPSTREAM=upstream.url, KEY=KEY)
     found[BARE] = Contestant(program=stack.enter_context(bare), query=_PLAIN)
@@ -266,7 +268,7 @@ class _Caller(asyncio.Protocol):
     def __init__(self, request: bytes, ends_at: float) -> None:
         self.done = asyncio.get_running_loop().create_future()
         self.waits: list[float] = []
-        self.refused = 0
+        self.refused: Counter[str] = Counter()
         self._body = b""
         self._request = request
         self._ends_at = ends_at
@@ -295,7 +297,8 @@ class _Caller(asyncio.Protocol):
             self.waits.append(now - self._began_at)
             pause = 0.0
         else:
-            self.refused += 1
+            code = self._body.partition(b'"code":"')[2].partition(b'"')[0].decode()
+            self.refused[code or str(self._parser.get_status_code())] += 1
             pause = REFUSED_SECONDS
         if now + pause < self._ends_at:
             self._ask() if pause == 0 else asyncio.get_running_loop().call_later(pause, self._ask)
@@ -322,7 +325,7 @@ def _press(contestant: Contestant, upstream: Program, seconds: float) -> Pressed
         cpu_seconds=contestant.program.cpu_seconds() - spent,
         calls=calls_of(upstream),
         waits=[wait for caller in callers for wait in caller.waits],
-        refused=sum(caller.refused for caller in callers),
+        refused=sum((caller.refused for caller in callers), Counter()),
     )
 
 
@@ -438,7 +441,8 @@ def _pressed_table(
             f"| {name} | {pressed.rate:.0f} | {share:.2f}{met}"
             f" | {pressed.quantile(0.5):.0f} / {pressed.quantile(0.99):.0f}"
             f" | {pressed.cpu_seconds * 1000 / len(pressed.waits):.2f}"
-            f" | {pressed.calls / len(pressed.waits):.1f} | {pressed.refused}"
+            f" | {pressed.calls / len(pressed.waits):.1f}"
+            f" | {', '.join(f'{code} {times}' for code, times in pressed.refused.items()) or 0}"
             f" | {memory[name]:.0f} |"
         )
     return lines
