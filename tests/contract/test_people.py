@@ -493,7 +493,8 @@ accounts = st.sampled_from(ACCOUNTS)
 pairs = st.sampled_from(PAIRS)
 
 
-EXAMPLES = int(os.environ.get("GATEWAY_TEST_DECISIONS", "15"))
+EXAMPLES = int(os.environ.get("GATEWAY_TEST_DECISIONS", "10"))
+"""Stories of 25 steps each; more by command, such as GATEWAY_TEST_DECISIONS=400."""
 
 
 class Deciding(RuleBasedStateMachine):
