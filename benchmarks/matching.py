@@ -229,6 +229,9 @@ def febrl() -> None:
         "5 000 records and their 5 000 altered copies (FEBRL4): given name, surname and birth",
         "year, and in the second table the social security number of 40 % of the people as well.",
         "Default: each method's own threshold; best: the one that truth would choose.",
+        "Decisions are of pairs between 2 and 98 %, by lot, 25 at a time, and count as settled.",
+        "With three fields the ECM classifier of recordlinkage divides pairs otherwise than into",
+        "the same and different people; the sum of its comparisons is its better use here.",
     ]
     for share, title in ((0.0, "Given name, surname, birth year"), (0.4, "The same, ids on 40 %")):
         lines += [

@@ -312,11 +312,15 @@ def keys_of(columns: Columns, rows: npt.NDArray[Any]) -> Hashes:
     hashes, initials, sounds, lengths, beginnings = (table[name][tokens] for name in names)
     canonicals = table["canonicals"][tokens][:, :, :2]
     years = columns["year"][rows]
-    keys: list[Hashes] = []
+    kinds: list[int] = []
+    valid: list[Flags] = []
+    parts: tuple[list[npt.NDArray[Any]], list[npt.NDArray[Any]]] = ([], [])
 
-    def add(kind: int, valid: Flags, first: npt.NDArray[Any], second: npt.NDArray[Any]) -> None:
-        mixed = _mix(first.astype(np.uint64), second.astype(np.uint64), kind)
-        keys.append(np.where(valid, mixed, np.uint64(0)))
+    def add(kind: int, known: Flags, first: npt.NDArray[Any], second: npt.NDArray[Any]) -> None:
+        kinds.append(kind)
+        valid.append(known)
+        parts[0].append(first)
+        parts[1].append(second)
 
     for a, b in _UNORDERED:
         both = present[:, a] & present[:, b]
@@ -348,7 +352,9 @@ def keys_of(columns: Columns, rows: npt.NDArray[Any]) -> Hashes:
         words = columns[name][rows].reshape(len(rows), -1)
         for i in range(words.shape[1]):
             add(kind, words[:, i] >= 0, vocabulary.words["hash"][words[:, i]], zeros)
-    return np.stack(keys, axis=1)
+    first, second = (np.array(part, np.uint64) for part in parts)
+    mixed = _mix(first, second, np.array(kinds, np.uint64)[:, None])
+    return np.where(np.array(valid), mixed, np.uint64(0)).T
 
 
 WEAK_KINDS: Final = frozenset({6})
@@ -358,12 +364,12 @@ def _sorted(first: Hashes, second: Hashes) -> tuple[Hashes, Hashes]:
     return np.minimum(first, second), np.maximum(first, second)
 
 
-def _mix(first: Hashes, second: Hashes, kind: int) -> Hashes:
-    """Return well spread hashes of pairs; the lowest four bits say the kind of key."""
+def _mix(first: Hashes, second: Hashes, kinds: Hashes) -> Hashes:
+    """Return well spread hashes of pairs; the lowest four bits say the kind of each key."""
     value = first * np.uint64(0xBF58476D1CE4E5B9) + second
     value = (value ^ (value >> np.uint64(29))) * np.uint64(0x94D049BB133111EB)
     value ^= value >> np.uint64(32)
-    return (value & ~np.uint64(15)) | np.uint64(kind)
+    return (value & ~np.uint64(15)) | kinds
 
 
 def _word_hash(text: str) -> int:
