@@ -10,9 +10,8 @@ import numpy as np
 
 from resolvers.matching.columns import Floats, Ints
 
-_MISSING_BITS: Final = -2.0
+_MISSING_BITS: Final = -3.0
 """What a pair that nobody suggested counts in the mean of two groups of accounts."""
-_JOIN_BITS: Final = 0.0
 
 
 def cluster(
@@ -22,12 +21,13 @@ def cluster(
     *,
     must_link: Iterable[tuple[int, int]] = (),
     cannot_link: Iterable[tuple[int, int]] = (),
+    least_bits: float = 0.0,
 ) -> list[int]:
     """Return each account's person, numbered in the order of their first accounts.
 
     The two groups of accounts with the highest mean log-odds are joined until none is above
-    zero. Two accounts of one provider are never joined, whatever anybody says; neither are two
-    that ``cannot_link`` names, unless ``must_link`` joined them before.
+    ``least_bits``. Two accounts of one provider are never joined, whatever anybody says;
+    neither are two that ``cannot_link`` names, unless ``must_link`` joined them before.
 
     Args:
         count: How many accounts there are.
@@ -35,6 +35,7 @@ def cluster(
         pairs: Two columns of accounts, and the log-odds in bits that both are one person.
         must_link: Pairs that a person confirmed; the earlier one wins where two exclude each other.
         cannot_link: Pairs that a person rejected.
+        least_bits: Lower finds more, and is wrong more often.
     """
     groups = _Groups(count, provider, cannot_link)
     bits = zip(pairs[0].tolist(), pairs[1].tolist(), pairs[2].tolist(), strict=True)
@@ -42,7 +43,7 @@ def cluster(
         groups.add_bits(i, j, odds)
     for i, j in must_link:
         groups.join(i, j, decided=True)
-    groups.join_best()
+    groups.join_best(least_bits)
     return groups.labels()
 
 
@@ -109,12 +110,12 @@ class _Groups:
         cells = len(self._members[a]) * len(self._members[b])
         return (self._bits[a][b] + _MISSING_BITS * (cells - self._found[a][b])) / cells
 
-    def join_best(self) -> None:
+    def join_best(self, least_bits: float) -> None:
         queue = [
             (-mean, a, b)
             for a, others in enumerate(self._bits)
             for b in others
-            if a < b and (mean := self._mean(a, b)) > _JOIN_BITS
+            if a < b and (mean := self._mean(a, b)) > least_bits
         ]
         heapq.heapify(queue)
         while queue:
@@ -126,7 +127,7 @@ class _Groups:
             joined = self._find(a)
             for other in self._bits[joined]:
                 mean = self._mean(joined, other)
-                if mean > _JOIN_BITS:
+                if mean > least_bits:
                     heapq.heappush(queue, (-mean, joined, other))
 
     def labels(self) -> list[int]:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from resolvers.matching.accounts import Prepared
+from resolvers.matching.clustering import log_odds
 from resolvers.matching.columns import WEAK_KINDS, Columns, Floats, Ints, Vocabulary, keys_of
 from resolvers.matching.explaining import Suggestion, evidence_of
 from resolvers.matching.groups import GroupLinks
@@ -62,6 +63,15 @@ class Matches:
                 seen_right.add(j)
                 chosen.append(at)
         return np.array(chosen, np.int64)
+
+    def log_odds(self) -> Floats:
+        """Return bits for ``cluster``: the mean of those before and after competition.
+
+        Where accounts of other providers agree, they may outweigh a rival of the pair alone.
+        """
+        model = self.model if self.links is not None else self.model.without_groups()
+        before = np.clip(model.slope * self.weight + model.shift, -20.0, 20.0)
+        return np.asarray(0.5 * (before + log_odds(self.score)), np.float64)
 
     def features(self, at: Sequence[int]) -> list[tuple[float, ...]]:
         """Return the feature values of pairs, as ``refit`` takes them."""
