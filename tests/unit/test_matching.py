@@ -213,6 +213,35 @@ def test_a_lookup_finds_the_account_and_explains_it() -> None:
     assert sum(e.weight for e in told[0].evidence) + told[0].prior == told[0].weight
 
 
+def test_facts_that_agree_or_differ_are_shown_with_their_values() -> None:
+    details = {
+        "username": "zq-77x",
+        "email": "zoe@school.org",
+        "identifiers": ("00123456",),
+        "birth_year": 2010,
+        "gender": "f",
+        "roles": ("STUDENT",),
+        "time_zone": "Africa/Lagos",
+    }
+    left = [_account("Zoe Quirk", **details), _account("Bob Jones")]
+
+    told = match(left, [_account("Zoe Quirk", **details)]).suggestions([0])[0]
+
+    shown = {e.kind: (e.left_value, e.right_value) for e in told.evidence}
+    assert shown["IDENTIFIER_SAME"] == ("123456", "123456")
+    assert shown["TIME_ZONE_SAME"] == ("africa/lagos", "africa/lagos")
+    assert shown["EMAIL_SAME"] == ("zoe@school.org", "zoe@school.org")
+    assert shown["BIRTH_YEAR_SAME"] == ("2010", "2010")
+    assert shown["ROLE_SAME"] == ("student", "student")
+    assert "zoe" not in repr(left[0])
+
+
+def test_an_account_like_nobody_finds_nobody() -> None:
+    index = Index.build([_account("Ann Smith")])
+
+    assert index.lookup(_account("Quux Zzyzx")) == []
+
+
 def test_an_index_kept_up_to_date_answers_as_one_made_anew() -> None:
     names = ["Ann Smith", "Bob Jones", "Zoe Quirk", "Robert Johns"]
     kept = Index.build([_account("Someone Else"), _account("Bob Jones"), _account("Gone Away")])
@@ -238,17 +267,21 @@ def test_pools_without_groups_are_calibrated_apart_from_those_with_them() -> Non
 
 
 def test_decisions_draw_the_weights_only_from_a_hundred_on_and_only_if_it_helps() -> None:
-    left = [_account(f"Given{chr(97 + n)} Family{chr(97 + n // 2)}") for n in range(26)]
-    found = match(left, left)
-    values = found.features(range(len(found)))
-    told = [(v, i == j) for v, i, j in zip(values, found.left, found.right, strict=True)]
-    decisions = (told * (200 // len(told) + 1))[:200]
+    size = len(SHIPPED.weights)
+    choose = np.random.default_rng(1)
+    values = [tuple(row) for row in choose.integers(0, 2, (200, size)).astype(float).tolist()]
+    bits = [sum(v * w for v, w in zip(row, SHIPPED.weights, strict=True)) for row in values]
+    middle = sorted(bits)[100]
+    surprising = [(row, b > middle) for row, b in zip(values, bits, strict=True)]
 
-    fitted = refit(SHIPPED, decisions)
+    fitted = refit(SHIPPED, surprising, prior=-60.0)
 
-    assert refit(SHIPPED, decisions[:99]) is None
-    assert fitted is None or fitted.version != SHIPPED.version
-    assert refit(SHIPPED, [(v, True) for v, _ in decisions]) is None
+    assert fitted is not None
+    assert fitted.version != SHIPPED.version
+    assert fitted.base > SHIPPED.base
+    assert refit(SHIPPED, surprising, prior=-60.0) == fitted
+    assert refit(SHIPPED, surprising[:99], prior=-60.0) is None
+    assert refit(SHIPPED, [(row, True) for row in values]) is None
 
 
 @pytest.mark.parametrize(
