@@ -236,6 +236,36 @@ def test_facts_that_agree_or_differ_are_shown_with_their_values() -> None:
     assert "zoe" not in repr(left[0])
 
 
+def test_a_crowd_of_one_name_is_passed_over_and_does_not_grow_without_end() -> None:
+    index = Index()
+    for number in range(450):
+        index.add(_account("Ann Smith", username=f"user{number}x"))
+    index.add(_account("Ann Smith", username="rarely"))
+    index.remove(0)
+    index.remove(0)
+
+    found = index.lookup(_account("Ann Smith", username="rarely"))
+
+    assert len(index) == 450
+    assert [position for position, _, _ in found] == [450]
+
+
+def test_what_is_chosen_and_said_of_pairs_follows_the_expected_overlap() -> None:
+    side = [_account(name) for name in ("Ann Smith", "Bob Jones", "王小明明明", "Maria de la Cruz")]
+
+    few = match(side, side, expected_overlap=0.1)
+    many = match(
+        side, side, expected_overlap=1.0, model=msgspec.structs.replace(SHIPPED, alone=None)
+    )
+
+    assert many.prior > few.prior
+    chosen = few.one_to_one()
+    assert sorted(few.left[chosen].tolist()) == [0, 1, 2, 3]
+    assert few.left[chosen].tolist() == few.right[chosen].tolist()
+    assert few.log_odds().shape == few.score.shape
+    assert few.suggestions([0])[0].evidence[0].kind == "NAME_EXACT"
+
+
 def test_an_account_like_nobody_finds_nobody() -> None:
     index = Index.build([_account("Ann Smith")])
 
@@ -281,6 +311,7 @@ def test_decisions_draw_the_weights_only_from_a_hundred_on_and_only_if_it_helps(
     assert fitted.base > SHIPPED.base
     assert refit(SHIPPED, surprising, prior=-60.0) == fitted
     assert refit(SHIPPED, surprising[:99], prior=-60.0) is None
+    assert refit(fitted, [(row, n % 3 > 0) for n, (row, _) in enumerate(surprising)]) != fitted
     assert refit(SHIPPED, [(row, True) for row in values]) is None
 
 
