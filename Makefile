@@ -11,7 +11,7 @@ CLIENTS_READY := $(CLIENTS)/node_modules/.package-lock.json
 INSPECTOR := graphql/inspector
 PHP_PACKAGES := php-cli php-curl php-sqlite3 php-laravel-framework php-guzzlehttp-guzzle
 
-.PHONY: help run run-kolibri stop-kolibri test test-kolibri test-all audit clients inspect lint format schema lock wheel clean
+.PHONY: help run run-kolibri stop-kolibri test coverage test-kolibri test-all audit clients inspect lint format schema lock wheel clean
 
 help: ## list what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,8 +32,11 @@ run-kolibri: $(READY) ## the same with a real Kolibri, in its own virtual enviro
 stop-kolibri: $(READY) ## stop the real Kolibri of run-kolibri
 	$(BIN)/python -m simulators.kolibri.real stop --home .kolibri --port $(KOLIBRI_PORT)
 
-test: $(READY) ## the whole suite, without real servers; it mostly waits, so three at once
-	$(BIN)/python -m pytest -n 3 --cov --cov-report=term:skip-covered
+test: $(READY) ## the whole suite, without real servers; it mostly waits, so four at once
+	$(BIN)/python -m pytest -n 4
+
+coverage: $(READY) ## the same, and which lines and branches it does not reach; takes a third longer
+	$(BIN)/python -m pytest -n 4 --cov --cov-report=term:skip-covered
 
 test-kolibri: $(READY) ## the suite against a real Kolibri (installs it into .kolibri first)
 	$(BIN)/python -m pytest -m e2e --timeout 900
