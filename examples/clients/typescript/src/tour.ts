@@ -152,11 +152,11 @@ const END = graphql(`
 {
   const stranger = new Gateway({ url, key: "not a key" });
   const codes: string[] = [];
-  for (const asking of [
-    gateway.ask(USERS, { first: 5, after: "not a cursor" }),
-    stranger.ask(USERS, { first: 5 }),
+  for (const ask of [
+    () => gateway.ask(USERS, { first: 5, after: "not a cursor" }),
+    () => stranger.ask(USERS, { first: 5 }),
   ]) {
-    await asking.catch((error: GatewayError) => codes.push(...error.codes));
+    await ask().catch((error: GatewayError) => codes.push(...error.codes));
   }
   assert.deepEqual(codes, ["BAD_INPUT", "UNAUTHENTICATED"]);
   shown("error codes", codes.join(" and "));
