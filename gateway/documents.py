@@ -6,8 +6,8 @@ hash; it is remembered by this process only, and forgotten when there are too ma
 
 ``Documents.resolve`` turns a request that names a document into one that holds its text; whatever
 comes after knows texts only. Trusted documents are held in memory: a request for one costs no
-statement. What another process registered is found when it is asked for, at most a tenth of a second later;
-what it removed is served for a few seconds more.
+statement. What another process registered is found when it is asked for, at most a tenth of a
+second later; what it removed is served for a few seconds more.
 
 Source:
     https://graphql.github.io/graphql-over-http/draft/#sec-Appendix-Persisted-Documents
