@@ -212,7 +212,12 @@ def _rows(
     )
 
 
-EXPORTING = ("Scheduler._export", "TimedExports.", "KolibriSession.export", "FaultyUpstream.")
+EXPORTING = (
+    "Scheduler._export",
+    "TimedExports.",
+    "Installations._machinery.<locals>.export",
+    "FaultyUpstream.",
+)
 SOCKETS_OF_AN_EXPORT = 4  # ours, the proxy's two, the server's
 
 
@@ -226,14 +231,17 @@ class Held:
 
     tasks: int
     descriptors: int
+    names: Sequence[str] = field(default=(), compare=False)
 
     @classmethod
     def now(cls) -> "Held":
         names = [getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()]
         exports = sum(name == "Scheduler._export" for name in names)
         descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - counting is all
+        counted = sorted(name for name in names if not name.startswith(EXPORTING))
         return cls(
-            tasks=sum(not name.startswith(EXPORTING) for name in names),
+            tasks=len(counted),
+            names=counted,
             descriptors=descriptors - SOCKETS_OF_AN_EXPORT * exports,
         )
 

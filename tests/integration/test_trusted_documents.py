@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager, contextmanager
 from itertools import count
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import httpx
@@ -240,19 +241,21 @@ async def test_what_the_command_line_registers_is_served_by_a_gateway_that_runs(
     assert told(after) == (200, {"users": {"totalCount": 0, "nodes": []}})
 
 
-async def test_unknown_hashes_cost_one_statement_a_second_however_many_come(
+async def test_unknown_hashes_cost_ten_statements_a_second_however_many_come(
     tmp_path: Path,
 ) -> None:
     with moving_time() as time:
         async with running_gateway(tmp_path) as gateway:
             await post(gateway, documentId=digest(QUERY))
-            time.advance(1.1)
+            time.advance(0.2)
+            begun_at = monotonic()
             with statements_of(gateway) as statements:
-                for number in range(30):
+                for number in range(100):
                     answer = await post(gateway, documentId=digest(str(number)))
                     assert told(answer) == (200, "DOCUMENT_NOT_FOUND")
+            seconds = monotonic() - begun_at
 
-    assert len(statements) == 1
+    assert 1 <= len(statements) <= 2 + 10 * seconds
 
 
 # Only trusted documents.
