@@ -580,7 +580,7 @@ SETTINGS: Final = (
         meaning="What one GraphQL operation may be estimated to cost: the fields and list items "
         "that its answer can hold at most (see limits). 0 for any.",
         form="a whole number from 0 to 1000000000",
-        default="2000000",
+        default="6000000",
         read=_whole(0, 1_000_000_000),
     ),
     Setting(
@@ -589,7 +589,7 @@ SETTINGS: Final = (
         meaning="What one key may use in a minute, of GraphQL and of whole lists over REST, in "
         "each process; what is above is refused with 429. 0 for any.",
         form="a whole number from 0 to 1000000000",
-        default="20000000",
+        default="60000000",
         read=_whole(0, 1_000_000_000),
     ),
     Setting(

@@ -96,7 +96,7 @@ class DocumentLimits:
     max_fields: int = 2_000
     max_aliases: int = 100
     max_root_fields: int = 50
-    max_cost: int = 2_000_000
+    max_cost: int = 6_000_000
 
     @classmethod
     def of_tokens(cls, max_tokens: int) -> DocumentLimits:

@@ -47,7 +47,7 @@ async def test_any_key_may_ask_what_its_query_cost(tmp_path: Path) -> None:
     actual = 1 + sum(1 + 1 + 2 * len(row["roles"]) for row in rows)
     assert len(rows) == 5
     assert told.json()["extensions"] == {
-        "cost": {"estimated": OF_FIVE, "actual": actual, "limit": 2_000_000}
+        "cost": {"estimated": OF_FIVE, "actual": actual, "limit": 6_000_000}
     }
     assert set(both.json()["extensions"]) == {"cost", "upstream"}
     assert "extensions" not in silent.json()
