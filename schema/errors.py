@@ -24,6 +24,7 @@ from sessions.errors import ProviderError, UpstreamCallsSpent
 _ABOUT_A_VARIABLE: Final = re.compile(
     r"(Variable '\$\w+' has invalid value(?: at [^: ]+)?: )(.*)", re.DOTALL
 )
+_LITERAL: Final = re.compile(r",? [Ff]ound: .*|(?<=non string value): .*", re.DOTALL)
 _BEFORE_A_VALUE: Final = re.compile(r", found: | Found: |(?<=value): ")
 
 _MAX_MESSAGE: Final = 600
@@ -134,10 +135,10 @@ def _shortened(message: str) -> str:
 
 
 def _without_values(message: str) -> str:
-    """Return the message without the value of a variable, which may hold a password."""
+    """Return the message without the value of a variable or literal: it may hold a password."""
     about = _ABOUT_A_VARIABLE.fullmatch(message)
     if about is None:
-        return message
+        return _LITERAL.sub("", message)
     place, problem = about.groups()
     if problem.startswith("Value "):
         return f"{place}It {problem[problem.rfind('does not exist in') :]}"

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
@@ -558,6 +559,28 @@ async def test_a_wrong_variable_is_named_without_its_value(
     (error,) = answer["errors"]
     assert error["message"].startswith(f"Variable '$p' has invalid value{message}")
     assert "canary" not in json.dumps(answer)
+
+
+@pytest.mark.parametrize(
+    ("credentials", "message"),
+    [
+        ('"canary"', "Expected value of type 'CredentialsInput' to be an object"),
+        ('{pasword: "canary"}', "Expected value of type 'CredentialsInput' not to include unknown"),
+        ('{values: [{name: "canary"}]}', "Expected value of type "),
+        ("{password: 20012001}", "String cannot represent a non string value"),
+    ],
+)
+async def test_a_wrong_literal_is_named_without_its_value(credentials: str, message: str) -> None:
+    details = 'providerId: "1", platform: "kolibri", baseUrl: "http://127.0.0.1"'
+    query = f"""mutation {{ registerProvider(input: {{{details}, credentials: {credentials}}}) {{
+      __typename }} }}"""
+
+    status, answer = await execute(SCHEMA, {"query": query}, a_context(World()))
+
+    assert status == 422
+    (error,) = answer["errors"]
+    assert error["message"].startswith(message)
+    assert not re.search("canary|2001", json.dumps(answer))
     assert error["extensions"] == {"code": "BAD_INPUT"}
 
 
