@@ -1153,8 +1153,8 @@ async def start_run(
     visible = await context.visible_providers()
     chosen = [*dict.fromkeys(visible if provider_ids is None else provider_ids)]
     missing = [provider_id for provider_id in chosen if provider_id not in visible]
-    if missing or (provider_ids is None and not visible):
-        return Unknown(field="providerIds", message="No such provider is registered")
+    if missing:
+        return Unknown(field="providerIds", message=f"No provider {missing[0]} is registered")
     if len(chosen) < 2:  # noqa: PLR2004 - it takes two to compare
         raise BadInput("providerIds", "Two providers are needed, to find who of one is at another")
     for name, value in (("expectedOverlap", expected_overlap), ("linkAbove", link_above)):

@@ -494,7 +494,11 @@ class UserTraits:
     identifiers: list[str] | None = strawberry.field(
         default=None, description="Such as numbers of the student information system."
     )
-    birth_year: int | None = strawberry.field(default=None, description="Null when not known.")
+    birth_year: int | None = strawberry.field(
+        default=None,
+        description="Null when not known. It counts where accounts have one too, and no platform"
+        " tells it yet.",
+    )
     time_zone: str | None = strawberry.field(
         default=None, description="IANA time zone name; null when not known."
     )

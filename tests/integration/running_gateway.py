@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import httpx
@@ -93,6 +94,19 @@ async def running_gateway(folder: Path, **settings: str) -> AsyncIterator[Runnin
             ) as client,
         ):
             yield RunningGateway(url=url, app=app, client=client)
+
+
+@contextlib.contextmanager
+def served(app: ASGIApp) -> Iterator[str]:
+    """Serve in a thread of its own: commands run their own event loops."""
+    with listening() as listener:
+        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
+        server = uvicorn.Server(config)
+        thread = Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        yield address_of(listener)
+        server.should_exit = True
+        thread.join(10)
 
 
 @contextlib.contextmanager

@@ -10,15 +10,13 @@ import sqlite3
 import stat
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-import uvicorn
-from running_gateway import ADMIN, address_of, listening, logins
+from running_gateway import ADMIN, logins, served
 
 from gateway.command_line import main
 from gateway.settings import SETTINGS
@@ -48,17 +46,8 @@ def kolibri() -> Kolibri:
 
 @pytest.fixture
 def kolibri_url(kolibri: Kolibri) -> Iterator[str]:
-    """A simulated Kolibri in a thread of its own: commands run their own event loops."""
-    with listening() as listener:
-        config = uvicorn.Config(app_for(kolibri), log_config=None, access_log=False, lifespan="off")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(
-            target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True
-        )
-        thread.start()
-        yield address_of(listener)
-        server.should_exit = True
-        thread.join(10)
+    with served(app_for(kolibri)) as url:
+        yield url
 
 
 @pytest.fixture

@@ -7,16 +7,13 @@ import os
 import sys
 import termios
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
 
 import pytest
-import uvicorn
 from overlapping import canvas_school, kolibri_school, same_people
-from running_gateway import ADMIN, address_of, listening
-from starlette.types import ASGIApp
+from running_gateway import ADMIN, served
 
 from gateway.command_line import main
 from gateway.mapping import MappingUnusable, read_mapping
@@ -36,19 +33,6 @@ class Done:
 
 
 Run = Callable[..., Done]
-
-
-@contextmanager
-def served(app: ASGIApp) -> Iterator[str]:
-    """Serve in a thread of its own: commands run their own event loops."""
-    with listening() as listener:
-        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
-        server = uvicorn.Server(config)
-        thread = Thread(target=server.run, args=([listener],), daemon=True)
-        thread.start()
-        yield address_of(listener)
-        server.should_exit = True
-        thread.join(10)
 
 
 @pytest.fixture
@@ -162,7 +146,7 @@ def test_what_cannot_be_done_is_told(run: Run, tmp_path: Path) -> None:
 
     assert [done.code for done in (alone, unknown, early, bad)] == [1, 1, 1, 1]
     assert alone.errors.startswith("learning-gateway: providerIds: Two providers are needed")
-    assert unknown.errors == "learning-gateway: No such provider is registered\n"
+    assert unknown.errors == "learning-gateway: No provider 9 is registered\n"
     assert early.errors == "learning-gateway: Nobody has confirmed or rejected anything yet\n"
     assert bad.errors == "learning-gateway: line 1: The columns external_user_id are missing\n"
 
