@@ -37,7 +37,7 @@ from contestants import (  # noqa: E402 - found in the folder just named
     peer_versions,
     python_server,
 )
-from engine_contestants import QUERY, TUNED  # noqa: E402 - the same
+from engine_contestants import NODE, QUERY, TUNED  # noqa: E402 - the same
 from rosters import (  # noqa: E402 - the same
     Asker,
     Taken,
@@ -49,12 +49,6 @@ from rosters import (  # noqa: E402 - the same
 
 GATEWAY = "gateway"
 UNSEEN = "gateway, each export a selection not seen before"
-NODE = {
-    "Mercurius with JIT": ("mercurius", True),
-    "Mercurius": ("mercurius", False),
-    "Yoga with JIT": ("yoga", True),
-    "Yoga": ("yoga", False),
-}
 SMALL = 10
 CALLERS = 2
 PAUSE_SECONDS = 0.01

@@ -50,6 +50,7 @@ from contestants import (  # noqa: E402 - found in the folder just named
 from engine_contestants import (  # noqa: E402 - the same
     BY_HAND,
     IN_PROCESS,
+    NODE,
     OVER_HTTP,
     QUERY,
     SHIPPED,
@@ -77,12 +78,6 @@ from schema.validation import validate  # noqa: E402 - the same
 
 GATEWAY = "gateway"
 UNSEEN = "gateway, a selection not seen before"
-NODE = {
-    "Mercurius with JIT": ("mercurius", True),
-    "Mercurius": ("mercurius", False),
-    "Yoga with JIT": ("yoga", True),
-    "Yoga": ("yoga", False),
-}
 ROUND_SECONDS = 0.5
 MOST_A_ROUND = 300
 SLOW_SECONDS = 3.0
@@ -107,9 +102,7 @@ def main() -> int:
 
 def _run(stack: ExitStack, folder: Path, sizes: Sequence[int], options: argparse.Namespace) -> None:
     upstream = stack.enter_context(upstream_register(users=max(sizes)))
-    ours = stack.enter_context(
-        roster_gateway(folder, {"1": upstream}, max_age_seconds="86400", max_cost="2000000")
-    )
+    ours = stack.enter_context(roster_gateway(folder, {"1": upstream}, max_age_seconds="86400"))
     empty = ours.resident_mib()
     roster = _fill(ours, sizes, folder)
     servers = {GATEWAY: ours, **opened(stack, _peers(folder, roster, options))}

@@ -40,6 +40,13 @@ QUERY = (
 )
 SHIPPED = "Strawberry as shipped, a coroutine for each object"
 TUNED = "Strawberry tuned: documents kept, attributes, msgspec, uvloop"
+NODE = {
+    "Mercurius with JIT": ("mercurius", True),
+    "Mercurius": ("mercurius", False),
+    "Yoga with JIT": ("yoga", True),
+    "Yoga": ("yoga", False),
+}
+"""What runs on Node: its server in ``peers/server.js``, and whether it has a JIT."""
 ARIADNE = "Ariadne as shipped, on uvloop"
 BY_HAND = "Starlette and orjson by hand, no GraphQL"
 FLOOR = "orjson of ready dictionaries"
