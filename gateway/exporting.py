@@ -140,6 +140,8 @@ _USER_COLUMNS: Final[Mapping[str, Callable[[User], Any]]] = {
     "active": lambda user: user.active,
     "locale": lambda user: user.locale,
     "time_zone": lambda user: user.time_zone,
+    "birth_year": lambda user: user.birth_year,
+    "gender": lambda user: None if user.gender is None else user.gender.value,
     "last_activity_at": lambda user: _instant(user.last_activity_at),
     "source_type": lambda user: user.provenance.source_type,
     "fetched_at": lambda user: _instant(user.provenance.fetched_at),

@@ -68,7 +68,7 @@ from storage.people import (
     pair_of,
 )
 from storage.providers import ProviderStore
-from storage.records import EnrollmentSource, IdentifierType, User
+from storage.records import EnrollmentSource, Gender, IdentifierType, User
 
 SUGGESTED_FROM: Final = 0.2
 """How probable a pair is at least that is shown unasked; what is below is hidden."""
@@ -194,6 +194,7 @@ class UserTraits:
     email: str | None = None
     identifiers: tuple[str, ...] = ()
     birth_year: int | None = None
+    gender: Gender | None = None
     roles: tuple[str, ...] = ()
     time_zone: str | None = None
 
@@ -1445,6 +1446,8 @@ def _account_of(user: User, groups: tuple[str, ...]) -> Account:
         username=user.username,
         email=user.email,
         identifiers=tuple(one.value for one in user.identifiers if one.type in _COMMON_IDS),
+        birth_year=user.birth_year,
+        gender=user.gender,
         roles=tuple(role.value.value for role in user.roles),
         time_zone=user.time_zone,
         groups=groups,
@@ -1467,6 +1470,7 @@ def _account_of_traits(traits: UserTraits) -> Prepared:
             email=traits.email,
             identifiers=traits.identifiers,
             birth_year=traits.birth_year,
+            gender=traits.gender,
             roles=traits.roles,
             time_zone=traits.time_zone,
         )

@@ -19,6 +19,7 @@ from storage.records import (
     DataSource,
     EnrollmentSource,
     EnrollmentState,
+    Gender,
     IdentifierType,
     MilestoneState,
     ProgressMethod,
@@ -175,6 +176,15 @@ _DESCRIPTIONS: dict[type[Enum], tuple[str, dict[str, str]]] = {
             "ADMINISTRATOR": "Runs the installation or a part of it.",
             "MEMBER": "Belongs, with no more said.",
             "OTHER": "A role with no counterpart here; see its source value.",
+        },
+    ),
+    Gender: (
+        "A gender, in the words of OneRoster 1.2.",
+        {
+            "FEMALE": "Female.",
+            "MALE": "Male.",
+            "OTHER": "Another one.",
+            "UNSPECIFIED": "The user chose not to say.",
         },
     ),
     CourseKind: (

@@ -28,6 +28,7 @@ from storage import matching
 from storage import people as stored
 from storage.matching import MatchRunState, MatchStatus
 from storage.people import AccountKey, DecisionKind, Pair
+from storage.records import Gender
 
 _FIRST = (
     "How many at most: 1 up to the gateway's largest page, 1000 unless set otherwise; null for 50."
@@ -496,8 +497,10 @@ class UserTraits:
     )
     birth_year: int | None = strawberry.field(
         default=None,
-        description="Null when not known. It counts where accounts have one too, and no platform"
-        " tells it yet.",
+        description="Null when not known. It counts where accounts have one too.",
+    )
+    gender: Gender | None = strawberry.field(
+        default=None, description="Null when not known. It counts where accounts have one too."
     )
     time_zone: str | None = strawberry.field(
         default=None, description="IANA time zone name; null when not known."
@@ -514,6 +517,7 @@ class UserTraits:
             email=self.email,
             identifiers=tuple(self.identifiers or ()),
             birth_year=self.birth_year,
+            gender=self.gender,
             time_zone=self.time_zone,
         )
 

@@ -43,6 +43,7 @@ from storage.records import (
     DataSource,
     EnrollmentSource,
     EnrollmentState,
+    Gender,
     IdentifierType,
     MilestoneState,
     ProgressMethod,
@@ -922,6 +923,10 @@ class User(Node):
     time_zone: str | None = reads(
         "record.time_zone", description="IANA time zone name; null when not reported."
     )
+    birth_year: int | None = reads(
+        "record.birth_year", description="Year of birth; null when not reported."
+    )
+    gender: Gender | None = reads("record.gender", description="Null when not reported.")
     last_activity_at: datetime | None = reads(
         "record.last_activity_at",
         description="When the user last did something; null when not reported.",

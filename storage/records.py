@@ -97,6 +97,15 @@ class IdentifierType(StrEnum):
     OTHER = "OTHER"
 
 
+class Gender(StrEnum):
+    """A gender, in the words of OneRoster 1.2; UNSPECIFIED is what the user chose to say."""
+
+    FEMALE = "FEMALE"
+    MALE = "MALE"
+    OTHER = "OTHER"
+    UNSPECIFIED = "UNSPECIFIED"
+
+
 class DataSource(StrEnum):
     """LIVE: read for this request; CACHE: earlier, still fresh; STALE: too old, source down."""
 
@@ -184,6 +193,8 @@ class User(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     active: bool | None = None
     locale: str | None = None
     time_zone: str | None = None
+    birth_year: int | None = None
+    gender: Gender | None = None
     last_activity_at: datetime | None = None
     provenance: Provenance
 

@@ -197,7 +197,7 @@ def _value_of(columns: Columns, row: int, feature: str) -> str | None:
     if kind == "year":
         return str(columns["year"][row])
     if kind == "gender":
-        return "f" if columns["gender"][row] else "m"
+        return "FEMALE" if columns["gender"][row] else "MALE"
     if kind == "role":
         return "staff" if columns["role"][row] else "student"
     if kind == "groups":

@@ -88,6 +88,7 @@ from storage.records import (
     Enrollment,
     EnrollmentSource,
     EnrollmentState,
+    Gender,
     IconSource,
     Identifier,
     IdentifierType,
@@ -160,6 +161,12 @@ _ROLES = {
     "classroom assignable coach": RoleValue.TEACHER,
     "learner": RoleValue.STUDENT,
 }
+_GENDERS = {
+    "FEMALE": Gender.FEMALE,
+    "MALE": Gender.MALE,
+    "NOT_SPECIFIED": Gender.UNSPECIFIED,
+}
+_YEAR = re.compile(r"[12][0-9]{3}")
 _WEIGHTS = {kind: index for index, kind in enumerate(_ROLES)}
 
 
@@ -200,6 +207,8 @@ class _UserRow(_Answer, frozen=True):
     username: str
     full_name: str | None = None
     id_number: str | None = None
+    gender: str | None = None
+    birth_year: str | None = None
     is_superuser: bool = False
     date_joined: str | None = None  # since 0.18
     roles: list[_RoleRow] = []
@@ -1002,6 +1011,8 @@ class KolibriSession(ProviderSession):
                 else ()
             ),
             roles=tuple(self._role(kind) for kind in _role_kinds(row)),
+            birth_year=_birth_year(row.birth_year),
+            gender=_GENDERS.get(row.gender or ""),
             active=True,  # Kolibri knows no inactive accounts, only deleted ones, which it hides
             provenance=self._provenance(row.id, "facilityuser", fetched_at=fetched_at),
         )
@@ -1823,6 +1834,11 @@ def _role_kinds(row: _UserRow) -> list[str]:
     if not kinds:
         return ["learner"]
     return sorted(kinds, key=lambda kind: (_WEIGHTS.get(kind, len(_WEIGHTS)), kind))
+
+
+def _birth_year(text: str | None) -> int | None:
+    """Return the year; ``None`` for ``NOT_SPECIFIED``, ``DEFERRED`` and what is no year."""
+    return int(text) if text and _YEAR.fullmatch(text) else None
 
 
 def _reach(row: _UserRow | None, facility_id: str) -> _Reach:

@@ -387,6 +387,36 @@ async def test_two_hundred_ids_go_into_one_call() -> None:
     assert talk.called() == {USERS: -(-len(users) // 200)}
 
 
+async def test_users_have_the_birth_year_and_gender_that_kolibri_has(
+    any_kolibri: SimulatedInstallation,
+) -> None:
+    kept = {
+        one.username: (one.birth_year, one.gender)
+        for one in any_kolibri.kolibri.population.people
+        if one.facility == "a" and one.deleted_at is None
+    }
+    async with converse(any_kolibri) as talk:
+        users = (await talk.session.list_users(position=None, limit=1000)).items
+
+    said = {
+        user.username: (
+            str(user.birth_year) if user.birth_year else "",
+            user.gender.value if user.gender else "",
+        )
+        for user in users
+        if user.username in kept
+    }
+    unsaid = ("NOT_SPECIFIED", "DEFERRED")
+    assert said == {
+        name: (
+            "" if year in unsaid else year,
+            {"NOT_SPECIFIED": "UNSPECIFIED", "DEFERRED": ""}.get(gender, gender),
+        )
+        for name, (year, gender) in kept.items()
+    }
+    assert sum(user.birth_year is not None for user in users) > 20
+
+
 async def test_every_list_of_users_is_paged(any_kolibri: SimulatedInstallation) -> None:
     async with converse(any_kolibri) as talk:
         first = await talk.session.list_users(position=None, limit=10)

@@ -327,6 +327,64 @@ async def test_somebody_is_looked_up_by_traits_and_by_account(school: School) ->
         assert fsum([row["prior"], *(each["weight"] for each in row["evidence"])]) == row["weight"]
 
 
+async def test_birth_year_and_gender_are_evidence_between_two_kolibris(tmp_path: Path) -> None:
+    people = kolibri_school()
+    async with (
+        running_kolibri(Kolibri(people)) as one_url,
+        running_kolibri(Kolibri(people)) as other_url,
+        running_gateway(tmp_path) as gateway,
+    ):
+        school = School(gateway=gateway, kolibri=Kolibri(people), people=people)
+        await gateway.add_kolibri(one_url)
+        await gateway.add_kolibri(other_url, id="2")
+        await school.import_all()
+        await school.run()
+        matches = await school.matches()
+        listed = await school.ask(
+            "{ users(first: 200) { nodes { username birthYear gender } } }",
+        )
+
+        said = {row["username"]: row for row in listed["users"]["nodes"]}
+        known = [
+            row
+            for row in matches
+            if row["left"]["username"] == row["right"]["username"]
+            and said[row["left"]["username"]]["birthYear"]
+            and said[row["left"]["username"]]["gender"] == "FEMALE"
+        ]
+        assert len(known) >= 5
+        for row in known:
+            shown = {each["kind"]: each for each in row["evidence"]}
+            year = str(said[row["left"]["username"]]["birthYear"])
+            for kind, field, value in (
+                ("BIRTH_YEAR_SAME", "birthYear", year),
+                ("GENDER_SAME", "gender", "FEMALE"),
+            ):
+                each = shown[kind]
+                assert (each["field"], each["leftValue"], each["rightValue"]) == (
+                    field,
+                    value,
+                    value,
+                )
+        person = said[known[0]["left"]["username"]]
+        found = await school.ask(
+            """query ($user: UserTraits!) { matchUser(user: $user, providerIds: ["1"], first: 1) {
+              weight prior right { username } evidence { kind weight } } }""",
+            user={
+                "username": person["username"],
+                "birthYear": person["birthYear"],
+                "gender": "MALE",
+            },
+        )
+        (match,) = found["matchUser"]
+        kinds = {each["kind"] for each in match["evidence"]}
+        assert match["right"]["username"] == person["username"]
+        assert {"BIRTH_YEAR_SAME", "GENDER_OTHER"} <= kinds
+        assert match["weight"] == fsum(
+            [match["prior"], *(each["weight"] for each in match["evidence"])]
+        )
+
+
 async def test_a_run_links_unasked_only_where_it_may_and_is_undone_one_by_one(
     school: School,
 ) -> None:

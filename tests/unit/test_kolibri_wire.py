@@ -44,7 +44,7 @@ from sessions.platforms.kolibri import (
     _Window,
 )
 from storage.credentials import Secret
-from storage.records import Provider, ProviderState
+from storage.records import Gender, Provider, ProviderState
 
 URL = "http://kolibri.test:8080/school"
 FACILITY, CLASS, ME, PUPIL = "a" * 32, "c" * 32, "b" * 32, "d" * 32
@@ -322,6 +322,29 @@ async def test_new_fields_do_no_harm() -> None:
         page = await session.list_users(position=None, limit=10)
 
     assert [user.external_id for user in page.items] == [PUPIL]
+
+
+@pytest.mark.parametrize(
+    ("year", "gender", "said"),
+    [
+        ("2010", "FEMALE", (2010, Gender.FEMALE)),
+        ("1987", "MALE", (1987, Gender.MALE)),
+        ("NOT_SPECIFIED", "NOT_SPECIFIED", (None, Gender.UNSPECIFIED)),
+        ("DEFERRED", "DEFERRED", (None, None)),
+        ("", "", (None, None)),
+        (None, None, (None, None)),
+        ("٢٠١٠", "female", (None, None)),
+    ],
+)
+async def test_birth_year_and_gender_are_what_the_user_said(
+    year: str | None, gender: str | None, said: tuple[int | None, Gender | None]
+) -> None:
+    rows = {"count": 1, "results": [user_row(PUPIL, birth_year=year, gender=gender)]}
+    kolibri = PretendKolibri(**{"GET /api/auth/facilityuser/": answers(json=rows)})
+    async with session_with(kolibri) as session:
+        (user,) = (await session.list_users(position=None, limit=10)).items
+
+    assert (user.birth_year, user.gender) == said
 
 
 async def test_users_nobody_asked_for_are_refused() -> None:
