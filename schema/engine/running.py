@@ -239,8 +239,7 @@ class Execution:
             then([], False)
             return
         run = _Run(block, rows, path_at, then, are_distinct=are_distinct)
-        for place in block.fetched:
-            self._fetch(run, place)
+        self._fetch_each(run, block.fetched)
         self._settle_run(run)
 
     def _start_those_there(
@@ -281,9 +280,25 @@ class Execution:
             are_distinct=True,
         )
 
+    def _fetch_each(self, run: _Run, places: Sequence[int]) -> None:
+        """Begin columns: at once what is loaded, so that it is loaded together."""
+        run.waiting += len(places)
+        for place in places:
+            fetch = partial(self._fetch, run, place)
+            if run.block.fields[place].how is How.BATCHED:
+                fetch()
+            else:
+                self._in_turn(len(run.rows), fetch)
+
+    def _in_turn(self, size: int, step: Callable[[], None]) -> None:
+        """Take a step: now, or where it is a long one, once others have had their turn."""
+        if size > _SLICE:
+            self._work.append(step)
+        else:
+            step()
+
     def _fetch(self, run: _Run, place: int) -> None:
         """Begin a column."""
-        run.waiting += 1
         field = run.block.fields[place]
         key, owner, above = field.key, field.parent_type.name, run.path_at
 
@@ -344,9 +359,8 @@ class Execution:
         self.redone += len(run.rows)
         run.fast = False
         run.waiting = 1
-        for place, column in enumerate(run.columns):
-            if column is None:
-                self._fetch(run, place)
+        missing = [place for place, column in enumerate(run.columns) if column is None]
+        self._fetch_each(run, missing)
         self._settle_run(run)
 
     # Resolving
@@ -449,10 +463,8 @@ class Execution:
         loading = _called(lambda: resolve(Parents(parents), info, **self._arguments(field)))
         if is_awaitable(loading):
             self._await([(0, loading)], receive)
-        elif len(rows) > _SLICE:
-            self._work.append(partial(receive, [0], [loading]))
         else:
-            receive([0], [loading])
+            self._in_turn(len(rows), partial(receive, [0], [loading]))
 
     def _arguments(self, field: Field) -> dict[str, Any]:
         node = field.details[0].node
@@ -646,7 +658,8 @@ class Execution:
             ]
             then(exact, any(type(out) is _Flaw for out in exact))
 
-        self._settle(field, item_shape, items, item_path_at, finish)
+        settle = partial(self._settle, field, item_shape, items, item_path_at, finish)
+        self._in_turn(len(items), settle)
 
     def _complete_objects(
         self, field: Field, shape: Shape, raws: list[Any], path_at: PathAt, then: Then

@@ -72,6 +72,10 @@ class Book:
 class Row:
     number: int
 
+    @strawberry.field
+    def doubled(self) -> int:
+        return 2 * self.number
+
 
 @strawberry.type
 class Query:
@@ -225,8 +229,11 @@ async def test_an_execution_that_is_cancelled_cancels_what_it_waits_for() -> Non
     assert calls.cancelled == 3
 
 
+@pytest.mark.parametrize(
+    ("selection", "columns"), [("number", 0), ("number doubled again: doubled", 2)]
+)
 async def test_others_get_their_turns_while_a_long_list_is_made(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, selection: str, columns: int
 ) -> None:
     monkeypatch.setattr("schema.engine.running._TURN_SECONDS", 0)
     turns = 0
@@ -238,11 +245,12 @@ async def test_others_get_their_turns_while_a_long_list_is_made(
             await asyncio.sleep(0)
 
     counting = asyncio.ensure_future(count())
-    found = await executed(an_engine(), "{ rows { number } }")
+    found = await executed(an_engine(), f"{{ rows {{ {selection} }} }}")
     counting.cancel()
 
-    assert data_of(found) == {"rows": [{"number": number} for number in range(LONG)]}
-    assert turns == LONG // 512 + 1  # one for each slice, the last of which is short
+    assert [row["number"] for row in data_of(found)["rows"]] == [*range(LONG)]
+    # one for the list, one for each column, one for each slice, the last of which is short
+    assert turns == 1 + columns + LONG // 512 + 1
 
 
 async def test_one_wrong_value_costs_its_error_and_is_told() -> None:
