@@ -9,15 +9,20 @@ nothing is read that would not be read anyway, nor in more calls.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, repeat
+from operator import attrgetter
+from typing import TypeVar
 
 from resolvers.context import RequestContext, Scope
 from resolvers.errors import RequestRefused
-from resolvers.loaders import Outcomes, Soon, after
+from resolvers.loaders import ExternalKey, Outcomes, Soon, after
 from sessions.errors import ProviderError
 from storage.records import Course, Enrollment, User
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +44,10 @@ NOTHING = Wanted()
 
 
 def follow(
-    context: RequestContext, wanted: Wanted, rows: Sequence[User | Course | Enrollment]
+    context: RequestContext,
+    wanted: Wanted,
+    provider_id: str,
+    rows: Sequence[User | Course | Enrollment],
 ) -> None:
     """Begin to read what is wanted of one provider's rows, all of a kind, and of what that is.
 
@@ -49,51 +57,52 @@ def follow(
         return
     loaders = context.loaders
     reads = context.access.allows
+
+    def keys(name: str) -> Iterator[ExternalKey]:
+        """Yield what a whole roster's rows say, each once: a few courses are those of very many."""
+        return zip(repeat(provider_id), dict.fromkeys(map(attrgetter(name), rows)), strict=False)
+
     if isinstance(rows[0], Enrollment):
-        places = [row for row in rows if isinstance(row, Enrollment)]
         if wanted.user is not None and reads(Scope.READ_USERS):
-            users = loaders.user_by_id.load_each((row.provider_id, row.user_id) for row in places)
-            _follow(context, wanted.user, users)
+            users = loaders.user_by_id.load_each(keys("user_id"))
+            _follow(context, wanted.user, provider_id, after(users, _there))
         if wanted.course is not None and reads(Scope.READ_COURSES):
-            courses = loaders.course_by_id.load_each(
-                (row.provider_id, row.course_id) for row in places
-            )
-            _follow(context, wanted.course, courses)
+            courses = loaders.course_by_id.load_each(keys("course_id"))
+            _follow(context, wanted.course, provider_id, after(courses, _there))
     elif wanted.enrollments is not None and reads(Scope.READ_ENROLLMENTS):
         of_users = isinstance(rows[0], User)
         loader = loaders.enrollments_by_user if of_users else loaders.enrollments_by_course
-        lists = loader.load_each((row.provider_id, row.external_id or "") for row in rows)
-        _follow(context, wanted.enrollments, after(lists, _joined))
+        lists = loader.load_each(keys("external_id"))
+        _follow(context, wanted.enrollments, provider_id, after(lists, _joined))
 
 
 def _follow(
     context: RequestContext,
     wanted: Wanted,
-    found: Soon[Outcomes[User] | Outcomes[Course] | Outcomes[Enrollment]],
+    provider_id: str,
+    found: Soon[Sequence[User | Course | Enrollment]],
 ) -> None:
     """Follow what was found, at once or in a task of its own."""
     if not isinstance(found, Awaitable):
-        follow(context, wanted, _there(found))
+        follow(context, wanted, provider_id, found)
     else:
-        context.loaders.start(_follow_later(context, wanted, found))
+        context.loaders.start(_follow_later(context, wanted, provider_id, found))
 
 
 async def _follow_later(
     context: RequestContext,
     wanted: Wanted,
-    found: Awaitable[Outcomes[User] | Outcomes[Course] | Outcomes[Enrollment]],
+    provider_id: str,
+    found: Awaitable[Sequence[User | Course | Enrollment]],
 ) -> None:
     with suppress(ProviderError, RequestRefused):
-        follow(context, wanted, _there(await found))
+        follow(context, wanted, provider_id, await found)
 
 
-def _there(
-    found: Outcomes[User] | Outcomes[Course] | Outcomes[Enrollment],
-) -> Sequence[User | Course | Enrollment]:
-    """Return what could be had, each once."""
-    rows = {id(row): row for row in found if isinstance(row, User | Course | Enrollment)}
-    return [*rows.values()]
+def _there(found: Outcomes[T]) -> Sequence[T]:
+    """Return what could be had."""
+    return [row for row in found if row is not None and not isinstance(row, BaseException)]
 
 
-def _joined(lists: Outcomes[Sequence[Enrollment]]) -> Outcomes[Enrollment]:
-    return [row for rows in lists if isinstance(rows, Sequence) for row in rows]
+def _joined(lists: Outcomes[Sequence[T]]) -> Sequence[T]:
+    return [*chain.from_iterable(_there(lists))]

@@ -382,7 +382,8 @@ class _Chains(Generic[T]):
         """Follow a provider's whole list, unless some of it may be left for another page."""
         self._seen.add(provider_id)
         if self._wanted != NOTHING and self._page.after is None and self._holds_all():
-            follow(self._context, self._wanted, cast("Sequence[Any]", rows))  # rows of its kind
+            rows_of_its_kind = cast("Sequence[Any]", rows)
+            follow(self._context, self._wanted, provider_id, rows_of_its_kind)
 
     def _holds_all(self) -> bool:
         """Whether the page is as long as all lists together, as far as is known of every one."""

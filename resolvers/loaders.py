@@ -20,6 +20,7 @@ from collections.abc import (
 )
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
 
 import msgspec
@@ -166,10 +167,13 @@ class BatchLoader(Generic[K, V]):
                 future.cancel()
         return future
 
-    def prime(self, key: K, value: V) -> None:
-        """Remember a value that came along with something else, unless the key was asked for."""
-        if key not in self._batches:
-            self._found.setdefault(key, value)
+    def prime(self, values: Mapping[K, V]) -> None:
+        """Remember values that came along with something else, unless a key was asked for."""
+        found, batches = self._found, self._batches
+        if found or batches:
+            asked = found.keys() | batches.keys()
+            values = {key: value for key, value in values.items() if key not in asked}
+        found.update(values)
 
     def cancel(self) -> None:
         """Give up the calls under way; nobody waits for them any more."""
@@ -363,7 +367,7 @@ class ListKind(Generic[V]):
 USERS: Final[ListKind[User]] = ListKind(
     name="users",
     list_page=list_users,
-    id_of=lambda user: user.external_id,
+    id_of=attrgetter("external_id"),
     page=Kind.of("users", Resource.USERS, Page[User]),
     whole=Kind.of("all_users", Resource.USERS, tuple[User, ...]),
     list_sorted=_list_sorted_users,
@@ -371,7 +375,7 @@ USERS: Final[ListKind[User]] = ListKind(
 COURSES: Final[ListKind[Course]] = ListKind(
     name="courses",
     list_page=list_courses,
-    id_of=lambda course: course.external_id,
+    id_of=attrgetter("external_id"),
     page=Kind.of("courses", Resource.COURSES, Page[Course]),
     whole=Kind.of("all_courses", Resource.COURSES, tuple[Course, ...]),
     list_sorted=_list_sorted_courses,
@@ -379,7 +383,7 @@ COURSES: Final[ListKind[Course]] = ListKind(
 ENROLLMENTS: Final[ListKind[Enrollment]] = ListKind(
     name="enrollments",
     list_page=list_enrollments,
-    id_of=lambda enrollment: enrollment.id,
+    id_of=attrgetter("id"),
     page=Kind.of("enrollments", Resource.ENROLLMENTS, Page[Enrollment]),
     whole=Kind.of("all_enrollments", Resource.ENROLLMENTS, tuple[Enrollment, ...]),
 )

@@ -33,6 +33,7 @@ from __future__ import annotations
 import asyncio
 import time
 from base64 import urlsafe_b64encode
+from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import (
     Awaitable,
@@ -48,6 +49,7 @@ from datetime import datetime
 from enum import StrEnum
 from functools import lru_cache
 from hashlib import blake2b
+from operator import attrgetter
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import msgspec
@@ -223,10 +225,10 @@ class _Place:
     position: str | None
     given: tuple[str, ...] = ()
 
-    def rest(self, ids: Sequence[str]) -> list[int]:
+    def rest(self, ids: Sequence[str]) -> Sequence[int]:
         """Return the indices of the rows not yet given on the page at this position."""
         if not self.given:
-            return list(range(len(ids)))
+            return range(len(ids))
         given = set(self.given)
         return [index for index, row_id in enumerate(ids) if _mark(row_id) not in given]
 
@@ -334,7 +336,7 @@ class _Sources(Generic[T]):
             self.errors[provider.id] = error
             return None
         self.totals[provider.id] = page.total
-        ids = [self._id_of(row) for row in page.items]
+        ids = list(map(self._id_of, page.items))
         following = None
         if ids:
             following = place.behind(page, ids, len(ids) - 1)
@@ -422,17 +424,25 @@ class _WalkState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _GivenRow(Generic[T]):
-    """A row and what makes its cursor: its page, and the state before its provider."""
+class _GivenRows(Generic[T]):
+    """Rows of one page of a provider's, and what makes their cursors.
 
+    Attributes:
+        start: Place of the first among all rows given.
+        state: Before the provider.
+        indices: Of the rows on the page.
+    """
+
+    start: int
     provider: Provider
     state: _WalkState
     page: _ReadPage[T]
-    index: int
+    indices: Sequence[int]
 
-    @property
-    def row(self) -> T:
-        return self.page.page.items[self.index]
+    def state_behind(self, place: int) -> _WalkState:
+        """Return the state behind the row at a place among all rows given."""
+        behind = self.page.behind(self.indices[place - self.start])
+        return self.state.moved(self.provider, behind)
 
 
 async def walk_providers(
@@ -481,14 +491,12 @@ async def walk_providers(
         provider, place = walk.following
         if place.position is not None:
             prefetch(provider.id, place.position, sources.limit_at(provider, place))
-    given = walk.rows[: request.first]
 
     def cursor_of(index: int) -> str:
-        row = given[index]
-        return request.seal(row.state.moved(row.provider, row.page.behind(row.index)).as_json())
+        return request.seal(walk.state_behind(index).as_json())
 
     return Connection(
-        nodes=[row.row for row in given],
+        nodes=walk.rows[: request.first],
         cursor_of=cursor_of,
         empty_cursor=request.after,
         has_previous_page=request.after is not None,
@@ -508,8 +516,9 @@ class _Walk(Generic[T]):
         length_of: Callable[[Provider], int | None] | None,
         patience_seconds: float,
     ) -> None:
-        self.rows: list[_GivenRow[T]] = []
+        self.rows: list[T] = []
         self.following: tuple[Provider, _Place] | None = None
+        self._parts: list[_GivenRows[T]] = []
         self._sources = sources
         self._length_of = length_of
         self._patience_seconds = patience_seconds
@@ -545,14 +554,26 @@ class _Walk(Generic[T]):
             page = await self._sources.take(provider, reached, ask(provider, reached))
             if page is None:
                 return reached
-            self.rows.extend(
-                _GivenRow(provider=provider, state=state, page=page, index=index)
-                for index in page.at.rest(page.ids)
+            indices = page.at.rest(page.ids)
+            self._parts.append(
+                _GivenRows(
+                    start=len(self.rows),
+                    provider=provider,
+                    state=state,
+                    page=page,
+                    indices=indices,
+                )
             )
+            self.rows.extend(map(page.page.items.__getitem__, indices))
             reached = page.following
             if len(self.rows) >= first:
                 break
         return reached
+
+    def state_behind(self, place: int) -> _WalkState:
+        """Return the state behind the row at a place."""
+        part = bisect_right(self._parts, place, key=attrgetter("start")) - 1
+        return self._parts[part].state_behind(place)
 
     def _ask_ahead(self, first: int) -> None:
         """Ask all who are known to be needed, and those of whom nothing is known yet."""

@@ -86,6 +86,7 @@ from storage.records import (
 )
 
 T = TypeVar("T")
+Own = TypeVar("Own", User, Course)
 
 DEFAULT_ICON_WIDTH = 256
 MAX_SESSIONS = 1000
@@ -248,8 +249,7 @@ async def users(
     connection = await answer(
         context, query, page, path=path, wants_total=wants_total, wanted=wanted
     )
-    for user in connection.nodes:
-        context.loaders.user_by_id.prime((user.provider_id, user.external_id), user)
+    context.loaders.user_by_id.prime(_by_own_key(connection.nodes))
     return connection
 
 
@@ -289,8 +289,7 @@ async def courses(
     connection = await answer(
         context, query, page, path=path, wants_total=wants_total, wanted=wanted
     )
-    for course in connection.nodes:
-        context.loaders.course_by_id.prime((course.provider_id, course.external_id), course)
+    context.loaders.course_by_id.prime(_by_own_key(connection.nodes))
     return connection
 
 
@@ -807,6 +806,10 @@ _own_key: Callable[[User | Course], ExternalKey] = attrgetter("provider_id", "ex
 _user_key: Callable[[Enrollment], ExternalKey] = attrgetter("provider_id", "user_id")
 _course_key: Callable[[Enrollment], ExternalKey] = attrgetter("provider_id", "course_id")
 _pair_of: Callable[[Enrollment], PairKey] = attrgetter("provider_id", "user_id", "course_id")
+
+
+def _by_own_key(rows: Sequence[Own]) -> Mapping[ExternalKey, Own]:
+    return dict(zip(map(_own_key, rows), rows, strict=True))
 
 
 def _merged_progress(called: Progress | None, known: Progress | None) -> Progress | None:

@@ -24,7 +24,6 @@ from schema import global_ids
 from schema.access import RULES
 from schema.costs import ListSize
 from schema.enums import ErrorCode, error_code
-from schema.global_ids import GlobalId
 from schema.types import Node, PageInfo
 from storage import audit
 from storage.audit import AuditDraft, AuditOutcome
@@ -130,12 +129,9 @@ def _target_of(given: Mapping[str, Any]) -> str | None:
 def _named(text: str) -> str | None:
     """Return what a global id says, as the log writes it; ``None`` for one that is none."""
     try:
-        return _written(global_ids.decode(text, argument="id"))
+        found = global_ids.decode(text, argument="id")
     except BadInput:
         return None
-
-
-def _written(found: GlobalId) -> str:
     parts = [found.type_name.lower(), found.provider_id, *([found.local_id] * bool(found.local_id))]
     return ":".join(parts)[:MAX_CHARACTERS]
 
@@ -152,7 +148,7 @@ def _take(note: AuditNote, result: object) -> None:
         return
     nodes = (getattr(result, name, None) for name in ("enrollment", "user", "provider", "person"))
     changed = next((node for node in nodes if isinstance(node, Node)), None)
-    note.done(target=None if changed is None else _written(changed.global_id))
+    note.done(target=None if changed is None else _named(changed.encoded_id))
 
 
 @strawberry.type(description="Something given to a mutation, as the audit log keeps it.")

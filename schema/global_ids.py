@@ -43,9 +43,13 @@ class GlobalId:
 
     def encode(self) -> str:
         """Return the id as callers see it."""
-        text = f"{self.type_name}:{self.provider_id}:{self.local_id}"
-        encoded = binascii.b2a_base64(text.encode("utf-8", "surrogatepass"), newline=False)
-        return encoded.translate(_URL_SAFE, b"=").decode()
+        return encoded(self.type_name, self.provider_id, self.local_id)
+
+
+def encoded(type_name: str, provider_id: str, local_id: str = "") -> str:
+    """Return the id of what ``GlobalId`` says; every row of an answer may need one."""
+    text = f"{type_name}:{provider_id}:{local_id}".encode("utf-8", "surrogatepass")
+    return binascii.b2a_base64(text, newline=False).translate(_URL_SAFE, b"=").decode()
 
 
 def decode(text: str, *, argument: str, type_name: str | None = None) -> GlobalId:

@@ -22,7 +22,7 @@ from schema.auditing import AUDITED
 from schema.costs import PAGE, ListSize
 from schema.engine import reads
 from schema.enums import ErrorCode, OrderDirection, error_code
-from schema.global_ids import GlobalId
+from schema.global_ids import encoded
 from schema.types import GatewayInfo, Node, PageInfo, User, asks_for
 from storage import matching
 from storage import people as stored
@@ -96,9 +96,9 @@ class Person(Node):
     record: strawberry.Private[PersonRecord]
 
     @property
-    def global_id(self) -> GlobalId:
-        """What the id says."""
-        return GlobalId(global_ids.PERSON, self.record.id)
+    def encoded_id(self) -> str:
+        """The id."""
+        return encoded(global_ids.PERSON, self.record.id)
 
     @classmethod
     def from_record(cls, record: PersonRecord) -> Person:
@@ -992,7 +992,7 @@ def _match_id(pair: Pair) -> strawberry.ID:
 
 
 def _user_id(key: AccountKey) -> strawberry.ID:
-    return strawberry.ID(GlobalId(global_ids.USER, *key).encode())
+    return strawberry.ID(encoded(global_ids.USER, *key))
 
 
 def _account_of(text: str, argument: str) -> AccountKey:

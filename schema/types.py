@@ -30,7 +30,7 @@ from schema import global_ids
 from schema.costs import PAGE, ListSize
 from schema.engine import batched, reads
 from schema.enums import ErrorCode, error_code
-from schema.global_ids import GlobalId
+from schema.global_ids import encoded
 from schema.health import ProviderHealth
 from schema.inputs import EnrollmentFilter
 from sessions import resilience
@@ -226,17 +226,15 @@ class Node:
 
     __slots__ = ()
 
-    @property
-    def global_id(self) -> GlobalId:
-        """What the id says."""
-        raise NotImplementedError
-
-    @strawberry.field(
-        description="Opaque, unique over all providers, the same for as long as the object exists."
+    id: strawberry.ID = reads(
+        "encoded_id",
+        description="Opaque, unique over all providers, the same for as long as the object exists.",
     )
-    def id(self) -> strawberry.ID:
-        """Return the id."""
-        return strawberry.ID(self.global_id.encode())
+
+    @property
+    def encoded_id(self) -> str:
+        """The id."""
+        raise NotImplementedError
 
 
 def _authorization_urls(parents: Sequence[ProviderSession], info: GatewayInfo) -> list[str | None]:
@@ -456,9 +454,9 @@ class Provider(Node):
     )
 
     @property
-    def global_id(self) -> GlobalId:
-        """What the id says."""
-        return GlobalId(global_ids.PROVIDER, self.record.id)
+    def encoded_id(self) -> str:
+        """The id."""
+        return encoded(global_ids.PROVIDER, self.record.id)
 
     @classmethod
     def from_record(cls, record: records.Provider) -> Provider:
@@ -709,9 +707,7 @@ class Activity:
             seconds=record.seconds,
             course_id=None
             if record.course_id is None
-            else strawberry.ID(
-                GlobalId(global_ids.COURSE, record.provider_id, record.course_id).encode()
-            ),
+            else strawberry.ID(encoded(global_ids.COURSE, record.provider_id, record.course_id)),
             provenance=Provenance.from_record(record.provenance),
         )
 
@@ -983,9 +979,10 @@ class User(Node):
     )
 
     @property
-    def global_id(self) -> GlobalId:
-        """What the id says."""
-        return GlobalId(global_ids.USER, self.record.provider_id, self.record.external_id)
+    def encoded_id(self) -> str:
+        """The id."""
+        record = self.record
+        return encoded(global_ids.USER, record.provider_id, record.external_id)
 
     @classmethod
     def from_record(cls, record: records.User) -> User:
@@ -1112,9 +1109,10 @@ class Course(Node):
     )
 
     @property
-    def global_id(self) -> GlobalId:
-        """What the id says."""
-        return GlobalId(global_ids.COURSE, self.record.provider_id, self.record.external_id)
+    def encoded_id(self) -> str:
+        """The id."""
+        record = self.record
+        return encoded(global_ids.COURSE, record.provider_id, record.external_id)
 
     @classmethod
     def from_record(cls, record: records.Course) -> Course:
@@ -1224,22 +1222,22 @@ class Enrollment(Node):
     )
 
     @property
-    def global_id(self) -> GlobalId:
-        """What the id says."""
+    def encoded_id(self) -> str:
+        """The id."""
         record = self.record
-        return global_ids.enrollment_id(record.provider_id, record.user_id, record.id)
+        return global_ids.enrollment_id(record.provider_id, record.user_id, record.id).encode()
 
     @strawberry.field(description="Global id of the user; costs no call.")
     def user_id(self) -> strawberry.ID:
         """Return the user's global id."""
-        found = GlobalId(global_ids.USER, self.record.provider_id, self.record.user_id)
-        return strawberry.ID(found.encode())
+        record = self.record
+        return strawberry.ID(encoded(global_ids.USER, record.provider_id, record.user_id))
 
     @strawberry.field(description="Global id of the course; costs no call.")
     def course_id(self) -> strawberry.ID:
         """Return the course's global id."""
-        found = GlobalId(global_ids.COURSE, self.record.provider_id, self.record.course_id)
-        return strawberry.ID(found.encode())
+        record = self.record
+        return strawberry.ID(encoded(global_ids.COURSE, record.provider_id, record.course_id))
 
     @classmethod
     def from_record(cls, record: records.Enrollment) -> Enrollment:

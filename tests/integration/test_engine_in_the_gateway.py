@@ -137,17 +137,17 @@ def test_the_command_line_explains_a_document_with_every_possible_type(
     assert capsys.readouterr().out.splitlines() == [
         "Query: rows from columns",
         "  node: Node, column by resolver",
-        "    Provider: rows from columns",
-        "      id: ID!, column by method",
-        "    User: rows from columns",
-        "      id: ID!, column by method",
+        "    Provider: rows from objects alone",
+        "      id: ID!, attribute in the row",
+        "    User: rows from objects alone",
+        "      id: ID!, attribute in the row",
         "      displayName: String!, attribute in the row",
-        "    Course: rows from columns",
-        "      id: ID!, column by method",
-        "    Enrollment: rows from columns",
-        "      id: ID!, column by method",
-        "    Person: rows from columns",
-        "      id: ID!, column by method",
+        "    Course: rows from objects alone",
+        "      id: ID!, attribute in the row",
+        "    Enrollment: rows from objects alone",
+        "      id: ID!, attribute in the row",
+        "    Person: rows from objects alone",
+        "      id: ID!, attribute in the row",
     ]
 
 
@@ -188,6 +188,6 @@ def test_fields_of_ours_are_what_the_engine_takes_them_for() -> None:
     )
 
     ways = [line.rpartition(", ")[2] for line in plan.splitlines()]
-    assert ways.count("attribute in the row") == 7
-    assert ways.count("column by method") == 4
+    assert ways.count("attribute in the row") == 9
+    assert ways.count("column by method") == 2
     assert ways.count("column by resolver") == 2

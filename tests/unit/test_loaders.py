@@ -97,8 +97,7 @@ async def test_a_primed_key_costs_no_call_and_does_not_replace_one_asked_for() -
     shelf = Shelf()
     loader = shelf.loader()
     asked = loader.load(("a", "1"))
-    loader.prime(("a", "1"), "primed")
-    loader.prime(("a", "2"), "primed")
+    loader.prime({("a", "1"): "primed", ("a", "2"): "primed"})
 
     assert await asked == "a/1"
     assert await loader.load(("a", "2")) == "primed"
@@ -149,7 +148,7 @@ async def test_of_several_keys_each_comes_to_its_own_value_or_error_in_their_ord
     shelf = Shelf()
     shelf.failures["b"] = ProviderUnavailable("Down")
     loader = shelf.loader()
-    loader.prime(("a", "primed"), "known")
+    loader.prime({("a", "primed"): "known"})
 
     keys = [("a", "1"), ("b", "1"), ("a", "unknown"), ("a", "primed"), ("a", "1")]
     found = await when_there(loader.load_each(keys))
