@@ -24,10 +24,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from resolvers.matching import Account, Model, Prepared, prepare  # noqa: E402 - not installed
+from resolvers.matching.candidates import candidates  # noqa: E402 - the same
 from resolvers.matching.columns import Columns, Vocabulary  # noqa: E402 - the same
 from resolvers.matching.fitting import versioned, with_weights  # noqa: E402 - the same
 from resolvers.matching.matches import (  # noqa: E402 - the same
-    candidates,
     find_doubles,
     match,
     probabilities,

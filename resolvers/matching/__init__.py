@@ -1,7 +1,8 @@
 """Who is who: which accounts of several learning platforms belong to one person.
 
-Pure functions over records: no I/O, no SQL, no GraphQL. ``prepare`` an account once and keep
-it; ``match`` two pools, look one account up in an ``Index``, ``cluster`` what came of it.
+Pure functions over records: no I/O but processes to compute in, no SQL, no GraphQL. ``prepare``
+an account once and keep it; ``match`` two pools, look one account up in an ``Index``, ``cluster``
+what came of it.
 See docs/matching.md.
 """
 
@@ -15,7 +16,7 @@ from resolvers.matching.columns import Columns, Vocabulary, keys_of
 from resolvers.matching.explaining import Evidence, Suggestion
 from resolvers.matching.fitting import MIN_DECISIONS, Features, refit
 from resolvers.matching.lookup import Index
-from resolvers.matching.matches import Matches, match
+from resolvers.matching.matches import Matches, Means, match
 from resolvers.matching.scoring import Model
 from resolvers.matching.shipped import SHIPPED
 
@@ -28,6 +29,7 @@ __all__ = [
     "Features",
     "Index",
     "Matches",
+    "Means",
     "Model",
     "Prepared",
     "Suggestion",

@@ -8,7 +8,7 @@ that the hash of two texts joined follows from theirs.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Any, Final, TypeAlias
 
@@ -203,10 +203,10 @@ class Columns:
 
     @classmethod
     def of(
-        cls, accounts: Sequence[Prepared], vocabulary: Vocabulary, *, counted: bool = True
+        cls, accounts: Iterable[Prepared], vocabulary: Vocabulary, *, counted: bool = True
     ) -> Columns:
         """Return columns of accounts; ``counted``: they belong to the scope of the vocabulary."""
-        columns = cls(vocabulary, max(1, len(accounts)))
+        columns = cls(vocabulary)
         for account in accounts:
             columns.append(account)
         if counted:
@@ -349,7 +349,7 @@ def keys_of(columns: Columns, rows: npt.NDArray[Any]) -> Hashes:
     for i in range(made.shape[1]):
         add(8, made[:, i] > 0, made[:, i], zeros)
     for name, kind in (("email", 9), ("ids", 10)):
-        words = columns[name][rows].reshape(len(rows), -1)
+        words = np.atleast_2d(columns[name][rows].T).T
         for i in range(words.shape[1]):
             add(kind, words[:, i] >= 0, vocabulary.words["hash"][words[:, i]], zeros)
     first, second = (np.array(part, np.uint64) for part in parts)

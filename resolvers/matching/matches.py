@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -10,16 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from resolvers.matching.accounts import Prepared
+from resolvers.matching.candidates import Blocks, Candidates
 from resolvers.matching.clustering import log_odds
-from resolvers.matching.columns import WEAK_KINDS, Columns, Floats, Ints, Vocabulary, keys_of
+from resolvers.matching.columns import Columns, Floats, Ints, Vocabulary
 from resolvers.matching.explaining import Suggestion, evidence_of
 from resolvers.matching.groups import GroupLinks
-from resolvers.matching.scoring import FEATURES, Model, compare, contributions, evidence_bits
+from resolvers.matching.scoring import AT, STEPS, Model, compare, contributions, evidence_bits
 from resolvers.matching.shipped import SHIPPED
+from resolvers.matching.spreading import spread
 
 _CHUNK: Final = 1 << 13
-_STRONG_CAP: Final = 4000
-_WEAK_CAP: Final = 150
 _KEPT_BITS: Final = -12.0
 _ROUNDS: Final = 3
 _NEAR_BITS: Final = -5.0
@@ -28,6 +28,7 @@ _DOUBLES: Final = 4
 _DOUBLE_SHARE: Final = 0.02
 _LEAST_OVERLAP: Final = 0.05
 _CONFIDENT: Final = 0.8
+_SLICES_TO_SPREAD: Final = 4
 
 Progress = Callable[[float], None]
 
@@ -130,15 +131,45 @@ def _positions(column: Ints) -> dict[int, list[int]]:
     return found
 
 
+class Weighed(NamedTuple):
+    """What was found of the first pool's accounts up to ``end``, from where the one before ended.
+
+    Pairs of rows, in order, with what speaks for them in 1/1024 bit, groups and prior left out.
+    """
+
+    end: int
+    first: npt.NDArray[np.int32]
+    second: npt.NDArray[np.int32]
+    steps: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Means:
+    """How a comparison is done; what comes of it is the same.
+
+    Attributes:
+        processes: How many compute at once, where there is enough to do for more than one.
+        source: Makes what the pairs come from.
+        done: What was weighed before a comparison was cut off; it goes on behind.
+        keep: Called with what is weighed, slice by slice, in order.
+    """
+
+    processes: int = 1
+    source: Callable[[tuple[Columns, Columns]], Candidates] = Blocks
+    done: Sequence[Weighed] = ()
+    keep: Callable[[Weighed], None] | None = None
+
+
 def match(
-    left: Sequence[Prepared],
-    right: Sequence[Prepared],
+    left: Iterable[Prepared],
+    right: Iterable[Prepared],
     *,
     model: Model = SHIPPED,
     decided: Mapping[tuple[int, int], bool] | None = None,
     expected_overlap: float | None = None,
     groups: bool = True,
     progress: Progress | None = None,
+    means: Means | None = None,
 ) -> Matches:
     """Return who of one provider may be who of another.
 
@@ -152,35 +183,37 @@ def match(
             from the pairs if not given.
         groups: Whether to learn which classes and facilities correspond, and use it.
         progress: Called with the share done, from 0 to 1, now and then.
+        means: How it is done.
+
+    Raises:
+        WorkerLost: One of several processes ended too early.
     """
     say = progress or (lambda _: None)
     vocabulary = Vocabulary()
     columns = (Columns.of(left, vocabulary), Columns.of(right, vocabulary))
     say(0.1)
-    sizes = (len(left), len(right))
-    prior = model.prior(*sizes, expected_overlap)
-    pairs = _without_decided(candidates(columns), decided or {})
+    sizes = (columns[0].count, columns[1].count)
     grouped = groups and any(columns[0].groups) and any(columns[1].groups)
     given, model = model, model if grouped else model.without_groups()
-    say(0.3)
-    weight = _weigh(columns, pairs, model, prior, lambda done: say(0.3 + 0.4 * done))
+    pairs, weight = _weigh(columns, model, means or Means(), lambda done: say(0.1 + 0.6 * done))
+    pairs, weight = _as_decided(columns, pairs, weight, model, decided or {})
+    prior = model.prior(*sizes, expected_overlap)
+    weight += prior
     if expected_overlap is None:
         weight, prior = _with_overlap(pairs, weight, model, sizes)
     kept = weight > _KEPT_BITS
     pairs, weight = (pairs[0][kept], pairs[1][kept]), weight[kept]
     links = None
+    say(0.8)
     if grouped:
-        pairs, weight, links = _with_groups(columns, pairs, weight, model)
-        pairs, weight = _dropped(pairs, weight, decided or {})
+        weight, links = _with_groups(columns, pairs, weight, model)
         if expected_overlap is None:
             weight, prior = _with_overlap(pairs, weight, model, sizes, prior)
     say(0.9)
     kept = weight > _KEPT_BITS
     pairs, weight = (pairs[0][kept], pairs[1][kept]), weight[kept]
     score = probabilities(model, pairs, weight, find_doubles(columns, pairs, weight, model))
-    for (i, j), same in (decided or {}).items():
-        if same:
-            score[(pairs[0] == i) & (pairs[1] == j)] = 1.0
+    score[np.isin(_codes(columns, *pairs), _codes(columns, *_decided_so(decided, same=True)))] = 1.0
     order = np.lexsort((pairs[1], pairs[0], -weight, -score))
     say(1.0)
     return Matches(
@@ -195,96 +228,68 @@ def match(
     )
 
 
-def candidates(columns: tuple[Columns, Columns]) -> tuple[Ints, Ints]:
-    """Return the pairs of rows that share a blocking key, each once, in order."""
-    keys_left, rows_left = _flat_keys(columns[0])
-    keys_right, rows_right = _flat_keys(columns[1])
-    start = np.searchsorted(keys_right, keys_left, "left")
-    counts = np.searchsorted(keys_right, keys_left, "right") - start
-    own = np.searchsorted(keys_left, keys_left, "right") - np.searchsorted(
-        keys_left, keys_left, "left"
-    )
-    weak = np.isin(keys_left & np.uint64(15), np.array(sorted(WEAK_KINDS), np.uint64))
-    size = counts * own
-    good = (counts > 0) & (size <= np.where(weak, _WEAK_CAP, _STRONG_CAP))
-    start, counts, rows = start[good], counts[good], rows_left[good]
-    first = np.repeat(rows, counts)
-    offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    second = rows_right[np.repeat(start, counts) + offsets]
-    codes = np.sort(first * np.int64(max(columns[1].count, 1)) + second)
-    codes = codes[np.concatenate([np.ones(min(len(codes), 1), np.bool_), codes[1:] > codes[:-1]])]
-    return codes // max(columns[1].count, 1), codes % max(columns[1].count, 1)
-
-
-def _flat_keys(columns: Columns) -> tuple[npt.NDArray[np.uint64], Ints]:
-    """Return all keys in order, each with its row; a row has each key once."""
-    parts_keys, parts_rows = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
-    for begin in range(0, columns.count, _CHUNK):
-        rows = np.arange(begin, min(begin + _CHUNK, columns.count))
-        keys = np.sort(keys_of(columns, rows), axis=1)
-        fresh = keys > 0
-        fresh[:, 1:] &= keys[:, 1:] != keys[:, :-1]
-        at, _ = np.nonzero(fresh)
-        parts_keys.append(keys[fresh])
-        parts_rows.append(rows[at])
-    keys, owners = np.concatenate(parts_keys), np.concatenate(parts_rows)
-    order = np.argsort(keys, kind="stable")
-    return keys[order], owners[order]
-
-
-def _without_decided(
-    pairs: tuple[Ints, Ints], decided: Mapping[tuple[int, int], bool]
-) -> tuple[Ints, Ints]:
-    if not decided:
-        return pairs
-    confirmed = [pair for pair, same in decided.items() if same]
-    pairs = (
-        np.concatenate([pairs[0], np.array([i for i, _ in confirmed], np.int64)]),
-        np.concatenate([pairs[1], np.array([j for _, j in confirmed], np.int64)]),
-    )
-    kept, _ = _dropped(pairs, np.zeros(len(pairs[0])), decided)
-    unique = np.unique(np.stack(kept), axis=1)
-    return unique[0], unique[1]
-
-
-def _dropped(
-    pairs: tuple[Ints, Ints], weight: Floats, decided: Mapping[tuple[int, int], bool]
-) -> tuple[tuple[Ints, Ints], Floats]:
-    """Leave out rejected pairs and whatever else touches a confirmed pair's accounts."""
-    if not decided:
-        return pairs, weight
-    partner_of_left = {i: j for (i, j), same in decided.items() if same}
-    partner_of_right = {j: i for (i, j), same in decided.items() if same}
-    kept = np.array(
-        [
-            decided.get((i, j)) is not False
-            and partner_of_left.get(i, j) == j
-            and partner_of_right.get(j, i) == i
-            for i, j in zip(pairs[0].tolist(), pairs[1].tolist(), strict=True)
-        ],
-        np.bool_,
-    )
-    return (pairs[0][kept], pairs[1][kept]), weight[kept]
-
-
 def _weigh(
+    columns: tuple[Columns, Columns], model: Model, means: Means, say: Progress
+) -> tuple[tuple[Ints, Ints], Floats]:
+    """Return all candidates, with what speaks for them in bits."""
+    done = means.done[-1].end if means.done else 0
+    source = means.source(columns)
+    slices = [(max(begin, done), end) for begin, end in source.slices if end > done]
+    parts = [*means.done]
+
+    def work(number: int) -> Weighed:
+        begin, end = slices[number]
+        first, second = source.pairs(begin, end)
+        steps = np.zeros(len(first), np.int32)
+        for at in range(0, len(first), _CHUNK):
+            part = slice(at, at + _CHUNK)
+            values = compare(*columns, (first[part], second[part])).values
+            steps[part] = evidence_bits(model, values) * STEPS
+        return Weighed(end, first.astype(np.int32), second.astype(np.int32), steps)
+
+    processes = means.processes if len(slices) >= _SLICES_TO_SPREAD else 1
+    for part in spread(work, len(slices), processes):
+        parts.append(part)
+        if means.keep is not None:
+            means.keep(part)
+        say(part.end / columns[0].count)
+    first, second, steps = (
+        np.concatenate([part[at] for part in parts]) if parts else np.zeros(0, np.int32)
+        for at in (1, 2, 3)
+    )
+    return (first.astype(np.int64), second.astype(np.int64)), steps / STEPS
+
+
+def _as_decided(
     columns: tuple[Columns, Columns],
     pairs: tuple[Ints, Ints],
+    weight: Floats,
     model: Model,
-    prior: float,
-    say: Progress,
-    links: GroupLinks | None = None,
-) -> Floats:
-    weight = np.zeros(len(pairs[0]), np.float64)
-    for begin in range(0, len(weight), _CHUNK):
-        part = slice(begin, begin + _CHUNK)
-        some = (pairs[0][part], pairs[1][part])
-        values = compare(*columns, some).values
-        if links is not None:
-            links.put_values(some, values)
-        weight[part] = evidence_bits(model, values) + prior
-        say(min(1.0, (begin + _CHUNK) / len(weight)))
-    return weight
+    decided: Mapping[tuple[int, int], bool],
+) -> tuple[tuple[Ints, Ints], Floats]:
+    """Put confirmed pairs in; leave out rejected ones, and all others of confirmed accounts."""
+    if not decided:
+        return pairs, weight
+    confirmed, rejected = (_decided_so(decided, same=same) for same in (True, False))
+    mine, theirs = (np.isin(column, said) for column, said in zip(pairs, confirmed, strict=True))
+    kept = ~(mine | theirs) & ~np.isin(_codes(columns, *pairs), _codes(columns, *rejected))
+    first, second = (
+        np.concatenate([column[kept], said]) for column, said in zip(pairs, confirmed, strict=True)
+    )
+    said = evidence_bits(model, compare(*columns, confirmed).values)
+    order = np.argsort(_codes(columns, first, second))
+    return (first[order], second[order]), np.concatenate([weight[kept], said])[order]
+
+
+def _decided_so(decided: Mapping[tuple[int, int], bool] | None, *, same: bool) -> tuple[Ints, Ints]:
+    pairs = [pair for pair, said in (decided or {}).items() if said is same]
+    columns = np.array(pairs, np.int64).reshape(-1, 2)
+    return columns[:, 0], columns[:, 1]
+
+
+def _codes(columns: tuple[Columns, Columns], first: Ints, second: Ints) -> Ints:
+    """Return one number for each pair of rows, in the order of the pairs."""
+    return first * np.int64(max(columns[1].count, 1)) + second
 
 
 def _with_overlap(
@@ -304,11 +309,8 @@ def _with_overlap(
 
 
 def _with_groups(
-    columns: tuple[Columns, Columns],
-    pairs: tuple[Ints, Ints],
-    weight: Floats,
-    model: Model,
-) -> tuple[tuple[Ints, Ints], Floats, GroupLinks]:
+    columns: tuple[Columns, Columns], pairs: tuple[Ints, Ints], weight: Floats, model: Model
+) -> tuple[Floats, GroupLinks]:
     """Weigh again with what confident pairs say of which groups correspond.
 
     Twice: first only pairs that may be right, to know more of the confident ones.
@@ -318,7 +320,7 @@ def _with_groups(
     links = _learnt(columns, some, weight[near], model)
     better = weight[near] + _bits_of_groups(links, some, model)
     links = _learnt(columns, some, better, model)
-    return pairs, weight + _bits_of_groups(links, pairs, model), links
+    return weight + _bits_of_groups(links, pairs, model), links
 
 
 def _learnt(
@@ -330,12 +332,11 @@ def _learnt(
 
 def _bits_of_groups(links: GroupLinks, pairs: tuple[Ints, Ints], model: Model) -> Floats:
     bits = np.zeros(len(pairs[0]), np.float64)
+    same, other = (model.weights[AT[name]] * STEPS for name in ("groups_same", "groups_other"))
     for begin in range(0, len(bits), _CHUNK):
         part = slice(begin, begin + _CHUNK)
-        some = (pairs[0][part], pairs[1][part])
-        values = np.zeros((len(some[0]), len(FEATURES)), np.float32)
-        links.put_values(some, values)
-        bits[part] = evidence_bits(model, values)
+        values = links.values((pairs[0][part], pairs[1][part]))
+        bits[part] = np.rint(values * np.where(values > 0, same, other)) / STEPS
     return bits
 
 
