@@ -139,7 +139,7 @@ def start_canvas(
     seed = str(secrets.randbelow(10**9))
     log = options.folder / "canvas.log"
     address = ["--host", "127.0.0.1", "--port", str(options.canvas_port)]
-    process = _spawn([*module, *address, "--seed", seed], log, os.environ)
+    process = _spawn([*module, *address, "--seed", seed, "--kolibri-people"], log, os.environ)
     processes.append(process)
     url = f"http://127.0.0.1:{options.canvas_port}"
     wait_until_up(f"{url}/login", process, log)
@@ -327,6 +327,13 @@ Headers. For {cody["displayName"]}:
   curl -H 'Authorization: Bearer {token}' -H 'On-Behalf-Of: {cody["id"]}' \\
     -H 'Content-Type: application/json' \\
     -d '{{"query": "{{ courses {{ nodes {{ title }} }} }}"}}' {url}/graphql
+
+To see which accounts of both are one person's, with reasons, in another shell, in the folder of
+this one:
+
+  export GATEWAY_DATA_FOLDER=.demo/{kind}/data
+  .venv/bin/learning-gateway refresh 1 && .venv/bin/learning-gateway refresh 2
+  .venv/bin/learning-gateway match run && .venv/bin/learning-gateway match review
 
 Ctrl-C stops it{left}. Logs and data are in .demo/{kind}
 """,

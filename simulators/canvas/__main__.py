@@ -13,7 +13,11 @@ import sys
 import time
 
 from simulators.canvas.app import running
-from simulators.canvas.population import build_large_population, build_population
+from simulators.canvas.population import (
+    add_people_of_kolibri,
+    build_large_population,
+    build_population,
+)
 from simulators.canvas.profiles import PROFILES
 from simulators.canvas.state import ADMIN_TOKEN, CLIENT_ID, CLIENT_SECRET, Canvas, VirtualClock
 
@@ -29,6 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--large", action="store_true", help="10 000 users, 1 000 courses")
     parser.add_argument(
         "--users", type=int, help="of so many users, 10 at least; half as many courses"
+    )
+    parser.add_argument(
+        "--kolibri-people", action="store_true", help="and 14 people of the simulated Kolibri"
     )
     parser.add_argument("--seed", type=int, default=1, help="of tokens and the large data set")
     parser.add_argument("--shard", type=int, default=0, help="1000 puts all ids above 2^53")
@@ -49,6 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
     elif chosen.large:
         population = build_large_population(chosen.seed, shard=chosen.shard)
+    if chosen.kolibri_people:
+        add_people_of_kolibri(population)
     clock = VirtualClock(time.time(), ticking=True)
     profile = PROFILES[chosen.profile]
     canvas = Canvas(population, profile=profile, clock=clock, seed=chosen.seed)

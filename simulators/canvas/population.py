@@ -320,6 +320,35 @@ def build_population(*, shard: int = 0) -> Population:
     return people
 
 
+def add_people_of_kolibri(people: Population) -> None:
+    """Add a class of people who have an account of the simulated Kolibri too, as schools do it.
+
+    Their names are shortened, turned round, spelt without accents, or in another script; one is
+    the name of two learners there, so nobody can say which of them it is.
+    """
+    homeroom = people.add_course("Homeroom 7b", "HOME-7B")
+    section = next(row for row in people.sections.values() if row.course_id == homeroom.id)
+    for name, login in (
+        ("Anna Sklodowska", "asklodowska"),
+        ("Jose Luis Rodriguez", "jlrodriguez"),
+        ("Minako Oba", "moba"),
+        ("Wanjiru Kamau", "wkamau"),
+        ("Siobhan O'Neill", "soneill"),
+        ("Hanspeter Vogel", "hpvogel"),
+        ("Anneke van den Berg", "anneke"),
+        ("Anna Akhmatova", "aakhmatova"),
+        ("Swietoslawa Gzegzolka", "sgzegzolka"),
+        ("Isil Gunes", "igunes"),
+        ("Gita Schaefer", "gschaefer"),
+        ("Femi Lim", "flim"),
+        ("Mary Jones", "mjones"),
+    ):
+        email = f"{login}@example.org"
+        people.add_enrollment(people.add_user(name, login, email=email), section)
+    teacher = people.add_user("Zahra El Idrissi", "zelidrissi", email="zelidrissi@example.org")
+    people.add_enrollment(teacher, section, type="TeacherEnrollment")
+
+
 def build_large_population(
     seed: int = 1,
     *,
