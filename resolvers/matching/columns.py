@@ -175,9 +175,16 @@ class Vocabulary:
         return _bits(self.years[years & 0x7FF], int(self.years.sum()))
 
 
+UNSEEN: Final = 200
+"""Accounts taken to stand behind the ones that are there, with none of their names.
+
+In a small school a name that two have is not as frequent as it looks there.
+"""
+
+
 def _bits(counts: npt.NDArray[Any], accounts: int) -> Floats:
     """Return -log2 of frequencies, in sixteenths of a bit, from 1 to 14."""
-    shares = (counts + 0.5) / (accounts + 1.0)
+    shares = (counts + 0.5) / (accounts + 1.0 + UNSEEN)
     bits = np.rint(-16.0 * np.log2(np.minimum(shares, 1.0))) / 16.0
     return np.asarray(np.clip(bits, 1.0, 14.0), np.float64)
 

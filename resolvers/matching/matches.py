@@ -12,7 +12,7 @@ import numpy.typing as npt
 from resolvers.matching.accounts import Prepared
 from resolvers.matching.candidates import Blocks, Candidates
 from resolvers.matching.clustering import log_odds
-from resolvers.matching.columns import Columns, Floats, Ints, Vocabulary
+from resolvers.matching.columns import UNSEEN, Columns, Floats, Ints, Vocabulary
 from resolvers.matching.explaining import Suggestion, evidence_of
 from resolvers.matching.groups import GroupLinks
 from resolvers.matching.scoring import AT, STEPS, Model, compare, contributions, evidence_bits
@@ -27,6 +27,8 @@ _GOOD_BITS: Final = -4.0
 _DOUBLES: Final = 4
 _DOUBLE_SHARE: Final = 0.02
 _LEAST_OVERLAP: Final = 0.05
+_SUPPOSED: Final = 20
+"""Accounts whose overlap of one half is supposed beside that of those that are there."""
 _CONFIDENT: Final = 0.8
 _SLICES_TO_SPREAD: Final = 4
 
@@ -302,8 +304,9 @@ def _with_overlap(
     """Return weights and prior for the overlap that the pairs themselves speak for."""
     prior = model.prior(*sizes) if prior is None else prior
     for _ in range(_ROUNDS):
-        found = float(probabilities(model, pairs, weight).sum())
-        fitting = model.prior(*sizes, max(found / max(min(sizes), 1), _LEAST_OVERLAP))
+        found = float(probabilities(model, pairs, weight).sum()) + 0.5 * _SUPPOSED
+        overlap = found / (min(sizes) + _SUPPOSED)
+        fitting = model.prior(*sizes, max(overlap, _LEAST_OVERLAP))
         weight, prior = weight + (fitting - prior), fitting
     return weight, prior
 
@@ -379,7 +382,7 @@ def find_doubles(
             rows = (other[at], other[at + apart])
             values = compare(columns[1 - side], columns[1 - side], rows).values
             own = evidence_bits(model, values)
-            size = columns[1 - side].count
+            size = columns[1 - side].count + UNSEEN
             own += model.prior(size, size, _DOUBLE_SHARE)
             chance = 1.0 / (1.0 + np.exp2(-np.clip(own, -60.0, 60.0)))
             parts += [(here, there, chance), (there, here, chance)]
