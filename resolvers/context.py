@@ -496,6 +496,10 @@ class RequestContext:
                 limit="nested_rows",
             )
 
+    def has_room_for(self, count: int) -> bool:
+        """Whether the answer may hold so many rows more in lists inside lists."""
+        return self._nested_rows + count <= self.limits.max_nested_rows
+
     def note_max_age(self, seconds: int | None) -> None:
         """Take note of how old what a field reads, and what hangs on it, may be.
 

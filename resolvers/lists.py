@@ -34,6 +34,7 @@ from resolvers.paging import (
     CollectedRow,
     Connection,
     FetchPage,
+    GivenPage,
     PageRequest,
     SortedStreams,
     SortKey,
@@ -444,7 +445,7 @@ async def _merged(
     ages: dict[str, _Age],
     chains: _Chains[T],
     wants_total: bool,
-) -> Connection[T]:
+) -> GivenPage[T]:
     """Return a page of a list that is filtered or in an order of ours."""
     order = selection.list_order
     fetch_page = _page_fetcher(context, kind, page, ages, order)

@@ -391,10 +391,10 @@ ENROLLMENTS: Final[ListKind[Enrollment]] = ListKind(
 _USER: Final[Kind[User]] = Kind.of("user", Resource.USERS, User)
 _COURSE: Final[Kind[Course]] = Kind.of("course", Resource.COURSES, Course)
 _BY_USER: Final[Kind[Sequence[Enrollment]]] = Kind.of(
-    "enrollments_by_user", Resource.ENROLLMENTS, tuple[Enrollment, ...]
+    "enrollments_of_user", Resource.ENROLLMENTS, tuple[Enrollment, ...]
 )
 _BY_COURSE: Final[Kind[Sequence[Enrollment]]] = Kind.of(
-    "enrollments_by_course", Resource.ENROLLMENTS, tuple[Enrollment, ...]
+    "enrollments_of_course", Resource.ENROLLMENTS, tuple[Enrollment, ...]
 )
 _SECTIONS: Final[Kind[Sequence[Section]]] = Kind.of(
     "sections_by_course", Resource.COURSES, tuple[Section, ...]
@@ -449,8 +449,8 @@ class Loaders:
     Attributes:
         user_by_id: User of a provider's external id.
         course_by_id: Course of a provider's external id.
-        enrollments_by_user: Enrollments of a user; ``None`` for an unknown user.
-        enrollments_by_course: Enrollments of a course; ``None`` for an unknown course.
+        enrollments_by_user: Enrollments of a user by id; ``None`` for an unknown user.
+        enrollments_by_course: Enrollments of a course by id; ``None`` for an unknown course.
         sections_by_course: Sections of a course; ``None`` for an unknown course.
         milestones_by_pair: What a user has handed in in a course; ``None`` for an unknown pair.
         progress_by_pair: What a call of its own tells of how far a user is in a course.
@@ -822,6 +822,9 @@ def _own_group(key: str) -> str:
     return key
 
 
+_row_id: Callable[[Enrollment], str] = attrgetter("id")
+
+
 def _one_group(_key: object) -> str:
     return ""
 
@@ -848,13 +851,21 @@ async def _ask_courses(session: ProviderSession, ids: Sequence[str]) -> Mapping[
 async def _ask_enrollments_by_user(
     session: ProviderSession, ids: Sequence[str]
 ) -> Mapping[str, Sequence[Enrollment]]:
-    return await session.fetch_enrollments_by_user(ids)
+    return _in_order(await session.fetch_enrollments_by_user(ids))
 
 
 async def _ask_enrollments_by_course(
     session: ProviderSession, ids: Sequence[str]
 ) -> Mapping[str, Sequence[Enrollment]]:
-    return await session.fetch_enrollments_by_course(ids)
+    return _in_order(await session.fetch_enrollments_by_course(ids))
+
+
+def _in_order(found: Mapping[str, Sequence[Enrollment]]) -> Mapping[str, Sequence[Enrollment]]:
+    """Return rows as they are kept and given: by id, each once, so that pages need only cut."""
+    return {
+        key: sorted({row.id: row for row in rows}.values(), key=_row_id)
+        for key, rows in found.items()
+    }
 
 
 async def _ask_sections_by_course(

@@ -50,7 +50,7 @@ from enum import StrEnum
 from functools import lru_cache
 from hashlib import blake2b
 from operator import attrgetter
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
@@ -62,6 +62,7 @@ from sessions.sharing import together
 from storage.records import Provider
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 SortKey: TypeAlias = tuple[str | int | float, ...]
 """Orders the rows of one list; no two rows have the same."""
@@ -104,17 +105,47 @@ class SourceStatus:
     as_of: datetime | None = None
 
 
-class Connection(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
-    """One page of a list.
+class Connection(Protocol[T_co]):
+    """One page of a list."""
+
+    @property
+    def nodes(self) -> Sequence[T_co]:
+        """In the order asked for."""
+
+    @property
+    def has_previous_page(self) -> bool:
+        """Whether this is not the first page."""
+
+    @property
+    def has_next_page(self) -> bool:
+        """Whether the providers that answered have more."""
+
+    @property
+    def total_count(self) -> int | None:
+        """Length of the whole list; ``None`` when a provider cannot say."""
+
+    @property
+    def sources(self) -> Sequence[SourceStatus]:
+        """Every provider the list is made of, in order of registration."""
+
+    @property
+    def start_cursor(self) -> str | None:
+        """Cursor of the first node."""
+
+    @property
+    def end_cursor(self) -> str | None:
+        """Cursor of the last node; where there is none, the cursor this page was asked with."""
+
+    @property
+    def cursor_of(self) -> Callable[[int], str]:
+        """Makes the cursor of the node at an index."""
+
+
+class GivenPage(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
+    """A ``Connection`` whose cursors say how far each provider's list has been given.
 
     Attributes:
-        nodes: In the order asked for.
-        cursor_of: Makes the cursor of the node at an index.
         empty_cursor: The cursor to go on from when there is no node.
-        has_previous_page: Whether this is not the first page.
-        has_next_page: Whether the providers that answered have more.
-        total_count: Length of the whole list; ``None`` when a provider cannot say.
-        sources: Every provider the list is made of, in order of registration.
     """
 
     nodes: Sequence[T]
@@ -424,7 +455,7 @@ class _WalkState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _GivenRows(Generic[T]):
+class _RowsOfPage(Generic[T]):
     """Rows of one page of a provider's, and what makes their cursors.
 
     Attributes:
@@ -456,7 +487,7 @@ async def walk_providers(
     wants_total: bool,
     length_of: Callable[[Provider], int | None] | None = None,
     prefetch: Callable[[str, str, int], None] | None = None,
-) -> Connection[T]:
+) -> GivenPage[T]:
     """Return a page of the list as the providers have it.
 
     Pages asked for: those that hold the rows given, those of providers that turn out to be at
@@ -495,7 +526,7 @@ async def walk_providers(
     def cursor_of(index: int) -> str:
         return request.seal(walk.state_behind(index).as_json())
 
-    return Connection(
+    return GivenPage(
         nodes=walk.rows[: request.first],
         cursor_of=cursor_of,
         empty_cursor=request.after,
@@ -518,7 +549,7 @@ class _Walk(Generic[T]):
     ) -> None:
         self.rows: list[T] = []
         self.following: tuple[Provider, _Place] | None = None
-        self._parts: list[_GivenRows[T]] = []
+        self._parts: list[_RowsOfPage[T]] = []
         self._sources = sources
         self._length_of = length_of
         self._patience_seconds = patience_seconds
@@ -556,7 +587,7 @@ class _Walk(Generic[T]):
                 return reached
             indices = page.at.rest(page.ids)
             self._parts.append(
-                _GivenRows(
+                _RowsOfPage(
                     start=len(self.rows),
                     provider=provider,
                     state=state,
@@ -674,7 +705,7 @@ def page_of_rows(
     sources: Sequence[SourceStatus],
     request: PageRequest,
     descending: bool = False,
-) -> Connection[T]:
+) -> GivenPage[T]:
     """Return a page of a list whose rows are all at hand.
 
     Args:
@@ -694,7 +725,7 @@ def page_of_rows(
         moved = _moved(marks, given[index].key, failed=failed, descending=descending)
         return request.seal(moved.as_json())
 
-    return Connection(
+    return GivenPage(
         nodes=[row.row for row in given],
         cursor_of=cursor_of,
         empty_cursor=request.after,
@@ -733,7 +764,7 @@ async def merge_providers(
     collect: Callable[[Provider], Awaitable[Iterable[CollectedRow[T]]]],
     request: PageRequest,
     descending: bool = False,
-) -> Connection[T]:
+) -> GivenPage[T]:
     """Return a page of a list in an order of ours.
 
     The rows of a provider that sorts come in its own order, whose idea of an alphabet may differ
@@ -775,7 +806,7 @@ async def merge_providers(
     def cursor_of(index: int) -> str:
         return request.seal(merge.marks_behind(index).as_json())
 
-    return Connection(
+    return GivenPage(
         nodes=[head.row for head in merge.given],
         cursor_of=cursor_of,
         empty_cursor=request.after,

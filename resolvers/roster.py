@@ -755,6 +755,11 @@ def _counted(
 
     Those that the answer has no room for are a refusal instead.
     """
+    there = [rows for rows in found if rows is not None and not isinstance(rows, BaseException)]
+    total = sum(map(length_of, there))
+    if context.has_room_for(total):
+        context.count_nested_rows(total)
+        return found
 
     def count(rows: T | BaseException | None) -> T | BaseException | None:
         if rows is None or isinstance(rows, BaseException):
@@ -808,6 +813,10 @@ _course_key: Callable[[Enrollment], ExternalKey] = attrgetter("provider_id", "co
 _pair_of: Callable[[Enrollment], PairKey] = attrgetter("provider_id", "user_id", "course_id")
 
 
+def _length_of_page(page: Connection[Enrollment]) -> int:
+    return len(page.nodes)
+
+
 def _by_own_key(rows: Sequence[Own]) -> Mapping[ExternalKey, Own]:
     return dict(zip(map(_own_key, rows), rows, strict=True))
 
@@ -851,54 +860,42 @@ class _EnrollmentPager:
         self, keys: Sequence[ExternalKey], found: Outcomes[Sequence[Enrollment]]
     ) -> Outcomes[Connection[Enrollment]]:
         """Return the page of each, counted for each place that it goes to."""
-        pages: dict[ExternalKey, Connection[Enrollment] | BaseException | None] = {}
-        for key, rows in zip(keys, found, strict=True):
-            if key not in pages:
-                if rows is None or isinstance(rows, BaseException):
-                    pages[key] = rows
-                else:
-                    pages[key] = self._page_of(key, rows)
-        wanted = [pages[key] for key in keys]
-        return _counted(self._context, wanted, lambda connection: len(connection.nodes))
+        distinct = dict(zip(keys, found, strict=True))
+        pages = [*map(self._page_of, distinct.items())]
+        if len(distinct) < len(keys):
+            by_key = dict(zip(distinct, pages, strict=True))
+            pages = [*map(by_key.__getitem__, keys)]
+        return _counted(self._context, pages, _length_of_page)
 
     def _page_of(
-        self, key: ExternalKey, rows: Sequence[Enrollment]
-    ) -> Connection[Enrollment] | RequestRefused:
-        """Return the page of one of them, or what is wrong with the cursor."""
-        if self._page.after is not None:
-            try:
-                return self._whole(key, rows)
-            except RequestRefused as refusal:
-                return refusal
-        rows_by_id = {row.id: row for row in rows if self._matches is None or self._matches(row)}
-        # Its cursors are seldom asked for, and cost more than all the rest.
-        return Connection(
-            nodes=[rows_by_id[row_id] for row_id in sorted(rows_by_id)[: self._page.first]],
-            cursor_of=_Cursors(lambda: self._whole(key, rows)),
-            empty_cursor=None,
-            has_previous_page=False,
-            has_next_page=len(rows_by_id) > self._page.first,
-            total_count=len(rows_by_id),
-            sources=self._sources_of(key[0]),
-        )
+        self, item: tuple[ExternalKey, Sequence[Enrollment] | BaseException | None]
+    ) -> Connection[Enrollment] | BaseException | None:
+        """Return the page of one of them, or what is wrong with it or with the cursor."""
+        key, rows = item
+        if rows is None or isinstance(rows, BaseException):
+            return rows
+        if self._matches is not None:
+            rows = [*filter(self._matches, rows)]
+        if self._page.after is None:
+            return _FirstPage(rows[: self._page.first], rows, key, self)
+        try:
+            return self.whole(key, rows)
+        except RequestRefused as refusal:
+            return refusal
 
-    def _whole(self, key: ExternalKey, rows: Sequence[Enrollment]) -> Connection[Enrollment]:
-        """Return a page that can make its cursors.
+    def whole(self, key: ExternalKey, rows: Sequence[Enrollment]) -> Connection[Enrollment]:
+        """Return a page that can make its cursors, of rows that match.
 
         Raises:
             BadInput: The cursor is none of this list.
         """
         return page_of_rows(
-            [
-                CollectedRow(row=row, key=(row.id,), provider_id=key[0])
-                for row in rows
-                if self._matches is None or self._matches(row)
-            ],
-            sources=self._sources_of(key[0]),
+            [CollectedRow(row=row, key=(row.id,), provider_id=key[0]) for row in rows],
+            sources=self.sources_of(key[0]),
             request=page_request(self._context, self._name, [key, self._fingerprint], self._page),
         )
 
-    def _sources_of(self, provider_id: str) -> tuple[SourceStatus, ...]:
+    def sources_of(self, provider_id: str) -> tuple[SourceStatus, ...]:
         sources = self._sources.get(provider_id)
         if sources is None:
             provider = self._context.get_provider(provider_id)
@@ -907,16 +904,46 @@ class _EnrollmentPager:
         return sources
 
 
-class _Cursors:
-    """Makes the cursors of a page that can make none by itself, once the first is wanted."""
+class _FirstPage(msgspec.Struct):
+    """The first page of the enrollments of one user or course, as a ``Connection``.
 
-    __slots__ = ("_page", "_whole")
+    Its cursors are seldom asked for, and cost more than all the rest.
+    """
 
-    def __init__(self, whole: Callable[[], Connection[Enrollment]]) -> None:
-        self._whole = whole
-        self._page: Connection[Enrollment] | None = None
+    nodes: Sequence[Enrollment]
+    rows: Sequence[Enrollment]
+    key: ExternalKey
+    pager: _EnrollmentPager
+    _whole: Connection[Enrollment] | None = None
 
-    def __call__(self, index: int) -> str:
-        if self._page is None:
-            self._page = self._whole()
-        return self._page.cursor_of(index)
+    @property
+    def total_count(self) -> int:
+        return len(self.rows)
+
+    @property
+    def has_previous_page(self) -> bool:
+        return False
+
+    @property
+    def has_next_page(self) -> bool:
+        return len(self.rows) > len(self.nodes)
+
+    @property
+    def sources(self) -> Sequence[SourceStatus]:
+        return self.pager.sources_of(self.key[0])
+
+    @property
+    def start_cursor(self) -> str | None:
+        return self._with_cursors().start_cursor
+
+    @property
+    def end_cursor(self) -> str | None:
+        return self._with_cursors().end_cursor
+
+    def cursor_of(self, index: int) -> str:
+        return self._with_cursors().cursor_of(index)
+
+    def _with_cursors(self) -> Connection[Enrollment]:
+        if self._whole is None:
+            self._whole = self.pager.whole(self.key, self.rows)
+        return self._whole

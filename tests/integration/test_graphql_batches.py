@@ -14,6 +14,7 @@ from resolvers.reading import Reading
 from sessions.errors import ProviderUnavailable
 from storage.cache import CacheStore
 from storage.database import Database
+from storage.records import Enrollment
 
 
 async def test_every_loader_of_a_request_makes_one_call_per_provider() -> None:
@@ -100,8 +101,9 @@ async def test_very_many_pages_are_made_in_turns_as_they_are_at_once(
     assert list(map(len, map(rows_of, in_turns))) == [3, 3, 3, 3, 3, 0]
 
 
-def rows_of(page: object) -> list[str]:
-    assert isinstance(page, Connection)
+def rows_of(page: Connection[Enrollment] | BaseException | None) -> list[str]:
+    assert page is not None
+    assert not isinstance(page, BaseException)
     return [row.id for row in page.nodes]
 
 
