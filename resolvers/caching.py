@@ -13,7 +13,8 @@ if error           an answer that cannot be had anew is served old, marked STALE
 
 Memory holds answers, those used last, up to a number of bytes: encoded until somebody asks for
 them, and from then on, while there is room, as records, which all readers share. The database is
-written behind the readers' backs and read for what memory does not hold. Our own writes at a
+written behind the readers' backs, what is read again and again only now and then, and read for
+what memory does not hold. Our own writes at a
 provider make everything read before old, in every gateway at once, by the number
 ``Provider.writes``; a changed registration makes it unusable.
 """
@@ -23,13 +24,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import Context
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from itertools import islice
 from math import inf
 from sys import intern
 from typing import Any, Final, Generic, TypeAlias, TypeVar
@@ -74,6 +74,7 @@ _SHARED: Final = frozenset(
 )
 _ANSWERS_AT_ONCE: Final = 500
 _SAVE_SECONDS: Final = 1.0
+_SAVE_AGAIN_SECONDS: Final = 10.0
 _SWEEP_SECONDS: Final = 3600.0
 _LENGTHS: Final = 10_000
 _NONE: Final = b""
@@ -265,15 +266,11 @@ class _Entry(msgspec.Struct, eq=False, gc=False):
     """
 
     body: bytes
+    length: int
     registration: str
     writes: int
     read_at: float
     kept: Kept[Any] | None = None
-    length: int = -1
-
-    def __post_init__(self) -> None:
-        """Take down how long the body is."""
-        self.length = len(self.body)
 
     def serves(self, place: Place, oldest_at: float) -> bool:
         return bool(self.length) and self.writes == place.writes and self.read_at >= oldest_at
@@ -303,12 +300,12 @@ class _Flight:
 
 @dataclass(slots=True)
 class _Sorted(Generic[V]):
-    """What is to be had of the keys asked for: at once, and what else is to be done."""
+    """What is to be had of the keys asked for: at once, and what else is to be done, by name."""
 
     answers: dict[str, Kept[V] | ProviderError] = field(default_factory=dict)
-    aging: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
+    aging: dict[str, _Name] = field(default_factory=dict)
+    missing: dict[str, _Name] = field(default_factory=dict)
+    unknown: dict[str, _Name] = field(default_factory=dict)
 
 
 class RecordCache:
@@ -338,6 +335,7 @@ class RecordCache:
         self._lengths: dict[tuple[Place, str], int] = {}
         self._unsaved: dict[_Name, _Entry] = {}
         self._unsaved_bytes = 0
+        self._saved_at: OrderedDict[_Name, float] = OrderedDict()
         self._to_save = asyncio.Event()
         self._silent = False
 
@@ -365,13 +363,14 @@ class RecordCache:
             RequestRefused: ``fetch`` refused.
             StorageError: ``fetch`` met with one; the cache's own are as if nothing were kept.
         """
-        found = self._sorted(place, kind, keys, wish, basis)
+        names = _names(place, kind, keys)
+        found = self._sorted(place, kind, names, wish, basis)
         if found.unknown and wish.oldest_while_read_anew < wish.began_at:
             await self._recall(place, kind, found.unknown)
-            found = self._sorted(place, kind, keys, wish)
+            found = self._sorted(place, kind, names, wish)
         self._note_hits(place, len(found.answers))
         if found.aging:
-            self._refresh(place, kind, found.aging, wish=wish, fetch=fetch)
+            self._refresh(place, found.aging, wish=wish, fetch=fetch)
         if found.missing:
             read = await self._read_now(place, kind, found.missing, wish=wish, fetch=fetch)
             found.answers.update(read)
@@ -393,8 +392,7 @@ class RecordCache:
         found: dict[str, Kept[V]] = {}
         served: dict[_Name, _Entry] = {}
         oldest_at = wish.oldest_at
-        for key in keys:
-            name = _name(place, kind, key)
+        for key, name in _names(place, kind, keys).items():
             entry = self._held(place, name)
             if entry is not None and entry.serves(place, oldest_at):
                 found[key] = entry.kept or self._unpacked(entry, kind)
@@ -412,10 +410,11 @@ class RecordCache:
         Nothing happens when it is held young enough, when it is being read, or when nothing may
         be served that was read before it was asked for.
         """
-        entry = self._held(place, _name(place, kind, key))
+        names = _names(place, kind, [key])
+        entry = self._held(place, names[key])
         is_young = entry is not None and entry.serves(place, wish.oldest_at)
         if not is_young and wish.oldest_at < wish.began_at:
-            self._refresh(place, kind, [key], wish=wish, fetch=fetch)
+            self._refresh(place, names, wish=wish, fetch=fetch)
 
     def length_of(self, place: Place, kind: Kind[Any]) -> int:
         """Return how long a list was when last seen, or at least was; 0 when never seen."""
@@ -440,6 +439,8 @@ class RecordCache:
             self._unsaved_bytes -= self._unsaved.pop(name).length
         for name in [*filter(is_meant, self._flights)]:
             del self._flights[name]
+        for name in [*filter(is_meant, self._saved_at)]:
+            del self._saved_at[name]
 
     async def forget(self, provider_id: str, *, subject: str) -> None:
         """Forget one subject's answers, here and in the database.
@@ -463,13 +464,38 @@ class RecordCache:
             except TimeoutError:
                 continue
             await asyncio.sleep(_SAVE_SECONDS)  # what comes together is written together
-            await self.save()
+            await self.save_due()
+
+    async def save_due(self) -> None:
+        """Write what is new, and of what is read again and again the latest now and then."""
+        await self._save(self._due())
 
     async def save(self) -> None:
         """Write to the database what it does not have yet; what fails is kept in memory only."""
-        self._to_save.clear()
         while self._unsaved:
-            entries = dict(islice(self._unsaved.items(), _ANSWERS_AT_ONCE))
+            await self._save([*self._unsaved])
+        self._to_save.clear()
+
+    def _due(self) -> Sequence[_Name]:
+        """Return what is to be written now: not what was a moment ago, unless it is gone since.
+
+        Where much waits already, all of it is due.
+        """
+        now, saved_at = self.clock(), self._saved_at
+        while saved_at and now - next(iter(saved_at.values())) >= _SAVE_AGAIN_SECONDS:
+            saved_at.popitem(last=False)
+        if self._unsaved_bytes > self._terms.max_unsaved_bytes / 2:
+            return [*self._unsaved]
+        return [
+            name
+            for name, entry in self._unsaved.items()
+            if not entry.length or name not in saved_at
+        ]
+
+    async def _save(self, names: Sequence[_Name]) -> None:
+        for start in range(0, len(names), _ANSWERS_AT_ONCE):
+            some = names[start : start + _ANSWERS_AT_ONCE]
+            entries = {name: self._unsaved[name] for name in some if name in self._unsaved}
             now = self.clock()
             answers = [
                 KeptAnswer(
@@ -485,11 +511,20 @@ class RecordCache:
             try:
                 await self._store.write_many(answers)
                 self._silent = False
+                self._note_saved(entries)
             except StorageError as error:
                 self._note_trouble(error)
             for name, entry in entries.items():
                 if self._unsaved.get(name) is entry:  # else it was read anew in the meantime
                     self._unsaved_bytes -= self._unsaved.pop(name).length
+        if not self._unsaved:
+            self._to_save.clear()
+
+    def _note_saved(self, names: Iterable[_Name]) -> None:
+        now = self.clock()
+        for name in names:
+            self._saved_at[name] = now
+            self._saved_at.move_to_end(name)
 
     async def aclose(self) -> None:
         """Give up every read under way, and save what is not saved."""
@@ -528,27 +563,26 @@ class RecordCache:
         self,
         place: Place,
         kind: Kind[V],
-        keys: Sequence[str],
+        names: Mapping[str, _Name],
         wish: Wish,
         basis: Basis | None = None,
     ) -> _Sorted[V]:
         found: _Sorted[V] = _Sorted()
         served: dict[_Name, _Entry] = {}
-        for key in keys:
-            name = _name(place, kind, key)
+        oldest_at, oldest_while_read_anew = wish.oldest_at, wish.oldest_while_read_anew
+        for key, name in names.items():
             entry = self._held(place, name)
             if entry is None:
-                found.unknown.append(key)
-                found.missing.append(key)
-            elif entry.serves(place, wish.oldest_while_read_anew):
+                found.unknown[key] = found.missing[key] = name
+            elif entry.serves(place, oldest_while_read_anew):
                 found.answers[key] = entry.kept or self._unpacked(entry, kind)
-                if not entry.serves(place, wish.oldest_at):
-                    found.aging.append(key)
+                if entry.read_at < oldest_at:
+                    found.aging[key] = name
                 served[name] = entry
             else:
-                found.missing.append(key)
+                found.missing[key] = name
         if basis is not None:
-            basis.add(place, served, age_seconds=wish.began_at - wish.oldest_at)
+            basis.add(place, served, age_seconds=wish.began_at - oldest_at)
             basis.is_whole = basis.is_whole and not (found.missing or found.aging)
         return found
 
@@ -561,14 +595,22 @@ class RecordCache:
         self._entries.move_to_end(name)
         return entry
 
-    def _hold(self, name: _Name, entry: _Entry) -> None:
-        self._forget(name)
+    def _hold(self, entries: Mapping[_Name, _Entry]) -> None:
+        """Hold answers in the places of earlier ones, and let those go that were used least."""
+        held, counts = self._entries, self.counts
+        more_bytes = 0
+        for name, entry in entries.items():
+            earlier = held.pop(name, None)
+            if earlier is not None:
+                counts.held -= 1
+                more_bytes -= _size(name, earlier)
+            held[name] = entry
+            more_bytes += _size(name, entry)
         self._changes += 1
-        self._entries[name] = entry
-        self.counts.held += 1
-        self.counts.held_bytes += _size(name, entry)
-        while self.counts.held_bytes > self._terms.max_bytes:
-            self._forget(next(iter(self._entries)))
+        counts.held += len(entries)
+        counts.held_bytes += more_bytes
+        while counts.held_bytes > self._terms.max_bytes:
+            self._forget(next(iter(held)))
 
     def _unpacked(self, entry: _Entry, kind: Kind[V]) -> Kept[V]:
         """Return a held answer's records, and hold them instead of it while there is room."""
@@ -587,25 +629,29 @@ class RecordCache:
             self.counts.held -= 1
             self.counts.held_bytes -= _size(name, entry)
 
-    async def _recall(self, place: Place, kind: Kind[Any], keys: Sequence[str]) -> None:
-        """Bring into memory what the database has of these keys."""
-        names = {_name(place, kind, key)[2]: _name(place, kind, key) for key in keys}
+    async def _recall(self, place: Place, kind: Kind[Any], missing: Mapping[str, _Name]) -> None:
+        """Bring into memory what the database has of these names."""
+        names = {name[2]: name for name in missing.values()}
         try:
             kept = await self._store.read_many(place.provider_id, place.subject, names)
         except StorageError as error:
             self._note_trouble(error)
             return
+        recalled: dict[_Name, _Entry] = {}
         for resource, answer in kept.items():
             registration, _, writes = answer.generation.rpartition("/")
             entry = _Entry(
                 answer.body,
+                len(answer.body),
                 registration,
                 int(writes) if writes.isdecimal() else -1,
                 self.clock() - answer.age_seconds,
             )
             is_news = names[resource] not in self._entries  # a flight may have landed meanwhile
             if is_news and registration == place.registration and _is_readable(entry, kind):
-                self._hold(names[resource], entry)
+                recalled[names[resource]] = entry
+        if recalled:
+            self._hold(recalled)
 
     # Reading at the provider.
 
@@ -613,21 +659,22 @@ class RecordCache:
         self,
         place: Place,
         kind: Kind[V],
-        keys: Sequence[str],
+        names: Mapping[str, _Name],
         *,
         wish: Wish,
         fetch: Fetch[V],
     ) -> Answers[V]:
         ends_at = asyncio.get_running_loop().time() + wish.patience_seconds
-        joined: dict[_Flight, list[str]] = {}
-        alone: list[str] = []
-        for key in keys:
-            flight = self._flights.get(_name(place, kind, key))
-            if flight is not None and flight.place == place and flight.began_at >= wish.oldest_at:
-                joined.setdefault(flight, []).append(key)
+        oldest_at = wish.oldest_at
+        joined: dict[_Flight, dict[str, _Name]] = {}
+        alone: dict[str, _Name] = {}
+        for key, name in names.items():
+            flight = self._flights.get(name)
+            if flight is not None and flight.began_at >= oldest_at and flight.place == place:
+                joined.setdefault(flight, {})[key] = name
             else:
-                alone.append(key)
-        shared = len(keys) - len(alone)
+                alone[key] = name
+        shared = len(names) - len(alone)
         if shared:
             self.counts.joined += shared
             if (meter := current_meter()) is not None:
@@ -635,16 +682,16 @@ class RecordCache:
             for flight in joined:
                 link_to(flight.span)
 
-        def begin(some: Sequence[str]) -> _Flight:
+        def begin(some: Mapping[str, _Name]) -> _Flight:
             seconds = ends_at - asyncio.get_running_loop().time()
-            return self._start(place, kind, some, wish=wish, fetch=fetch, patience_seconds=seconds)
+            return self._start(place, some, wish=wish, fetch=fetch, patience_seconds=seconds)
 
-        waits = [
-            self._landed(flight, kind, some, ends_at=ends_at, begin=begin)
+        waits: list[Awaitable[dict[str, Kept[V] | ProviderError]]] = [
+            self._landed(flight, some, ends_at=ends_at, begin=begin)
             for flight, some in joined.items()
         ]
         if alone and wish.patience_seconds > 0:
-            waits.append(self._landed(begin(alone), kind, alone, ends_at=ends_at))
+            waits.append(self._landed(begin(alone), alone, ends_at=ends_at))
         elif alone:
             waits.append(_too_late(place, alone))
         answers: dict[str, Kept[V] | ProviderError] = {}
@@ -655,24 +702,22 @@ class RecordCache:
     def _start(
         self,
         place: Place,
-        kind: Kind[V],
-        keys: Sequence[str],
+        names: Mapping[str, _Name],
         *,
         wish: Wish,
         fetch: Fetch[V],
         patience_seconds: float | None = None,
         context: Context | None = None,
     ) -> _Flight:
-        self.counts.reads += len(keys)
+        self.counts.reads += len(names)
         began_at = self.clock()
         since = asyncio.get_running_loop().time() - (began_at - wish.oldest_at)
         task: asyncio.Task[Mapping[str, V]] = asyncio.create_task(
-            self._fly(fetch, keys, since=since, patience_seconds=patience_seconds), context=context
+            self._fly(fetch, [*names], since=since, patience_seconds=patience_seconds),
+            context=context,
         )
         flight = _Flight(place, began_at, task, span=None if context else current_span())
-        names = {key: _name(place, kind, key) for key in keys}
-        for name in names.values():
-            self._flights[name] = flight
+        self._flights.update(dict.fromkeys(names.values(), flight))
         self._running.add(task)
         task.add_done_callback(lambda done: self._land(flight, done, names))
         return flight
@@ -695,34 +740,36 @@ class RecordCache:
     ) -> None:
         """Keep what was read, unless it was dropped or read anew in the meantime."""
         self._running.discard(task)
-        mine = {key: name for key, name in names.items() if self._flights.get(name) is flight}
-        for name in mine.values():
-            del self._flights[name]
+        flights, held = self._flights, self._entries
+        mine = [(key, name) for key, name in names.items() if flights.get(name) is flight]
+        for _, name in mine:
+            del flights[name]
         if task.cancelled() or task.exception() is not None:
             return
-        found = task.result()
-        place = flight.place
-        for key, name in mine.items():
+        found, began_at = task.result(), flight.began_at
+        registration, writes = flight.place.registration, flight.place.writes
+        landed: dict[_Name, _Entry] = {}
+        for key, name in mine:
             if key in found:
                 body = _encoded(found[key])
-            elif name in self._entries:
+                if body is None:
+                    continue
+            elif name in held:
                 body = _NONE
             else:
                 continue
-            if body is None:
-                continue
-            entry = _Entry(body, place.registration, place.writes, flight.began_at)
-            self._hold(name, entry)
-            self._save_later(name, entry)
+            landed[name] = _Entry(body, len(body), registration, writes, began_at)
+        if landed:
+            self._hold(landed)
+            self._save_later(landed)
 
     async def _landed(
         self,
         flight: _Flight,
-        kind: Kind[V],
-        keys: Sequence[str],
+        names: Mapping[str, _Name],
         *,
         ends_at: float,
-        begin: Callable[[Sequence[str]], _Flight] | None = None,
+        begin: Callable[[Mapping[str, _Name]], _Flight] | None = None,
     ) -> dict[str, Kept[V] | ProviderError]:
         """Wait for a flight; ``begin`` is given by those who joined it, for one of their own.
 
@@ -741,7 +788,7 @@ class RecordCache:
         place = flight.place
         if not flight.task.done():
             flight.outlives = True
-            return dict.fromkeys(keys, _late(place, "in time"))
+            return dict.fromkeys(names, _late(place, "in time"))
         if flight.task.cancelled():
             error: BaseException | None = ProviderUnavailable(
                 "The gateway is shutting down", provider_id=place.provider_id
@@ -753,15 +800,15 @@ class RecordCache:
             found = flight.task.result()
             return {
                 key: Kept(value=found[key], via=DataSource.LIVE, read_at=read_at)
-                for key in keys
+                for key in names
                 if key in found
             }
         is_anothers = not isinstance(error, ProviderError) or isinstance(error, UpstreamCallsSpent)
         if begin is not None and is_anothers:
-            return await self._landed(begin(keys), kind, keys, ends_at=ends_at)
+            return await self._landed(begin(names), names, ends_at=ends_at)
         if not isinstance(error, ProviderError):
             raise error
-        return dict.fromkeys(keys, error)
+        return dict.fromkeys(names, error)
 
     async def _with_stale(
         self,
@@ -773,11 +820,12 @@ class RecordCache:
         failed = {key: error for key, error in answers.items() if isinstance(error, _SERVED_STALE)}
         if not failed:
             return answers
-        unknown = [key for key in failed if self._held(place, _name(place, kind, key)) is None]
+        names = _names(place, kind, failed)
+        unknown = {key: name for key, name in names.items() if self._held(place, name) is None}
         if unknown:
             await self._recall(place, kind, unknown)
         for key, error in failed.items():
-            entry = self._held(place, _name(place, kind, key))
+            entry = self._held(place, names[key])
             if entry is None or not entry.length:
                 continue
             if entry.read_at < self.clock() - self._terms.stale_seconds:
@@ -789,24 +837,26 @@ class RecordCache:
         return answers
 
     def _refresh(
-        self, place: Place, kind: Kind[V], keys: Sequence[str], *, wish: Wish, fetch: Fetch[V]
+        self, place: Place, names: Mapping[str, _Name], *, wish: Wish, fetch: Fetch[V]
     ) -> None:
         """Read in the background what is not being read already."""
-        due = [key for key in keys if _name(place, kind, key) not in self._flights]
+        due = {key: name for key, name in names.items() if name not in self._flights}
         if due:
             self.counts.revalidations += len(due)
             # A context of its own: it is no part of the request that happened to come by.
-            flight = self._start(place, kind, due, wish=wish, fetch=fetch, context=Context())
+            flight = self._start(place, due, wish=wish, fetch=fetch, context=Context())
             flight.outlives = True
 
     # Saving.
 
-    def _save_later(self, name: _Name, entry: _Entry) -> None:
-        if self._unsaved_bytes + entry.length > self._terms.max_unsaved_bytes:
-            return
-        earlier = self._unsaved.pop(name, None)
-        self._unsaved_bytes += entry.length - (0 if earlier is None else earlier.length)
-        self._unsaved[name] = entry
+    def _save_later(self, entries: Mapping[_Name, _Entry]) -> None:
+        unsaved, most = self._unsaved, self._terms.max_unsaved_bytes
+        for name, entry in entries.items():
+            if self._unsaved_bytes + entry.length > most:
+                continue
+            earlier = unsaved.pop(name, None)
+            self._unsaved_bytes += entry.length - (0 if earlier is None else earlier.length)
+            unsaved[name] = entry
         self._to_save.set()
 
     async def _sweep(self) -> None:
@@ -845,8 +895,10 @@ def _encoded(value: object) -> bytes | None:
         return None
 
 
-def _name(place: Place, kind: Kind[Any], key: str) -> _Name:
-    return place.provider_id, place.subject, f"{kind.name}:{key}"
+def _names(place: Place, kind: Kind[Any], keys: Iterable[str]) -> dict[str, _Name]:
+    """Return what answers are held under, by key."""
+    provider_id, subject, kind_name = place.provider_id, place.subject, kind.name
+    return {key: (provider_id, subject, f"{kind_name}:{key}") for key in keys}
 
 
 def _size(name: _Name, entry: _Entry) -> int:
@@ -938,7 +990,7 @@ def _late(place: Place, how: str) -> ProviderTimeout:
     )
 
 
-async def _too_late(place: Place, keys: Sequence[str]) -> dict[str, Kept[Any] | ProviderError]:
+async def _too_late(place: Place, keys: Iterable[str]) -> dict[str, Kept[Any] | ProviderError]:
     return dict.fromkeys(keys, _late(place, "earlier, and no time is left to ask again"))
 
 

@@ -610,6 +610,69 @@ async def test_what_is_read_is_saved_while_the_cache_is_open(
                 await asyncio.sleep(0.02)
 
 
+class CountingStore(CacheStore):
+    """Remembers which resources were written, each time."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self.written: list[list[str]] = []
+
+    async def write_many(self, answers: Collection[KeptAnswer]) -> None:
+        self.written.append([answer.resource for answer in answers])
+        await super().write_many(answers)
+
+
+async def test_what_is_read_again_and_again_is_saved_now_and_then_and_at_the_end(
+    store: CacheStore, sqlite_database: Database, clock: Clock
+) -> None:
+    counting = CountingStore(sqlite_database)
+    cache, upstream = RecordCache(counting, clock=clock), Upstream()
+    for second in range(12):
+        await read(cache, upstream, clock.wish(0), ["a", "b"] if second == 3 else ["a"])
+        await cache.save_due()
+        clock.now += 1
+    await read(cache, upstream, clock.wish(0))
+    upstream.error = ProviderUnavailable("Down", provider_id="1")
+    await cache.aclose()
+
+    after = RecordCache(store, clock=clock)
+    answers = await read(after, upstream, clock.wish(0), ["a", "b"])
+    assert counting.written == [["user:a"], ["user:b"], ["user:a"], ["user:a"]]
+    assert shown(answers) == {"a": ("a13", DataSource.STALE), "b": ("b4", DataSource.STALE)}
+
+
+async def test_what_the_provider_no_longer_has_is_saved_at_once(
+    store: CacheStore, sqlite_database: Database, clock: Clock
+) -> None:
+    counting = CountingStore(sqlite_database)
+    cache, upstream = RecordCache(counting, clock=clock), Upstream()
+    await read(cache, upstream, clock.wish(0))
+    await cache.save_due()
+    upstream.known.remove("a")
+    clock.now += 1
+    await read(cache, upstream, clock.wish(0))
+    await cache.save_due()
+
+    upstream.error = ProviderUnavailable("Down", provider_id="1")
+    answers = await read(RecordCache(store, clock=clock), upstream, clock.wish())
+    assert counting.written == [["user:a"], ["user:a"]]
+    assert shown(answers) == {"a": "PROVIDER_UNAVAILABLE"}
+
+
+async def test_what_there_is_no_room_for_among_the_unsaved_is_not_put_off(
+    store: CacheStore, sqlite_database: Database, clock: Clock
+) -> None:
+    counting = CountingStore(sqlite_database)
+    cache = RecordCache(counting, clock=clock, terms=CacheTerms(max_unsaved_bytes=500))
+    upstream = Upstream()
+    for _ in range(3):
+        await read(cache, upstream, clock.wish(0))
+        await cache.save_due()
+        clock.now += 1
+
+    assert counting.written == [["user:a"], ["user:a"], ["user:a"]]
+
+
 class SlowStore(CacheStore):
     """Takes its time to write, and says when it has begun."""
 
@@ -724,8 +787,8 @@ async def test_memory_takes_no_more_than_is_reckoned_with(
     tracemalloc.start()
     try:
         for key in upstream.known:
-            entry = _Entry(os.urandom(body_bytes), HERE.registration, 0, clock.now)
-            cache._hold(("1", "service", f"enrollments_by_user:{key}"), entry)
+            entry = _Entry(os.urandom(body_bytes), body_bytes, HERE.registration, 0, clock.now)
+            cache._hold({("1", "service", f"enrollments_by_user:{key}"): entry})
         taken, _peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -743,8 +806,8 @@ async def test_records_take_no_more_than_is_reckoned_with_and_share_what_is_the_
     names = [f"{number:032x}" for number in range(300)]
     for name in names:
         body = msgspec.msgpack.encode(tuple(an_enrollment(name, place) for place in range(5)))
-        entry = _Entry(body, HERE.registration, 0, clock.now)
-        cache._hold(("1", "service", f"enrollments_by_user:{name}"), entry)
+        entry = _Entry(body, len(body), HERE.registration, 0, clock.now)
+        cache._hold({("1", "service", f"enrollments_by_user:{name}"): entry})
     encoded = cache.counts.held_bytes
     tracemalloc.start()
     try:
