@@ -384,26 +384,28 @@ def enrollments_of_courses(
     )
 
 
-def users_of(context: RequestContext, enrollments: Sequence[Enrollment]) -> Soon[Outcomes[User]]:
-    """Return the user of each enrollment; ``None`` when the provider has no such user.
+def users_of(
+    context: RequestContext, provider_id: str, user_ids: Collection[str]
+) -> Soon[Outcomes[User]]:
+    """Return users of a provider's; ``None`` for one that it does not have.
 
     Raises:
         Forbidden: A scope is missing.
     """
     context.require(Scope.READ_USERS)
-    return context.loaders.user_by_id.load_each(map(_user_key, enrollments))
+    return context.loaders.user_by_id.load_each([(provider_id, key) for key in user_ids])
 
 
 def courses_of(
-    context: RequestContext, enrollments: Sequence[Enrollment]
+    context: RequestContext, provider_id: str, course_ids: Collection[str]
 ) -> Soon[Outcomes[Course]]:
-    """Return the course of each enrollment; ``None`` when the provider has no such course.
+    """Return courses of a provider's; ``None`` for one that it does not have.
 
     Raises:
         Forbidden: A scope is missing.
     """
     context.require(Scope.READ_COURSES)
-    return context.loaders.course_by_id.load_each(map(_course_key, enrollments))
+    return context.loaders.course_by_id.load_each([(provider_id, key) for key in course_ids])
 
 
 def sections_of(
@@ -808,8 +810,6 @@ def _completed(
 
 
 _own_key: Callable[[User | Course], ExternalKey] = attrgetter("provider_id", "external_id")
-_user_key: Callable[[Enrollment], ExternalKey] = attrgetter("provider_id", "user_id")
-_course_key: Callable[[Enrollment], ExternalKey] = attrgetter("provider_id", "course_id")
 _pair_of: Callable[[Enrollment], PairKey] = attrgetter("provider_id", "user_id", "course_id")
 
 

@@ -12,7 +12,8 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from operator import attrgetter
@@ -439,22 +440,34 @@ def count_values(answer: object) -> int:
     waiting: Sequence[Any] = [answer]
     while waiting:
         inside: list[Any] = []
-        for kind in {*map(type, waiting)} - _LEAVES:
-            alike: list[Any] = [value for value in waiting if value.__class__ is kind]
+        for kind, count in Counter(map(type, waiting)).items():
+            if kind in _LEAVES:
+                continue
             if issubclass(kind, Row):
-                total += len(alike) * kind.values
-                for name in kind.containers:
-                    inside += map(attrgetter(name), alike)
-            elif kind is Written:
-                total += sum(one.values for one in alike)
-            elif kind is list:
-                total += sum(map(len, alike)) - len(alike)
-                inside += chain.from_iterable(alike)
-            elif kind is dict:
-                total += sum(map(len, alike))
-                inside += chain.from_iterable(map(dict.values, alike))
+                total += count * kind.values
+                if not kind.containers:
+                    continue
+            alike = waiting
+            if count < len(waiting):
+                alike = [value for value in waiting if value.__class__ is kind]
+            counted, found = _looked_into(kind, alike)
+            total += counted
+            inside += found
         waiting = inside
     return total
+
+
+def _looked_into(kind: type, alike: Sequence[Any]) -> tuple[int, Iterable[Any]]:
+    """Return how many values things of a kind hold, and them; those of rows are counted already."""
+    if issubclass(kind, Row):
+        return 0, chain.from_iterable(map(attrgetter(name), alike) for name in kind.containers)
+    if kind is Written:
+        return sum(one.values for one in alike), ()
+    if kind is list:
+        return sum(map(len, alike)) - len(alike), chain.from_iterable(alike)
+    if kind is dict:
+        return sum(map(len, alike)), chain.from_iterable(map(dict.values, alike))
+    return 0, ()
 
 
 _LEAVES: Final = frozenset({str, int, float, bool, type(None)})

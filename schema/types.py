@@ -28,7 +28,7 @@ from resolvers.lists import DEFAULT_FIRST
 from resolvers.loaders import Outcomes, Soon, after
 from schema import global_ids
 from schema.costs import PAGE, ListSize
-from schema.engine import batched, reads
+from schema.engine import Spread, batched, reads
 from schema.enums import ErrorCode, error_code
 from schema.global_ids import encoded
 from schema.health import ProviderHealth
@@ -116,12 +116,29 @@ def shared(outcomes: Soon[Outcomes[S]], convert: Callable[[S], R]) -> list[R | N
     return cast("list[R | None]", after(outcomes, convert_distinct))  # as in ``converted``
 
 
+def spread(
+    outcomes: Soon[Outcomes[S]],
+    distinct: Iterable[str],
+    keys: Sequence[str],
+    convert: Callable[[S], R],
+) -> list[R | None]:
+    """Return, for each of many keys, what came of the distinct ones, converted once."""
+
+    def by_key(found: list[R | None]) -> Spread:
+        return Spread(dict(zip(distinct, found, strict=True)), keys)
+
+    made = cast("Soon[list[R | None]]", converted(outcomes, convert))  # as it is, unless awaited
+    return cast("list[R | None]", after(made, by_key))  # as in ``converted``
+
+
 def records_of(parents: Iterable[_Recorded[S]]) -> list[S]:
     """Return what objects are made of."""
     return list(map(_record_of, parents))
 
 
 _record_of: Callable[[Any], Any] = attrgetter("record")
+_user_id_of: Callable[[Enrollment], str] = attrgetter("record.user_id")
+_course_id_of: Callable[[Enrollment], str] = attrgetter("record.course_id")
 provider_id_of: Callable[[Any], str] = attrgetter("record.provider_id")
 """Tells whose an object is: what hangs on it is read by provider."""
 
@@ -1121,13 +1138,19 @@ class Course(Node):
 
 
 def _users_of_enrollments(parents: Sequence[Enrollment], info: GatewayInfo) -> list[User | None]:
-    return shared(roster.users_of(info.context, records_of(parents)), User.from_record)
+    user_ids = [*map(_user_id_of, parents)]
+    distinct = dict.fromkeys(user_ids)
+    found = roster.users_of(info.context, provider_id_of(parents[0]), distinct)
+    return spread(found, distinct, user_ids, User)
 
 
 def _courses_of_enrollments(
     parents: Sequence[Enrollment], info: GatewayInfo
 ) -> list[Course | None]:
-    return shared(roster.courses_of(info.context, records_of(parents)), Course.from_record)
+    course_ids = [*map(_course_id_of, parents)]
+    distinct = dict.fromkeys(course_ids)
+    found = roster.courses_of(info.context, provider_id_of(parents[0]), distinct)
+    return spread(found, distinct, course_ids, Course)
 
 
 def _section_of_enrollments(

@@ -7,7 +7,7 @@ it is about. How it works, and how to look into it: docs/engine.md.
 
 from __future__ import annotations
 
-from schema.engine.batches import LASTING, batched, reads
+from schema.engine.batches import LASTING, Spread, batched, reads
 from schema.engine.executing import Engine, Executed
 from schema.engine.plans import Row, Rows
 from schema.engine.writing import Written, pieces_of
@@ -18,6 +18,7 @@ __all__ = [
     "Executed",
     "Row",
     "Rows",
+    "Spread",
     "Written",
     "batched",
     "pieces_of",

@@ -9,7 +9,7 @@ import asyncio
 import inspect
 import re
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, Final, TypeAlias, get_args, get_origin
@@ -35,6 +35,38 @@ class Parents:
 
     def __init__(self, rows: Sequence[Any]) -> None:
         self.rows = rows
+
+
+class Spread(Sequence[Any]):
+    """What a batched field gives where few things stand in very many places.
+
+    It stands for a list with one thing for each key. Each is completed once, unless something
+    below it looks where it is.
+
+    Args:
+        values: The things, by key.
+        keys: Of the thing for each parent, in their order.
+    """
+
+    __slots__ = ("keys", "values")
+
+    def __init__(self, values: Mapping[Any, Any], keys: Sequence[Any]) -> None:
+        self.values = values
+        self.keys = keys
+
+    def __len__(self) -> int:
+        """Return how many parents there are."""
+        return len(self.keys)
+
+    def __getitem__(self, place: Any) -> Any:
+        """Return what is for the parent, or parents, at a place."""
+        if isinstance(place, slice):
+            return Spread(self.values, self.keys[place])
+        return self.values[self.keys[place]]
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield what is for each parent."""
+        return map(self.values.__getitem__, self.keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +102,8 @@ def batched(
 
     Args:
         load: Takes the parents, ``info`` and the field's arguments, and returns, perhaps later,
-            a list aligned with the parents; an exception in it is that parent's error. Annotated
-            as ``list[T]`` or ``Sequence[T]`` for a field of type ``T``.
+            a list aligned with the parents, or a ``Spread``; an exception in it is that parent's
+            error. Annotated as ``list[T]`` or ``Sequence[T]`` for a field of type ``T``.
         apart: Gives, for a parent, what tells its batch from others: parents for which that
             differs are loaded by calls of their own, and none waits for those of another.
         every_place: Give a parent as often as it stands in the answer: for a loader that has to

@@ -11,6 +11,7 @@ import keyword
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
+from functools import cached_property
 from types import GeneratorType, NoneType
 from typing import Any, ClassVar, Final
 
@@ -38,6 +39,7 @@ from schema.engine.batches import Batching, batching_of, is_lasting, path_read
 
 _STRAWBERRY: Final = "strawberry-definition"
 _MAX_INT: Final = 2**31
+_MAX_INLINE: Final = 3
 _EXACT_CLASSES: Final = {"String": str, "ID": str, "Int": int, "Float": float, "Boolean": bool}
 _IN_RANGE: Final = {
     "Int": f"or not {-_MAX_INT} <= {{0}} < {_MAX_INT} ",
@@ -149,7 +151,12 @@ class Shape:
 
 @dataclass(slots=True, eq=False)
 class Field:
-    """A field of a block."""
+    """A field of a block.
+
+    Attributes:
+        is_inline: Whether it is read where the row is made.
+        is_placeless: Whether what comes of it is the same wherever its object stands.
+    """
 
     key: str
     name: str
@@ -163,6 +170,7 @@ class Field:
     batching: Batching | None = None
     is_lasting: bool = True
     is_inline: bool = False
+    is_placeless: bool = False
     _blocks: dict[str, Block] = field(default_factory=dict)
 
     @property
@@ -171,7 +179,7 @@ class Field:
         return [details.node for details in self.details]
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Block:
     """An object type with one selection set.
 
@@ -180,9 +188,7 @@ class Block:
         is_placeless: Whether no field, here or below, looks where in the answer it is, or how
             often; then what comes of an object is the same wherever it stands.
         is_lasting: Whether every field, here and below, only reads or is ``LASTING``.
-        row: Makes the answer's object out of an object and its fetched values; raises Surprise.
         make: Makes the answer's object out of all of its values.
-        source: Of ``row``.
     """
 
     object_type: GraphQLObjectType
@@ -190,9 +196,24 @@ class Block:
     fetched: list[int]
     is_placeless: bool
     is_lasting: bool
-    row: Callable[..., Any]
     make: Callable[..., Any]
-    source: str
+
+    @property
+    def source(self) -> str:
+        """Of ``rows``."""
+        return _Writer().of_many(self)
+
+    @cached_property
+    def rows(self) -> Callable[..., list[Any]]:
+        """Makes the answer's objects out of objects and their fetched columns; raises Surprise."""
+        writer = _Writer()
+        return writer.compiled(writer.of_many(self))
+
+    @cached_property
+    def row(self) -> Callable[[Any], Any]:
+        """Makes one out of an object without fetched values."""
+        writer = _Writer()
+        return writer.compiled(writer.of_one(self))
 
 
 class Plan:
@@ -266,17 +287,13 @@ class Plan:
             if (definition := self._schema.get_field(object_type, details[0].node.name.value))
         ]
         fetched = [place for place, found in enumerate(fields) if not found.is_inline]
-        make = _maker(fields, self.rows, object_type.name)
-        writer = _Writer(object_type, fields, fetched, make, self.rows)
         return Block(
             object_type=object_type,
             fields=fields,
             fetched=fetched,
-            is_placeless=all(map(self._is_placeless, fields)),
+            is_placeless=all(found.is_placeless for found in fields),
             is_lasting=all(map(_lasts, fields)),
-            row=writer.compiled(),
-            make=make,
-            source=writer.source,
+            make=_maker(fields, self.rows, object_type.name),
         )
 
     def _field(
@@ -301,6 +318,7 @@ class Plan:
             found.how is How.ATTRIBUTE and all(map(_is_name, found.attribute.split(".")))
         )
         found.is_inline = can_be_read and inlinable
+        found.is_placeless = self._is_placeless(found)
         return found
 
     def _is_placeless(self, found: Field) -> bool:
@@ -480,113 +498,139 @@ def _is_open(shape: Shape) -> bool:
 
 
 class _Writer:
-    """Writes the function that makes a row of the answer out of an object."""
+    """Writes the function that makes rows of the answer out of objects.
 
-    def __init__(
-        self,
-        object_type: GraphQLObjectType,
-        fields: Sequence[Field],
-        fetched: Sequence[int],
-        make: Callable[..., Any],
-        rows: Rows,
-    ) -> None:
-        self._globals: dict[str, Any] = {"make": make, "Surprise": Surprise}
-        values = []
-        lines = []
+    What objects hold whose fields are all attributes is made in the same function, down to a few
+    levels; in lists, and further down, it is made by a function of its own.
+    """
+
+    def __init__(self) -> None:
+        self._globals: dict[str, Any] = {"Surprise": Surprise}
+        self._variables = 0
+
+    def of_many(self, block: Block) -> str:
+        """Return the text of a function that takes objects, and a column for each field fetched."""
+        values = [f"v{place}" for place in block.fetched]
+        columns = [f"c{place}" for place in block.fetched]
+        each, among = "o", "objects"
+        if values:
+            each = f"o, {', '.join(values)}"
+            among = f"zip(objects, {', '.join(columns)})"
+        lines, made = self._made(block, "o", 0)
+        body = "".join(f"        {line}\n" for line in [*lines, f"add({made})"])
+        return (
+            f"def made({', '.join(['objects', *columns])}):\n"
+            "    rows = []\n"
+            "    add = rows.append\n"
+            f"    for {each} in {among}:\n{body}"
+            "    return rows\n"
+        )
+
+    def of_one(self, block: Block) -> str:
+        """Return the text of a function that takes an object of which no field is fetched."""
+        lines, made = self._made(block, "o", 0)
+        body = "".join(f"    {line}\n" for line in [*lines, f"return {made}"])
+        return f"def made(o):\n{body}"
+
+    def compiled(self, source: str) -> Callable[..., Any]:
+        """Return the function that was written."""
+        exec(compile(source, "<plan>", "exec"), self._globals)  # noqa: S102 - written above, of names that are checked
+        made: Callable[..., Any] = self._globals["made"]
+        return made
+
+    def _made(self, block: Block, of: str, depth: int) -> tuple[list[str], str]:
+        """Return lines that read and check what an object holds, and the expression of its row."""
+        values: list[str] = []
+        lines: list[str] = []
         holders: dict[str, str] = {}
-        for place, found in enumerate(fields):
-            value = f"v{place}"
-            if place not in fetched and found.how is How.TYPENAME:
-                value = repr(object_type.name)
-            elif place not in fetched:
+        for place, found in enumerate(block.fields):
+            value = f"v{place}" if not depth else self._variable()
+            if place not in block.fetched and found.how is How.TYPENAME:
+                value = repr(block.object_type.name)
+            elif place not in block.fetched:
                 holder, _, attribute = found.attribute.rpartition(".")
                 if holder and holder not in holders:
-                    holders[holder] = f"o{len(holders)}"
-                    lines.append(f"{holders[holder]} = o.{holder}")
-                lines.append(f"{value} = {holders.get(holder, 'o')}.{attribute}")
-                lines.extend(self._checked(found.shape, value, found, object_type))
+                    holders[holder] = self._variable()
+                    lines.append(f"{holders[holder]} = {of}.{holder}")
+                lines.append(f"{value} = {holders.get(holder, of)}.{attribute}")
+                lines.extend(self._checked(found.shape, value, found, depth))
             values.append(value)
-        if rows is Rows.STRUCTS:
-            made = f"make({', '.join(values)})"
-        else:
-            pairs = zip(fields, values, strict=True)
-            made = f"{{{', '.join(f'{found.key!r}: {value}' for found, value in pairs)}}}"
-        parameters = ", ".join(["o", *(f"v{place}" for place in fetched)])
-        body = "".join(f"    {line}\n" for line in [*lines, f"return {made}"])
-        self.source = f"def row({parameters}):\n{body}"
+        if isinstance(block.make, type):
+            return lines, f"{self._named('make', block.make)}({', '.join(values)})"
+        pairs = zip(block.fields, values, strict=True)
+        return lines, f"{{{', '.join(f'{found.key!r}: {value}' for found, value in pairs)}}}"
 
-    def compiled(self) -> Callable[..., Any]:
-        exec(compile(self.source, "<plan>", "exec"), self._globals)  # noqa: S102 - written above, of names that are checked
-        row: Callable[..., Any] = self._globals["row"]
-        return row
+    def _variable(self) -> str:
+        self._variables += 1
+        return f"a{self._variables}"
 
     def _named(self, what: str, value: Any) -> str:
         name = f"{what}{len(self._globals)}"
         self._globals[name] = value
         return name
 
-    def _checked(
-        self, shape: Shape, value: str, found: Field, parent: GraphQLObjectType
-    ) -> Iterator[str]:
+    def _checked(self, shape: Shape, value: str, found: Field, depth: int) -> Iterator[str]:
         """Yield the lines that make a variable's value what the answer holds."""
         if shape.kind is Kind.LEAF:
             condition, coerced = self._leaf(shape, value)
-            guard = "" if shape.nonnull else f"{value} is not None and "
-            yield f"if {guard}{condition}:"
+            yield f"if {condition}:"
             yield f"    {value} = {coerced}"
             return
         if shape.kind is Kind.OBJECT:
-            admitted, row = self._object(shape, value, found)
-            yield f"if {admitted}:"
-            yield f"    {value} = {row}({value})"
+            yield f"if {self._is_object(shape, value)}:"
+            below = found._blocks[shape.type.name]  # noqa: SLF001 - compiled before
+            if depth < _MAX_INLINE:
+                lines, made = self._made(below, value, depth + 1)
+                yield from (f"    {line}" for line in lines)
+            else:
+                made = f"{self._named('row', below.row)}({value})"
+            yield f"    {value} = {made}"
         else:
             listed = self._named("is_list", _list_check(nonnull=shape.nonnull))
             assert shape.of is not None  # noqa: S101 - it is a list
             yield f"if type({value}) is list or {listed}({value}):"
-            yield f"    {value} = [{self._item(shape.of, found, parent)} for x in {value}]"
+            yield f"    {value} = [{self._item(shape.of, found)} for x in {value}]"
         yield "else:"
         yield f"    {value} = None"
 
-    def _item(self, shape: Shape, found: Field, parent: GraphQLObjectType) -> str:
+    def _item(self, shape: Shape, found: Field) -> str:
         """Return the expression that makes an item ``x`` what the answer holds."""
         if shape.kind is Kind.LEAF:
             condition, coerced = self._leaf(shape, "x")
-            guard = "" if shape.nonnull else "x is not None and "
-            return f"{coerced} if {guard}{condition} else x"
+            return f"{coerced} if {condition} else x"
         if shape.kind is Kind.OBJECT:
-            admitted, row = self._object(shape, "x", found)
-            return f"{row}(x) if {admitted} else None"
+            row = self._named("row", found._blocks[shape.type.name].row)  # noqa: SLF001 - compiled before
+            return f"{row}(x) if {self._is_object(shape, 'x')} else None"
         name = f"item{len(self._globals)}"
         self._globals[name] = None
-        body = "".join(f"    {line}\n" for line in self._checked(shape, "x", found, parent))
+        body = "".join(f"    {line}\n" for line in self._checked(shape, "x", found, _MAX_INLINE))
         exec(compile(f"def {name}(x):\n{body}    return x\n", "<plan>", "exec"), self._globals)  # noqa: S102 - as in compiled
         return f"{name}(x)"
 
     def _leaf(self, shape: Shape, value: str) -> tuple[str, str]:
         """Return when a value is not yet what the answer holds, and what it is then."""
+        guard = "" if shape.nonnull else f" and {value} is not None"
         other = self._named("other", _leaf_check(shape))
         if shape.enum is not None and shape.names:
             members = self._named("enum", shape.enum)
             names = self._named("names", shape.names)
             # Members are looked up by identity: many enumerations have a slow hash.
             named = f"{names}[id({value})] if type({value}) is {members} else {other}({value})"
-            return "True", f"({named})"
+            return f"True{guard}", f"({named})"
         exact = shape.exact_class
         if exact is None:
-            return "True", f"{other}({value})"
+            return f"True{guard}", f"{other}({value})"
         condition = f"(type({value}) is not {exact.__name__} "
         condition += _IN_RANGE.get(shape.type.name, "").format(value)
-        return f"{condition.rstrip()})", f"{other}({value})"
+        return f"{condition.rstrip()}){guard}", f"{other}({value})"
 
-    def _object(self, shape: Shape, value: str, found: Field) -> tuple[str, str]:
-        """Return whether a value is an object of the type, and the function of its row."""
+    def _is_object(self, shape: Shape, value: str) -> str:
+        """Return the expression of whether a value is an object of the type."""
         admission = shape.admission
         assert admission is not None  # noqa: S101 - it is an object
         classes = self._named("classes", admission.classes)
         other = self._named("is_object", _object_check(admission, nonnull=shape.nonnull))
-        below = found._blocks[shape.type.name]  # noqa: SLF001 - compiled before
-        row = self._named("row", below.row)
-        return f"type({value}) in {classes} or {other}({value})", row
+        return f"type({value}) in {classes} or {other}({value})"
 
 
 def _leaf_check(shape: Shape) -> Callable[[Any], Any]:

@@ -37,7 +37,7 @@ from graphql.execution import Executor
 from graphql.pyutils import Path, is_async_iterable, is_awaitable, is_iterable
 from graphql.pyutils import inspect as inspected
 
-from schema.engine.batches import Parents, aligned
+from schema.engine.batches import Parents, Spread, aligned
 from schema.engine.plans import (
     Admission,
     Block,
@@ -262,10 +262,10 @@ class Execution:
             self._start(block, raws, path_at, then)
             return
         ids = list(map(id, raws))
-        distinct = dict(zip(ids, raws, strict=True))
-        if len(distinct) == len(raws):
+        if len(set(ids)) == len(raws):
             self._start(block, raws, path_at, then, are_distinct=True)
             return
+        distinct = dict(zip(ids, raws, strict=True))
 
         def spread(outs: list[Any], flawed: bool) -> None:  # noqa: FBT001 - as every Then
             by_id = dict(zip(distinct, outs, strict=True))
@@ -326,7 +326,7 @@ class Execution:
                 self._work.append(partial(self._build, run, []))
                 return
             try:
-                outs = list(map(run.block.row, run.rows, *_given(run)))
+                outs = run.block.rows(run.rows, *_given(run))
             except Exception:  # noqa: BLE001 - whatever surprises, the exact way tells what it is
                 self._redo(run)
             else:
@@ -345,7 +345,7 @@ class Execution:
         """Make one slice of a long list's rows."""
         here = slice(len(outs), len(outs) + _SLICE)
         try:
-            outs.extend(map(run.block.row, run.rows[here], *(given[here] for given in _given(run))))
+            outs += run.block.rows(run.rows[here], *(given[here] for given in _given(run)))
         except Exception:  # noqa: BLE001 - as in _settle_run
             self._redo(run)
             return
@@ -376,9 +376,9 @@ class Execution:
             try:
                 return list(map(read, rows))
             except Exception:  # noqa: BLE001 - found out object by object
-                return [_called(read, row) for row in rows]
+                return _called_each(read, rows)
         if field.method is not None:
-            return [_called(field.method, row) for row in rows]
+            return _called_each(field.method, rows)
         resolve = field.definition.resolve or self._executor.field_resolver
         shared = self._shared_arguments(field)
         raws: list[Any] = []
@@ -408,7 +408,7 @@ class Execution:
         try:
             batches = list(map(apart, rows))
         except Exception:  # noqa: BLE001 - found out object by object
-            batches = [_called(apart, row) for row in rows]
+            batches = _called_each(apart, rows)
         if len(set(batches)) == 1 and type(batches[0]) is not Raised:
             self._load_together(field, rows, path_at, then, are_distinct=are_distinct)
             return
@@ -452,6 +452,9 @@ class Execution:
             [loaded] = found
             if type(loaded) is not Raised:
                 loaded = _called(aligned, loaded, parents)
+            if type(loaded) is Spread and field.is_placeless and len(parents) == len(rows):
+                self._complete_spread(field, loaded, path_at, then)
+                return
             if type(loaded) is Raised:  # it is every parent's error
                 loaded = [loaded] * len(parents)
             if len(parents) < len(rows):
@@ -595,6 +598,22 @@ class Execution:
             some = [raws[place] for place in left]
             complete(field, shape, some, _some(path_at, left), parts.part(left))
         parts.end()
+
+    def _complete_spread(self, field: Field, spread: Spread, path_at: PathAt, then: Then) -> None:
+        """Make a column of few things in many places what the answer holds."""
+        keys, values = [*spread.values], [*spread.values.values()]
+
+        def finish(outs: list[Any], flawed: bool) -> None:  # noqa: FBT001 - as every Then
+            by_key = dict(zip(keys, outs, strict=True))
+            then(list(map(by_key.__getitem__, spread.keys)), flawed)
+
+        self._complete(
+            field,
+            field.shape,
+            values,
+            lambda place: path_at(spread.keys.index(keys[place])),
+            finish,
+        )
 
     def _complete_lists(
         self, field: Field, shape: Shape, raws: list[Any], path_at: PathAt, then: Then
@@ -765,6 +784,16 @@ def _called(function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
     except Exception as error:  # noqa: BLE001 - it is the field's error
         return Raised(error)
+
+
+def _called_each(function: Callable[[Any], Any], rows: Sequence[Any]) -> list[Any]:
+    outcomes: list[Any] = []
+    for row in rows:
+        try:
+            outcomes.append(function(row))
+        except Exception as error:  # noqa: BLE001 - it is the field's error
+            outcomes.append(Raised(error))
+    return outcomes
 
 
 def _nowhere(_: int) -> None:

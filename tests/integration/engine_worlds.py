@@ -37,11 +37,11 @@ from strawberry.schema.config import StrawberryConfig
 from strawberry.types import Info
 
 from schema.costs import count_values
-from schema.engine import Engine, Rows, Written, batched, pieces_of, reads
+from schema.engine import Engine, Rows, Spread, Written, batched, pieces_of, reads
 
 DOCUMENTS_PER_WORLD = 20
 DATA_PER_DOCUMENT = 25
-BATCHED = ("batched", "batched apart", "batched for every place")
+BATCHED = ("batched", "batched apart", "batched for every place", "batched and spread")
 _SCALARS = ("str", "int", "float", "bool", "ID", "Odd")
 
 
@@ -197,7 +197,7 @@ class World:
                 *BATCHED,
                 "path",
             ],
-            [6, 2, 3, 1, 1, 1, 1, 0.6, 0.4, 0.4, 0.5],
+            [6, 2, 3, 1, 1, 1, 1, 0.6, 0.4, 0.4, 0.6, 0.5],
         )[0]
         if how == "path":
             return FieldSpec(name, Type(nullable=False, name="str"), how)
@@ -227,7 +227,7 @@ class Values:
 
     def of(self, parent: Any, spec: FieldSpec, extra: str = "") -> Any:
         """Return a field's value; the same for the same object."""
-        rng = Random(f"{self.world.seed}/{getattr(parent, '_seed', 0)}/{spec.name}/{extra}")
+        rng = Random(f"{self.world.seed}/{_key(parent, spec)}/{spec.name}/{extra}")
         if rng.random() < self.world.faults / 2:
             error = rng.choice([ValueError("resolver"), GraphQLError("resolver"), KeyError("k")])
             raise error
@@ -483,6 +483,11 @@ def _resolver(spec: FieldSpec, values: Values, module: str) -> Any:
 
         async def load(parents: Sequence[Any], info: Info) -> Any:
             await asyncio.sleep(0)
+            if how == "batched and spread":
+                keys = [_key(parent, spec) for parent in parents]
+                by_key = dict(zip(keys, parents, strict=True))
+                outcomes = {key: _outcome(values, each, spec) for key, each in by_key.items()}
+                return Spread(outcomes, keys)
             return [_outcome(values, parent, spec) for parent in parents]
 
         load.__annotations__ = {"return": f"list[{spec.type.annotation()}]"}
@@ -513,6 +518,12 @@ def _listed(values: Values, parent: Any, spec: FieldSpec) -> list[Any]:
     if not isinstance(found, list):
         raise TypeError("no list to stream")
     return found
+
+
+def _key(parent: Any, spec: FieldSpec) -> int:
+    """Return what decides about a field's value; of many objects the same where it is spread."""
+    seed: int = getattr(parent, "_seed", 0)
+    return seed % 3 if spec.how == "batched and spread" else seed
 
 
 def _outcome(values: Values, parent: Any, spec: FieldSpec) -> Any:
