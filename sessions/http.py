@@ -39,11 +39,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cache
+from functools import cache, lru_cache
 from http import HTTPStatus
 from math import ceil
+from types import TracebackType
 from typing import Protocol, TypeVar
-from urllib.parse import unquote, urlencode, urljoin
+from urllib.parse import quote_plus, unquote, urljoin
 
 import aiohttp
 import httpx
@@ -336,7 +337,7 @@ class ProviderHttp:
         Raises:
             ProviderAddressRefused: The base URL is not allowed.
         """
-        with _naming(provider_id):
+        with _Naming(provider_id):
             base_url = policy.check_url(base_url)
         carrier: _Carrier = (
             _Network(policy, limits=limits, lookup=lookup)
@@ -480,7 +481,7 @@ class ProviderHttp:
 
     async def _followed(self, url: str, max_body_bytes: int, *, ends_at: float | None) -> Response:
         for _ in range(_MAX_REDIRECTS + 1):
-            with _naming(self.provider_id):
+            with _Naming(self.provider_id):
                 url = self._policy.check_file_url(url)
             try:
                 request = self._build("GET", url, content=None, headers=dict(_USUAL_HEADERS))
@@ -529,7 +530,7 @@ class ProviderHttp:
 
     def _url(self, path: str, *, params: Params | None) -> str:
         """Put the URL together from the checked origin, so that no parser can read another host."""
-        with _naming(self.provider_id):
+        with _Naming(self.provider_id):
             if _SCHEME.match(path):
                 origin, rest = split_url(path.replace(" ", "%20"))
                 if origin != self._origin:
@@ -542,7 +543,7 @@ class ProviderHttp:
                 rest = self._prefix + (path if path.startswith(("/", "?")) else f"/{path}")
             bare, mark, query = rest.partition("#")[0].replace("\\", "%5C").partition("?")
             url = self.origin + checked_path(bare) + mark + query
-        added = urlencode(_pairs(params or ()))
+        added = "" if params is None else _query(params)
         return f"{url}{'&' if mark else '?'}{added}" if added else url
 
     def _build(
@@ -834,6 +835,7 @@ _BODILESS = frozenset({204, 304})
 _LASTING_ERRORS = frozenset({501, 505, 506, 508, 510})
 
 _SENDABLE = re.compile(r"(?:[A-Za-z0-9._~:/?@!$&'()*+,;=-]|%[0-9A-F]{2})*")
+_PLAIN = re.compile(r"[A-Za-z0-9_.~,-]*")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _ID_SEGMENT = re.compile(r"(?<=/)(?:[0-9]+|[0-9a-fA-F-]{8,}|[^/]{33,})(?=/|$)")
 _COOKIE_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -886,7 +888,7 @@ _LOSSES: tuple[tuple[tuple[type[Exception], ...], _Loss], ...] = (
 _CUT: _Loss = (ProviderUnavailable, "cut the connection", True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Request:
     """What is sent.
 
@@ -907,7 +909,7 @@ class _Request:
         return "/" + unquote(path.partition("/")[2])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Answer:
     """What begins to come back.
 
@@ -933,7 +935,7 @@ class _Carrier(Protocol):
         """Close every connection."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Call:
     """One call, however often it is sent.
 
@@ -951,7 +953,7 @@ class _Call:
     is_elsewhere: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Failure:
     """How one request failed; ``passing`` when the same request may work a moment later."""
 
@@ -1047,14 +1049,52 @@ class _JudgingResolver(AbstractResolver):
         """Hold nothing that needs closing."""
 
 
-@contextmanager
-def _naming(provider_id: str | None) -> Iterator[None]:
-    """Add the provider's id to a refused address."""
-    try:
-        yield
-    except ProviderAddressRefused as error:
-        error.provider_id = provider_id
-        raise
+class _Naming:
+    """Adds the provider's id to a refused address.
+
+    Made by hand because it is on the path of every call, as what follows from it here.
+    """
+
+    __slots__ = ("_provider_id",)
+
+    def __init__(self, provider_id: str | None) -> None:
+        self._provider_id = provider_id
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, _kind: object, error: object, _trace: object) -> None:
+        if isinstance(error, ProviderAddressRefused):
+            error.provider_id = self._provider_id
+
+
+class _Sending:
+    """One request on its way by aiohttp."""
+
+    __slots__ = ("_exchange",)
+
+    def __init__(self, exchange: AbstractAsyncContextManager[aiohttp.ClientResponse]) -> None:
+        self._exchange = exchange
+
+    async def __aenter__(self) -> _Answer:
+        response = await self._exchange.__aenter__()
+        headers, set_cookies = _gather(
+            [(_header(name), _header(value)) for name, value in response.raw_headers]
+        )
+        return _Answer(
+            status=response.status,
+            headers=headers,
+            set_cookies=set_cookies,
+            pieces=aiter(response.content.iter_any()),
+        )
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._exchange.__aexit__(kind, error, trace)
 
 
 class _Network:
@@ -1087,24 +1127,16 @@ class _Network:
             ),
         )
 
-    @asynccontextmanager
-    async def send(self, request: _Request) -> AsyncIterator[_Answer]:
-        async with self._session.request(
-            request.method,
-            URL(request.url, encoded=True),
-            headers=request.headers,
-            data=request.content,
-            allow_redirects=False,
-        ) as response:
-            headers, set_cookies = _gather(
-                (_header(name), _header(value)) for name, value in response.raw_headers
+    def send(self, request: _Request) -> _Sending:
+        return _Sending(
+            self._session.request(
+                request.method,
+                URL(request.url, encoded=True),
+                headers=request.headers,
+                data=request.content,
+                allow_redirects=False,
             )
-            yield _Answer(
-                status=response.status,
-                headers=headers,
-                set_cookies=set_cookies,
-                pieces=aiter(response.content.iter_any()),
-            )
+        )
 
     async def aclose(self) -> None:
         await self._session.close()
@@ -1189,6 +1221,16 @@ def _pairs(values: Params) -> list[tuple[str, str]]:
     ]
 
 
+def _query(values: Params) -> str:
+    """Return values as a query, or a form, holds them."""
+    return "&".join([f"{_quoted(name)}={_quoted(value)}" for name, value in _pairs(values)])
+
+
+def _quoted(text: str) -> str:
+    """Return what ``quote_plus`` does, sooner for numbers, ids and lists of ids."""
+    return text.replace(",", "%2C") if _PLAIN.fullmatch(text) else quote_plus(text)
+
+
 def _text(value: ParamValue) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -1196,7 +1238,7 @@ def _text(value: ParamValue) -> str:
 def _content(*, json: object | None, form: Params | None) -> bytes | None:
     if json is not None:
         return msgspec.json.encode(json)
-    return None if form is None else urlencode(_pairs(form)).encode()
+    return None if form is None else _query(form).encode()
 
 
 def _headers(
@@ -1318,54 +1360,66 @@ async def _read_body(answer: _Answer, *, max_bytes: int) -> bytes:
     declared = answer.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise _BodyTooLarge(f"answered with more than {max_bytes} bytes")
-    wire = _limited(answer.pieces, max_bytes=max_bytes)
-    pieces = wire if encoding in {"", "identity"} else _unzipped(wire, max_bytes=max_bytes)
-    try:
-        return b"".join([piece async for piece in pieces])
-    finally:
-        await pieces.aclose()
-        await wire.aclose()
-
-
-async def _limited(pieces: AsyncIterator[bytes], *, max_bytes: int) -> AsyncGenerator[bytes]:
-    received = 0
+    gzip = None if encoding in {"", "identity"} else _Gzip(max_bytes)
+    received, body = 0, list[bytes]()
+    pieces = answer.pieces
     try:
         async for piece in pieces:
             received += len(piece)
             if received > max_bytes:
                 raise _BodyTooLarge(f"answered with more than {max_bytes} bytes")
-            yield piece
+            if gzip is None:
+                body.append(piece)
+                continue
+            for unpacked in gzip.unpack(piece):
+                body.append(unpacked)
+                if len(unpacked) == _PIECE_BYTES:
+                    await asyncio.sleep(0)
     finally:
         if isinstance(pieces, AsyncGenerator):
             await pieces.aclose()
+    if gzip is not None:
+        gzip.end()
+    return b"".join(body)
 
 
-async def _unzipped(wire: AsyncIterator[bytes], *, max_bytes: int) -> AsyncGenerator[bytes]:
-    """Decompress gzip, of one member or several, never making more than the limit and a piece."""
-    unpacked = 0
-    member = zlib.decompressobj(_GZIP)
-    started = False
-    async for chunk in wire:
+class _Gzip:
+    """Decompresses gzip, of one member or several.
+
+    Args:
+        max_bytes: Never makes more than that and a piece.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._unpacked = 0
+        self._member = zlib.decompressobj(_GZIP)
+        self._is_begun = False
+
+    def unpack(self, chunk: bytes) -> Iterator[bytes]:
+        """Yield what a chunk holds, piece by piece."""
         rest = chunk
         while rest:
-            if member.eof:
-                member = zlib.decompressobj(_GZIP)
+            if self._member.eof:
+                self._member = zlib.decompressobj(_GZIP)
             try:
-                piece = member.decompress(rest, _PIECE_BYTES)
+                piece = self._member.decompress(rest, _PIECE_BYTES)
             except zlib.error as error:
                 raise _BadBody("answered with broken gzip") from error
-            started = True
-            unpacked += len(piece)
-            if unpacked > max_bytes:
-                raise _BodyTooLarge(f"answered with more than {max_bytes} bytes")
+            self._is_begun = True
+            self._unpacked += len(piece)
+            if self._unpacked > self._max_bytes:
+                raise _BodyTooLarge(f"answered with more than {self._max_bytes} bytes")
             yield piece
-            rest = member.unused_data if member.eof else member.unconsumed_tail
-            if len(piece) == _PIECE_BYTES:
-                await asyncio.sleep(0)
-    if started and not member.eof:
-        raise _BadBody("cut its answer short")
+            rest = self._member.unused_data if self._member.eof else self._member.unconsumed_tail
+
+    def end(self) -> None:
+        """Make sure that nothing is missing."""
+        if self._is_begun and not self._member.eof:
+            raise _BadBody("cut its answer short")
 
 
+@lru_cache(maxsize=1024)
 def _template(path: str) -> str:
     return _ID_SEGMENT.sub("{id}", path)
 

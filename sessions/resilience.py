@@ -508,7 +508,8 @@ class Resilience:
             if turn.counts:
                 self._require_in_reach()
                 await self._rest(turn.ends_at)
-            await self._stand_in_line(counts=turn.counts, is_urgent=is_urgent)
+            if not self._line.enter_at_once():
+                await self._stand_in_line(counts=turn.counts, is_urgent=is_urgent)
             try:
                 if not turn.counts:
                     take_call(self._provider_id)
@@ -536,7 +537,8 @@ class Resilience:
             raise self._out_of_reach()
 
     def _require_in_reach(self) -> None:
-        if self._breaker.refuses(_now()):
+        breaker = self._breaker
+        if breaker.state is not BreakerState.CLOSED and breaker.refuses(_now()):
             raise self._out_of_reach()
 
     async def _rest(self, ends_at: float | None) -> None:
@@ -787,11 +789,14 @@ class _Line:
         """Whether no more may wait."""
         return self.waiting >= self._max_waiting
 
+    def enter_at_once(self) -> bool:
+        """Take a place if there is one and nobody waits for it; return whether it is taken."""
+        is_free = self.running < self._limit.now and not (self._urgent or self._others)
+        self.running += is_free
+        return is_free
+
     async def enter(self, *, counts: bool, is_urgent: bool) -> RefusalReason | None:
         """Wait for a place, and take it; or return why there is none."""
-        if self.running < self._limit.now and not (self._urgent or self._others):
-            self.running += 1
-            return None
         if self.is_full and not is_urgent:
             return RefusalReason.FULL
         place: asyncio.Future[RefusalReason | None] = asyncio.get_running_loop().create_future()

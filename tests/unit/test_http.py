@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from email.utils import formatdate
+from urllib.parse import urlencode
 
 import httpx
 import msgspec
@@ -949,7 +950,12 @@ async def test_a_cancelled_request_is_observed_as_cancelled() -> None:
     assert [(call.status, call.error) for call in observed] == [(None, "CANCELLED")]
 
 
-@given(st.dictionaries(st.text(min_size=1), st.one_of(st.text(), st.integers(), st.booleans())))
+@given(
+    st.dictionaries(
+        st.text(min_size=1),
+        st.one_of(st.text(), st.text("ab9-,."), st.integers(), st.booleans()),
+    )
+)
 def test_any_parameters_arrive_as_they_were_given(params: dict[str, ParamValue]) -> None:
     handler, asked = answering(httpx.Response(200))
 
@@ -964,6 +970,7 @@ def test_any_parameters_arrive_as_they_were_given(params: dict[str, ParamValue])
         for name, value in params.items()
     }
     assert dict(asked[0].url.params) == expected
+    assert asked[0].url.query.decode() == urlencode(expected)
 
 
 class _Pieces(httpx.AsyncByteStream):
