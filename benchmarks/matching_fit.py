@@ -36,8 +36,17 @@ from resolvers.matching.scoring import AT, FEATURES, STEPS, compare, contributio
 from simulators.people import Campus, PlatformAccount, populate  # noqa: E402 - the same
 
 SHIPPED_MODULE: Final = ROOT / "resolvers" / "matching" / "shipped.py"
-# People and seed; pools of several sizes, so that the prior is right for each.
-POPULATIONS: Final = ((8000, 101), (4000, 102), (1500, 103), (600, 104), (300, 105), (300, 106))
+# People, seed and errors: pools of several sizes, so that the prior is right for each, written
+# with the care of the development half and with less, so that the weights do not trust in it.
+POPULATIONS: Final = (
+    (6000, 101, 1.0),
+    (4000, 102, 1.5),
+    (4000, 107, 2.0),
+    (1500, 103, 1.5),
+    (600, 104, 1.0),
+    (300, 105, 1.5),
+    (300, 106, 2.0),
+)
 RIDGE: Final = 20.0
 _LN2: Final = float(np.log(2.0))
 GROUP_FEATURES: Final = ("groups_same", "groups_other")
@@ -57,11 +66,16 @@ BY_HAND: Final = {
     "loose_count": -3.0,
     "loose_bits": 0.7,
     "joined_bits": 0.9,
+    "reading_count": -1.0,
+    "reading_bits": 0.8,
+    "consonants_count": -1.0,
+    "consonants_bits": 0.8,
     "in_handle_count": 1.0,
     "in_handle_bits": 0.4,
     "conflict_one": -5.0,
     "conflict_more": -9.0,
     "conflict_script": -1.0,
+    "conflict_consonants": -0.5,
     "extra_tokens": -0.7,
     "nothing_in_common": -4.0,
     "one_token_only": -1.0,
@@ -128,8 +142,8 @@ class Pools:
 
 def pools() -> Iterator[Pools]:
     """Return the pools that are fitted on."""
-    for count, seed in POPULATIONS:
-        campus = populate(count, seed=seed, half="development")
+    for count, seed, errors in POPULATIONS:
+        campus = populate(count, seed=seed, half="development", errors=errors)
         for left, right in platform_pairs(campus):
             yield Pools(campus, left, right)
 

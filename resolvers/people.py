@@ -578,9 +578,8 @@ class People:
             StorageError: The database could not answer.
         """
         stored = await self.matches.last_model()
-        if stored is None or stored.body is None:
-            return matching.SHIPPED
-        return _model.decode(stored.body)
+        fitted = None if stored is None else _fitted(stored)
+        return fitted or matching.SHIPPED
 
     async def _model(self, run: MatchRun) -> Model:
         """Return the weights of a run, fitted anew if there are enough new decisions."""
@@ -592,7 +591,8 @@ class People:
             provider_ids, verdicts=(Verdict.CONFIRMED, Verdict.REJECTED)
         )
         last = await self.matches.last_model()
-        fitted_to = 0 if last is None else last.verdict_count
+        outdated = last is not None and last.body is not None and _fitted(last) is None
+        fitted_to = 0 if last is None or outdated else last.verdict_count
         if len(verdicts) < max(matching.MIN_DECISIONS, fitted_to + _REFIT_EVERY):
             return current
         decisions, prior = await self._features_of(verdicts)
@@ -1377,6 +1377,14 @@ async def _match_records(
             decided_at=row.decided_at,
         )
     return records
+
+
+def _fitted(stored: StoredModel) -> Model | None:
+    """Return weights that were fitted; ``None`` for none, and for those of another release."""
+    if stored.body is None:
+        return None
+    model = _model.decode(stored.body)
+    return model if len(model.weights) == len(matching.SHIPPED.weights) else None
 
 
 def _looked_up(

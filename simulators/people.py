@@ -175,22 +175,24 @@ def populate(
     half: Half = "development",
     platforms: Sequence[str] | None = None,
     coverage: float = 1.0,
+    errors: float | None = None,
 ) -> Campus:
     """Return people and their accounts, always the same for the same arguments.
 
     ``platforms`` names those wanted (five by default), ``coverage`` multiplies the share of
-    people each has.
+    people each has, ``errors`` how often something is written wrong (1, in the held-out half 1.5).
     """
     names = _Names(half)
     people = _People(names, random.Random(f"{seed}-{half}-people"), count).make()
     fifth = "openedx" if half == "held-out" else "classroom"
     chosen = platforms or ("kolibri", "kolibri2", "canvas", "moodle", fifth)
+    worse = errors or (1.5 if half == "held-out" else 1.0)
     accounts = {}
     for habits in _PLATFORMS:
         if habits.name in chosen:
             choose = random.Random(f"{seed}-{half}-{habits.name}")
             habits = replace(habits, share=min(1.0, habits.share * coverage))  # noqa: PLW2901
-            accounts[habits.name] = _Registrar(habits, names, choose).register(people)
+            accounts[habits.name] = _Registrar(habits, names, choose, worse).register(people)
     return Campus(people=people, accounts={name: accounts[name] for name in chosen})
 
 
@@ -435,12 +437,12 @@ class _Registrar:
     habits: _Habits
     names: _Names
     choose: random.Random
+    worse: float
     _labels: dict[tuple[str, int, str], str] = field(default_factory=dict)
 
     def _maybe(self, chance: float) -> bool:
-        """Return whether something goes wrong; half as often again in the held-out half."""
-        worse = 1.5 if self.names.half == "held-out" else 1.0
-        return self.choose.random() < chance * worse
+        """Return whether something goes wrong, which by itself has this chance."""
+        return self.choose.random() < chance * self.worse
 
     def register(self, people: Sequence[Person]) -> list[PlatformAccount]:
         accounts = []

@@ -10,9 +10,9 @@ from typing import Final
 import msgspec
 from anyascii import anyascii
 
-from resolvers.matching.names import LATIN, read_tokens
+from resolvers.matching.names import LATIN, Token, read_tokens
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the normaliser: what another version prepared is made anew, and so are its keys."""
 
 _MAX_HANDLES: Final = 2
@@ -61,7 +61,8 @@ class Prepared(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """An account normalised for matching.
 
     Holds personal data: kept and shown with the care its account is. ``tokens`` are the name's
-    in the order given, middle, family, or as written; ``scripts`` has one number for each.
+    in the order given, middle, family, or as written; ``scripts`` has one number for each, and
+    ``readings`` how else each may be read, if any may.
     """
 
     version: int
@@ -77,6 +78,7 @@ class Prepared(msgspec.Struct, frozen=True, array_like=True, gc=False):
     role: str | None
     time_zone: str | None
     groups: tuple[str, ...]
+    readings: tuple[tuple[str, ...], ...] = ()
 
     def __repr__(self) -> str:
         return f"Prepared(provider_id={self.provider_id!r}, external_id={self.external_id!r})"
@@ -101,8 +103,8 @@ def prepare(account: Account) -> Prepared:
         version=VERSION,
         provider_id=account.provider_id,
         external_id=account.external_id,
-        tokens=tuple(token for token, _ in tokens),
-        scripts=tuple(script for _, script in tokens),
+        tokens=tuple(token.text for token in tokens),
+        scripts=tuple(token.script for token in tokens),
         handles=_distinct(handles, _MAX_HANDLES),
         email=email,
         ids=_distinct(ids, _MAX_IDS),
@@ -111,10 +113,13 @@ def prepare(account: Account) -> Prepared:
         role=_role(account.roles),
         time_zone=_plain(account.time_zone) or None,
         groups=_distinct(account.groups, _MAX_GROUPS),
+        readings=tuple(token.readings for token in tokens)
+        if any(token.readings for token in tokens)
+        else (),
     )
 
 
-def _tokens(account: Account) -> tuple[tuple[str, int], ...]:
+def _tokens(account: Account) -> tuple[Token, ...]:
     parts = [account.given_name, account.middle_name, account.family_name]
     named = read_tokens(" ".join(part for part in parts if part))
     shown = read_tokens(account.display_name or "")
@@ -122,23 +127,21 @@ def _tokens(account: Account) -> tuple[tuple[str, int], ...]:
     return tuple(dict.fromkeys(chosen))
 
 
-def _completed(
-    tokens: tuple[tuple[str, int], ...], handles: list[str]
-) -> tuple[tuple[str, int], ...]:
+def _completed(tokens: tuple[Token, ...], handles: list[str]) -> tuple[Token, ...]:
     """Return tokens with the one that is missing, if a handle has it.
 
     A name of one whole token and perhaps initials is completed from a handle that has that
     token beside another one, such as ``amina`` or ``amina o`` with ``amina.okello``.
     """
-    whole = [token for token, _ in tokens if len(token) > 1]
-    initials = {token for token, _ in tokens if len(token) == 1}
+    whole = [token.text for token in tokens if len(token.text) > 1]
+    initials = {token.text for token in tokens if len(token.text) == 1}
     if len(whole) != 1 or len(whole[0]) < 3:
         return tokens
     for handle in handles:
         other = _beside(whole[0], _LETTERS.findall(handle))
         if other and (not initials or other[0] in initials):
-            kept = tuple(entry for entry in tokens if entry[0] != other[0])
-            return (*kept, (other, LATIN))
+            kept = tuple(token for token in tokens if token.text != other[0])
+            return (*kept, Token(other, LATIN))
     return tokens
 
 

@@ -8,7 +8,7 @@ that the hash of two texts joined follows from theirs.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from typing import Any, Final, TypeAlias
 
@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from resolvers.matching.accounts import Prepared
-from resolvers.matching.names import LATIN, canonical_names, skeleton
+from resolvers.matching.names import ABJAD, HAN, HANGUL, LATIN, canonical_names, skeleton
+from resolvers.matching.readings import MAX_READINGS, by_ear
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 Hashes: TypeAlias = npt.NDArray[np.uint64]
@@ -31,6 +32,7 @@ _HANDLES: Final = 2
 _IDS: Final = 3
 _MASK: Final = (1 << 64) - 1
 _BASE: Final = 0x9E3779B97F4A7C15
+EASTERN: Final = frozenset({HAN, HANGUL})
 _NO_LETTERS: Final = re.compile(r"[^a-z]+")
 _MIN_STEM: Final = 3
 _ORDERED: Final = tuple((a, b) for a in range(_KEYED) for b in range(_KEYED) if a != b)
@@ -87,13 +89,15 @@ class Vocabulary:
             beginning=(np.uint64, 0),
             skeleton=(np.int32, 0),
             skeleton_hash=(np.uint64, 0),
+            heard=(np.int32, MAX_READINGS),
             canonicals=(np.int32, _CANONICALS),
             letters=(np.uint32, 0),
             length=(np.int32, 0),
+            whole=(np.bool_, 0),
             script=(np.int8, 0),
             count=(np.int32, 0),
         )
-        self.skeletons = _Table(count=(np.int32, 0), length=(np.int32, 0))
+        self.skeletons = _Table(count=(np.int32, 0), length=(np.int32, 0), hash=(np.uint64, 0))
         self.handles = _Table(
             hash=(np.uint64, 0), stem=(np.uint64, 0), stem_length=(np.int32, 0), count=(np.int32, 0)
         )
@@ -102,9 +106,9 @@ class Vocabulary:
         self.words = _Table(hash=(np.uint64, 0), count=(np.int32, 0))
         self.canonicals = _Table(hash=(np.uint64, 0))
 
-    def token(self, text: str, script: int) -> int:
+    def token(self, text: str, script: int, readings: tuple[str, ...] = ()) -> int:
         """Return the id of a token, added if it is new."""
-        key = text if script == LATIN else (text, script)
+        key = text if script == LATIN else (text, script, readings)
         found = self.tokens.ids.get(key)
         if found is not None:
             return found
@@ -122,14 +126,34 @@ class Vocabulary:
             power=pow(_BASE, len(text), 1 << 64),
             initial=ord(text[0]),
             beginning=text_hash(text[:3]),
-            skeleton=self._row(self.skeletons, sound, length=len(sound), count=0),
+            skeleton=self._sound(sound),
             skeleton_hash=text_hash("~" + (sound or text)),
+            heard=self._heard(text, script, readings),
             canonicals=padded,
             letters=letters,
             length=len(text),
+            whole=len(text) > 1 or script == ABJAD,
             script=script,
             count=0,
         )
+
+    def _heard(self, text: str, script: int, readings: tuple[str, ...]) -> list[int]:
+        """Return what a token shares with the same one in another script.
+
+        Of East Asian ones how they are heard, of others their consonants; Latin ones have both.
+        """
+        if script in EASTERN:
+            found = [self._sound("=" + by_ear(said)) for said in (text, *readings)]
+        elif script == LATIN:
+            found = [self._sound("=" + by_ear(text)), self._sound(skeleton(text, script))]
+        else:
+            found = [self._sound(skeleton(said, script)) for said in (text, *readings)]
+        distinct = [*dict.fromkeys(found)][:MAX_READINGS]
+        return distinct + [-1] * (MAX_READINGS - len(distinct))
+
+    def _sound(self, text: str) -> int:
+        hashed = text_hash("~" + text)
+        return self._row(self.skeletons, text, length=len(text), count=0, hash=hashed)
 
     def handle(self, text: str) -> int:
         """Return the id of a handle, added if it is new."""
@@ -241,7 +265,10 @@ class Columns:
         tokens = account.tokens[:WIDTH]
         if tokens:
             scripts = account.scripts
-            ids = [vocabulary.token(token, scripts[i]) for i, token in enumerate(tokens)]
+            readings = account.readings or ((),) * len(tokens)
+            ids = [
+                vocabulary.token(token, scripts[i], readings[i]) for i, token in enumerate(tokens)
+            ]
             arrays["tokens"][at, : len(ids)] = ids
         for i, handle in enumerate(account.handles[:_HANDLES]):
             arrays["handles"][at, i] = vocabulary.handle(handle)
@@ -272,6 +299,9 @@ class Columns:
         present = tokens[tokens >= 0]
         np.add.at(vocabulary.tokens["count"], present, sign)
         np.add.at(vocabulary.skeletons["count"], vocabulary.tokens["skeleton"][present], sign)
+        heard = vocabulary.tokens["heard"][present]
+        by_ear_only = heard != vocabulary.tokens["skeleton"][present][:, None]
+        np.add.at(vocabulary.skeletons["count"], heard[(heard >= 0) & by_ear_only], sign)
         years = self["year"][rows]
         np.add.at(vocabulary.years, years[years >= 0] & 0x7FF, sign)
         handles = self["handles"][rows]
@@ -315,8 +345,8 @@ def keys_of(columns: Columns, rows: npt.NDArray[Any]) -> Hashes:
     table = vocabulary.tokens
     tokens = columns["tokens"][rows][:, :_KEYED]
     present = tokens >= 0
-    names = ("hash", "initial", "skeleton_hash", "length", "beginning")
-    hashes, initials, sounds, lengths, beginnings = (table[name][tokens] for name in names)
+    names = ("hash", "initial", "skeleton_hash", "length", "beginning", "whole")
+    hashes, initials, sounds, lengths, beginnings, wholes = (table[name][tokens] for name in names)
     canonicals = table["canonicals"][tokens][:, :, :2]
     years = columns["year"][rows]
     kinds: list[int] = []
@@ -331,18 +361,18 @@ def keys_of(columns: Columns, rows: npt.NDArray[Any]) -> Hashes:
 
     for a, b in _UNORDERED:
         both = present[:, a] & present[:, b]
-        whole = (lengths[:, a] > 1) & (lengths[:, b] > 1)
+        whole = wholes[:, a] & wholes[:, b]
         add(1, both & whole, *_sorted(hashes[:, a], hashes[:, b]))
         add(2, both & whole, *_sorted(sounds[:, a], sounds[:, b]))
         add(11, both & whole, *_sorted(beginnings[:, a], beginnings[:, b]))
     for a, b in _ORDERED:
-        both = present[:, a] & present[:, b] & (lengths[:, a] > 1)
+        both = present[:, a] & present[:, b] & wholes[:, a]
         add(3, both, hashes[:, a], initials[:, b])
         for i in range(canonicals.shape[2]):
             known = both & (canonicals[:, a, i] >= 0)
             add(4, known, vocabulary.canonicals["hash"][canonicals[:, a, i]], sounds[:, b])
     for a in range(_KEYED):
-        whole = present[:, a] & (lengths[:, a] > 1)
+        whole = present[:, a] & wholes[:, a]
         add(5, whole & (years >= 0), hashes[:, a], years)
         add(12, whole & (years >= 0), sounds[:, a], years)
         add(6, whole, hashes[:, a], lengths[:, a])
@@ -359,9 +389,40 @@ def keys_of(columns: Columns, rows: npt.NDArray[Any]) -> Hashes:
         words = np.atleast_2d(columns[name][rows].T).T
         for i in range(words.shape[1]):
             add(kind, words[:, i] >= 0, vocabulary.words["hash"][words[:, i]], zeros)
+    for kind, known, first_heard, second_heard in _keys_by_ear(columns, tokens, present):
+        add(kind, known, *_sorted(first_heard, second_heard))
     first, second = (np.array(part, np.uint64) for part in parts)
     mixed = _mix(first, second, np.array(kinds, np.uint64)[:, None])
     return np.where(np.array(valid), mixed, np.uint64(0)).T
+
+
+def _keys_by_ear(
+    columns: Columns, tokens: npt.NDArray[Any], present: Flags
+) -> Iterator[tuple[int, Flags, Hashes, Hashes]]:
+    """Return how two tokens are heard together, by any reading of one of them.
+
+    East Asian tokens are met by ear, those of abjads by their consonants. Only names that have
+    such a token have more than one way each, so nobody else pays for it.
+    """
+    vocabulary = columns.vocabulary
+    table, sounds = vocabulary.tokens, vocabulary.skeletons["hash"]
+    heard, scripts = table["heard"][tokens], table["script"][tokens]
+    whole = present & table["whole"][tokens]
+    eastern, unvowelled = present & np.isin(scripts, [*EASTERN]), present & (scripts == ABJAD)
+    audible = eastern | (whole & (scripts == LATIN))
+    for a, b in _UNORDERED:
+        both = audible[:, a] & audible[:, b]
+        yield 13, both, sounds[heard[:, a, 0]], sounds[heard[:, b, 0]]
+    skeletons = table["skeleton_hash"][tokens]
+    for a, b in _ORDERED:
+        for n in range(1, MAX_READINGS):
+            other = heard[:, a, n]
+            if eastern.any():
+                known = eastern[:, a] & audible[:, b] & (other >= 0)
+                yield 13, known, sounds[other], sounds[heard[:, b, 0]]
+            if unvowelled.any():
+                known = unvowelled[:, a] & whole[:, b] & (other >= 0)
+                yield 2, known, sounds[other], skeletons[:, b]
 
 
 WEAK_KINDS: Final = frozenset({6})

@@ -55,6 +55,7 @@ _WORDS: Final = {
     "in_handle_count": ("NAME_IN_USERNAME", "part of one name is in the other's username"),
     "conflict_one": ("NAME_CONFLICT", "one part of the names differs"),
     "conflict_more": ("NAME_CONFLICT", "several parts of the names differ"),
+    "conflict_consonants": ("NAME_CONFLICT_ACROSS_SCRIPTS", "parts of names in two scripts differ"),
     "conflict_script": ("NAME_CONFLICT_ACROSS_SCRIPTS", "parts of names in two scripts differ"),
     "extra_tokens": ("NAME_EXTRA", "one name has parts that the other lacks"),
     "nothing_in_common": ("NAME_DIFFERENT", "the names have no part in common"),
@@ -97,6 +98,8 @@ _TOKEN_WORDS: Final = {
     "initial": "an initial of the other",
     "loose": "alike but for a few letters",
     "joined": "two parts of the other put together",
+    "reading": "characters that may be read as the other",
+    "consonants": "the same consonants in another script",
 }
 
 

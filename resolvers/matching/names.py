@@ -8,10 +8,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from functools import cache
-from typing import Final
+from itertools import islice, product
+from typing import Final, NamedTuple
 
 from anyascii import anyascii
 from nicknames import NickNamer
+
+from resolvers.matching.readings import MAX_READINGS, is_eastern, is_hangul, read_eastern
 
 _MAX_CHARACTERS: Final = 200
 _MAX_TOKENS: Final = 12
@@ -23,12 +26,22 @@ HAN: Final = 2
 HANGUL: Final = 3
 OTHER: Final = 4
 
+
+class Token(NamedTuple):
+    """A part of a name in Latin letters, its script, and how else it may be read."""
+
+    text: str
+    script: int
+    readings: tuple[str, ...] = ()
+
+
 _BRACKETED: Final = re.compile(r"[(\[{<（【][^)\]}>）】]*[)\]}>）】]")
 _NOT_A_LETTER: Final = re.compile(r"[^a-z]+")
 # Korean and Chinese given names of two syllables: Ho-joon is Hojoon.
 _HYPHENED: Final = re.compile(r"\b([A-Z][a-z]{1,5})-([a-z]{2,6})\b")
+_SYLLABLE: Final = "[bcdfghjklmnpqrstwxyz]{0,2}[aeiouwy]{1,3}(?:ng|[nmkltphr])?"
+_SYLLABLES: Final = re.compile(rf"\b({_SYLLABLE})-({_SYLLABLE})\b", re.IGNORECASE)
 _APOSTROPHES: Final = re.compile(r"['`\u2018\u2019\u02bb\u02bc\u00b4]")
-_CAPITAL_PARTS: Final = re.compile(r"[A-Z]?[^A-Z]+|[A-Z]")
 _TITLES: Final = frozenset(
     "mr mrs ms miss mx dr prof professor sir madam jr sr ii iii iv sra herr frau mme".split()
 )
@@ -53,8 +66,9 @@ _ABJAD_LETTERS: Final = str.maketrans(
 )
 _ARABIC: Final = re.compile(r"[\u0600-\u06ff\u0750-\u077f]")
 _ARABIC_ARTICLE: Final = re.compile(r"^ال(?=..)")
-_HAN: Final = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
-_HANGUL: Final = re.compile(r"[\uac00-\ud7af]")
+# Letters that are said otherwise in some countries: beside the letter, one that is said so.
+_SAID_ELSEWHERE: Final = {"ث": "ثس", "ذ": "ذد", "ظ": "ظض", "ج": "جق"}
+_MAX_ARABIC: Final = 4
 _HEBREW: Final = re.compile(r"[\u0590-\u05ff]")
 
 _GREEK: Final = re.compile(r"[\u0370-\u03ff\u1f00-\u1fff]")
@@ -68,56 +82,6 @@ _GREEK_PAIRS: Final = (
     ("γκ", "gk"),
     ("υ", "i"),
 )
-# Surnames of two characters; other Han names begin with a surname of one.
-_DOUBLE_SURNAMES: Final = frozenset(
-    "欧阳 歐陽 司马 司馬 上官 诸葛 諸葛 司徒 东方 夏侯 皇甫 尉迟".split()
-)
-# The most frequent Japanese surnames; read by their characters they would sound Chinese.
-_JAPANESE_SURNAMES: Final = dict(
-    entry.split("=")
-    for entry in (
-        "佐藤=sato 鈴木=suzuki 高橋=takahashi 田中=tanaka 伊藤=ito 渡辺=watanabe 渡邊=watanabe "
-        "山本=yamamoto 中村=nakamura 小林=kobayashi 加藤=kato 吉田=yoshida 山田=yamada "
-        "佐々木=sasaki 山口=yamaguchi 松本=matsumoto 井上=inoue 木村=kimura 斎藤=saito "
-        "斉藤=saito 清水=shimizu 山崎=yamazaki 阿部=abe 森=mori 池田=ikeda 橋本=hashimoto "
-        "山下=yamashita 石川=ishikawa 中島=nakajima 前田=maeda 藤田=fujita 後藤=goto "
-        "小川=ogawa 岡田=okada 村上=murakami 長谷川=hasegawa 近藤=kondo 石井=ishii "
-        "坂本=sakamoto 遠藤=endo 藤井=fujii 青木=aoki 福田=fukuda 三浦=miura 西村=nishimura "
-        "藤原=fujiwara 太田=ota 松田=matsuda 原田=harada 岡本=okamoto 中川=nakagawa "
-        "中野=nakano 小野=ono 田村=tamura 竹内=takeuchi 金子=kaneko 和田=wada 中山=nakayama "
-        "石田=ishida 上田=ueda 森田=morita 柴田=shibata 酒井=sakai 工藤=kudo 横山=yokoyama "
-        "宮崎=miyazaki 宮本=miyamoto 内田=uchida 高木=takagi 安藤=ando 谷口=taniguchi "
-        "大野=ono 丸山=maruyama 今井=imai 高田=takada 藤本=fujimoto 武田=takeda 村田=murata "
-        "上野=ueno 杉山=sugiyama 増田=masuda 平野=hirano 大塚=otsuka 千葉=chiba 久保=kubo "
-        "松井=matsui 小島=kojima 岩崎=iwasaki 桜井=sakurai 野口=noguchi 松尾=matsuo "
-        "木下=kinoshita 菊地=kikuchi 野村=nomura 新井=arai 佐野=sano"
-    ).split()
-)
-# How Koreans spell their surnames, beside what letter by letter transliteration gives.
-_KOREAN_SURNAMES: Final = {
-    "gim": "kim",
-    "i": "lee",
-    "bag": "park",
-    "choe": "choi",
-    "jeong": "jung",
-    "gang": "kang",
-    "jo": "cho",
-    "yun": "yoon",
-    "im": "lim",
-    "o": "oh",
-    "sin": "shin",
-    "gwon": "kwon",
-    "an": "ahn",
-    "yu": "yoo",
-    "jeon": "jeon",
-    "go": "ko",
-    "mun": "moon",
-    "baeg": "baek",
-    "no": "noh",
-    "heo": "hur",
-    "u": "woo",
-    "gu": "koo",
-}
 _DOUBLED: Final = re.compile(r"(.)\1+")
 _SOUNDS: Final = (
     ("shch", "S"),
@@ -146,8 +110,8 @@ _LETTERS: Final = str.maketrans(
 )
 
 
-def read_tokens(text: str) -> tuple[tuple[str, int], ...]:
-    """Return the name's tokens in the order written, each with its script.
+def read_tokens(text: str) -> tuple[Token, ...]:
+    """Return the name's tokens in the order written.
 
     Tokens are in Latin letters, ``a`` to ``z``, except those of an abjad, which are consonants
     alone. Titles, class labels, bracketed text and, where two other tokens remain, particles
@@ -156,10 +120,31 @@ def read_tokens(text: str) -> tuple[tuple[str, int], ...]:
     cleaned = text[:_MAX_CHARACTERS].encode("utf-8", "ignore").decode("utf-8")
     cleaned = unicodedata.normalize("NFKC", cleaned)
     cleaned = _APOSTROPHES.sub("", _BRACKETED.sub(" ", cleaned)).replace("_", " ")
-    tokens: list[tuple[str, int]] = []
-    for word in _words(_HYPHENED.sub(r"\1\2", cleaned)):
-        tokens += _read_word(word)
+    words = _words(_SYLLABLES.sub(r"\1\2", _HYPHENED.sub(r"\1\2", cleaned)))
+    eastern = [word for word in words if is_eastern(word) and not _has_digit(word)]
+    tokens = _eastern_tokens(eastern)
+    at = next((n for n, word in enumerate(words) if word in eastern), len(words))
+    tokens = [
+        *(token for word in words[:at] for token in _read_word(word)),
+        *tokens,
+        *(token for word in words[at:] if word not in eastern for token in _read_word(word)),
+    ]
     return _without_particles(_joined_servants(tokens))[:_MAX_TOKENS]
+
+
+def _eastern_tokens(words: list[str]) -> list[Token]:
+    if not words:
+        return []
+    script = HANGUL if any(is_hangul(word) for word in words) else HAN
+    return [
+        Token(said[0][:_MAX_TOKEN_CHARACTERS], script, said[1:])
+        for said in read_eastern(words)
+        if said[0] and said[0] not in _LABELS
+    ]
+
+
+def _has_digit(word: str) -> bool:
+    return any(character.isdigit() for character in word)
 
 
 def _words(text: str) -> list[str]:
@@ -170,26 +155,36 @@ def _words(text: str) -> list[str]:
     return "".join(kept).split()
 
 
-def _read_word(word: str) -> list[tuple[str, int]]:
-    if not word or any(character.isdigit() for character in word):
+def _read_word(word: str) -> list[Token]:
+    if not word or _has_digit(word):
         return []
     if word.isascii():
-        script, parts = LATIN, [word.lower()]
+        script, part = LATIN, word.lower()
     elif _ARABIC.search(word):
-        script, parts = ABJAD, [_ARABIC_ARTICLE.sub("", word).translate(_ABJAD_LETTERS)]
-        parts = [_DOUBLED.sub(r"\1", anyascii(part).rstrip("h")) for part in parts]
-        return [(part, script) for part in parts if re.fullmatch(r"[a-zS]+", part)]
-    elif _HAN.search(word):
-        script, parts = HAN, _han_parts(word)
-    elif _HANGUL.search(word):
-        script, parts = HANGUL, _hangul_parts(word)
+        return _read_arabic(word)
     else:
         script = ABJAD if _HEBREW.search(word) else _script_of(word)
-        parts = [anyascii(_customary(word)).lower()]
-    cleaned = (_NOT_A_LETTER.sub("", part)[:_MAX_TOKEN_CHARACTERS] for part in parts)
-    return [
-        (part, script) for part in cleaned if part and part not in _TITLES and part not in _LABELS
-    ]
+        part = anyascii(_customary(word)).lower()
+    part = _NOT_A_LETTER.sub("", part)[:_MAX_TOKEN_CHARACTERS]
+    return [Token(part, script)] if part and part not in _TITLES | _LABELS else []
+
+
+def _read_arabic(word: str) -> list[Token]:
+    """Return the consonants, and as other readings what Latin writers may put for them.
+
+    They may join the article, and write some letters as they are said elsewhere.
+    """
+    bare = _ARABIC_ARTICLE.sub("", word)
+    choices = (_SAID_ELSEWHERE.get(letter, (letter,)) for letter in bare)
+    written = ["".join(letters) for letters in islice(product(*choices), _MAX_ARABIC)]
+    said = [anyascii(text.translate(_ABJAD_LETTERS)).rstrip("h") for text in written]
+    if bare != word:
+        said += ["l" + text for text in said]
+    parts = dict.fromkeys(_DOUBLED.sub(r"\1", text) for text in said)
+    usual, *others = parts
+    if not re.fullmatch(r"[a-zS]+", usual):
+        return []
+    return [Token(usual, ABJAD, tuple(others)[: MAX_READINGS - 1])]
 
 
 def _customary(word: str) -> str:
@@ -206,41 +201,23 @@ def _script_of(word: str) -> int:
     return LATIN if all(ord(character) < 0x250 for character in word) else OTHER
 
 
-def _han_parts(word: str) -> list[str]:
-    for length in (3, 2, 1):
-        reading = _JAPANESE_SURNAMES.get(word[:length])
-        if reading and len(word) <= length + 3:
-            return [reading, anyascii(word[length:]).lower()]
-    if not 2 <= len(word) <= 4:
-        return [anyascii(word).lower()]
-    cut = 2 if word[:2] in _DOUBLE_SURNAMES else 1
-    return [anyascii(word[:cut]).lower(), anyascii(word[cut:]).lower()]
-
-
-def _hangul_parts(word: str) -> list[str]:
-    if not 2 <= len(word) <= 4:
-        return [anyascii(word).lower()]
-    surname = anyascii(word[0]).lower()
-    return [_KOREAN_SURNAMES.get(surname, surname), anyascii(word[1:]).lower()]
-
-
-def _joined_servants(tokens: list[tuple[str, int]]) -> list[tuple[str, int]]:
+def _joined_servants(tokens: list[Token]) -> list[Token]:
     """Join ``abd al rahman`` and ``abdel-rahman`` into one token."""
-    joined: list[tuple[str, int]] = []
-    for token, script in tokens:
-        before = joined[-1][0] if joined else ""
-        if before in _SERVANTS and script == LATIN:
-            if token not in {"al", "el", "ul"}:
-                joined[-1] = (_SERVANT + token, script)
-        elif before == "bt" and script == ABJAD and joined[-1][1] == ABJAD:
-            joined[-1] = (_DOUBLED.sub(r"\1", "btl" + token), script)
+    joined: list[Token] = []
+    for token in tokens:
+        before = joined[-1] if joined else Token("", LATIN)
+        if before.text in _SERVANTS and token.script == LATIN:
+            if token.text not in {"al", "el", "ul"}:
+                joined[-1] = Token(_SERVANT + token.text, LATIN)
+        elif before.text == "bt" and token.script == before.script == ABJAD:
+            joined[-1] = Token(_DOUBLED.sub(r"\1", "btl" + token.text), ABJAD)
         else:
-            joined.append((token, script))
+            joined.append(token)
     return joined
 
 
-def _without_particles(tokens: list[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
-    kept = tuple(entry for entry in tokens if entry[0] not in _PARTICLES)
+def _without_particles(tokens: list[Token]) -> tuple[Token, ...]:
+    kept = tuple(token for token in tokens if token.text not in _PARTICLES)
     return kept if len(kept) > 1 else tuple(tokens)
 
 

@@ -7,6 +7,7 @@ A pair has a value for each of ``FEATURES``; a value times the model's weight, r
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -16,6 +17,7 @@ from rapidfuzz.distance import OSA
 from rapidfuzz.process import cpdist
 
 from resolvers.matching.columns import (
+    EASTERN,
     FULL,
     SHORTENED,
     SINGLE,
@@ -24,6 +26,7 @@ from resolvers.matching.columns import (
     Flags,
     Floats,
     Ints,
+    Vocabulary,
     handles_made,
 )
 from resolvers.matching.names import ABJAD, LATIN
@@ -31,13 +34,17 @@ from resolvers.matching.names import ABJAD, LATIN
 STEPS: Final = 1024
 """Parts of a bit that contributions are rounded to."""
 
-EXACT, NICKNAME, TYPO, SOUND, SCRIPT, INITIAL, LOOSE, JOINED = range(1, 9)
+EXACT, NICKNAME, TYPO, SOUND, SCRIPT, INITIAL, LOOSE, JOINED, READING, CONSONANTS = range(1, 11)
 """Ways in which tokens can be the same name.
 
 LOOSE is a typing error that leaves more doubt: two edits, or one in a token of three letters.
-JOINED is one token that is two of the other name put together.
+JOINED is one token that is two of the other name put together. Of tokens in two scripts, READING
+is one of East Asian characters that may be read as the other, CONSONANTS one without vowels.
 """
-WAYS: Final = ("exact", "nickname", "typo", "sound", "script", "initial", "loose", "joined")
+WAYS: Final = (
+    *("exact", "nickname", "typo", "sound", "script", "initial", "loose", "joined"),
+    *("reading", "consonants"),
+)
 
 
 class Feature(NamedTuple):
@@ -63,11 +70,16 @@ FEATURES: Final = (
     Feature("loose_bits", "displayName"),
     Feature("joined_count", "displayName"),
     Feature("joined_bits", "displayName"),
+    Feature("reading_count", "displayName"),
+    Feature("reading_bits", "displayName"),
+    Feature("consonants_count", "displayName"),
+    Feature("consonants_bits", "displayName"),
     Feature("in_handle_count", "username"),
     Feature("in_handle_bits", "username"),
     Feature("conflict_one", "displayName"),
     Feature("conflict_more", "displayName"),
     Feature("conflict_script", "displayName"),
+    Feature("conflict_consonants", "displayName"),
     Feature("extra_tokens", "displayName"),
     Feature("nothing_in_common", "displayName"),
     Feature("one_token_only", "displayName"),
@@ -187,11 +199,15 @@ def _compare_names(
     used = np.zeros(present_right.shape, np.bool_)
     for column in range(WIDTH):
         used[np.arange(len(first)), partner[:, column]] |= aligned[:, column]
-    for kind, name in enumerate(WAYS[:-1], 1):
+    heard_bits = _heard_bits(vocabulary, first, other)
+    for kind, name in enumerate(WAYS, 1):
+        if kind == JOINED:
+            continue
         here = way == kind
         values[:, AT[f"{name}_count"]] = here.sum(axis=1)
         if kind != INITIAL:
-            said = sound_bits if kind in {SOUND, SCRIPT} else bits
+            said = sound_bits if kind in {SOUND, SCRIPT, CONSONANTS} else bits
+            said = heard_bits if kind == READING else said
             values[:, AT[f"{name}_bits"]] = np.where(here, said, 0.0).sum(axis=1)
     left_over, right_over = present_left & ~aligned, present_right & ~used
     joined = _join(left, (first, second), (left_over, right_over), (partner, way))
@@ -211,7 +227,11 @@ def _compare_names(
     across = foreign_left != foreign_right
     values[:, AT["conflict_one"]] = (conflicts == 1) & ~across
     values[:, AT["conflict_more"]] = (conflicts > 1) & ~across
-    values[:, AT["conflict_script"]] = np.where(across, conflicts, 0)
+    unvowelled = ((present_left & (scripts[first] == ABJAD)).any(axis=1)) | (
+        (present_right & (scripts[second] == ABJAD)).any(axis=1)
+    )
+    values[:, AT["conflict_script"]] = np.where(across & ~unvowelled, conflicts, 0)
+    values[:, AT["conflict_consonants"]] = np.where(across & unvowelled, conflicts, 0)
     values[:, AT["extra_tokens"]] = np.maximum(here, there) - conflicts
     both = present_left.any(axis=1) & present_right.any(axis=1)
     matched = aligned.sum(axis=1)
@@ -233,9 +253,8 @@ def _token_ways(
     cells = np.nonzero(valid)
     one, two = a[cells], b[cells]
     way = np.zeros(len(one), np.int8)
-    length_one, length_two = table["length"][one], table["length"][two]
     same_initial = table["initial"][one] == table["initial"][two]
-    short = np.minimum(length_one, length_two) == 1
+    short = ~(table["whole"][one] & table["whole"][two])
     way[short & same_initial] = INITIAL
     script_one, script_two = table["script"][one], table["script"][two]
     across = (script_one != script_two) | (script_one == ABJAD)
@@ -244,7 +263,13 @@ def _token_ways(
     same_sound = (sound_one == sound_two) & ~short
     way[same_sound & ~across & (heard > 1) & same_initial] = SOUND
     way[same_sound & across & (heard > 0)] = SCRIPT
-    _find_typos(columns, one, two, way, ~short & ~(across & (way == SCRIPT)))
+    foreign = np.nonzero((script_one != script_two) & ~short)[0]
+    shared = _share_sounds(table["heard"][one[foreign]], table["heard"][two[foreign]])
+    eastern = _is_any(script_one, EASTERN) | _is_any(script_two, EASTERN)
+    way[foreign[shared & eastern[foreign]]] = READING
+    unvowelled = (script_one == ABJAD) | (script_two == ABJAD)
+    way[foreign[shared & unvowelled[foreign]]] = CONSONANTS
+    _find_typos(columns, one, two, way, ~short & ~(across & (way > 0)))
     _find_near_sounds(columns, sound_one, sound_two, way, across & ~short & (heard > 2))
     nick = np.zeros(len(one), np.bool_)
     known = np.nonzero(
@@ -255,9 +280,29 @@ def _token_ways(
     nick[known] = shared.any(axis=(1, 2))
     way[nick] = NICKNAME
     _find_prefixes(columns, one, two, way)
-    way[(one == two) & ~short] = EXACT
+    same_text = (table["hash"][one] == table["hash"][two]) & ~(across & unvowelled)
+    way[((one == two) | same_text) & ~short] = EXACT
     result[cells] = way
     return result
+
+
+def _share_sounds(one: npt.NDArray[Any], two: npt.NDArray[Any]) -> Flags:
+    """Return which rows of two columns of sounds have one in common; -1 stands for none."""
+    equal = (one[:, :, None] == two[:, None, :]) & (one[:, :, None] >= 0)
+    return np.asarray(equal.any(axis=(1, 2)), np.bool_)
+
+
+def _is_any(scripts: npt.NDArray[Any], wanted: Iterable[int]) -> Flags:
+    return np.asarray(np.isin(scripts, [*wanted]), np.bool_)
+
+
+def _heard_bits(
+    vocabulary: Vocabulary, first: npt.NDArray[Any], second: npt.NDArray[Any]
+) -> Floats:
+    """Return the bits of how the Latin one of two tokens is heard."""
+    table = vocabulary.tokens
+    latin = np.where(table["script"][first] == LATIN, first, second)
+    return vocabulary.skeleton_information(table["heard"][latin][..., 0])
 
 
 def _find_typos(
@@ -333,7 +378,7 @@ def _find_prefixes(
             way[i] = NICKNAME
 
 
-_GREED: Final = np.array([0, 10, 8, 9, 5, 7, 2, 4, 0], np.int8)
+_GREED: Final = np.array([0, 10, 8, 9, 5, 7, 2, 4, 0, 7, 7], np.int8)
 
 
 def _align(ways: npt.NDArray[np.int8]) -> tuple[Ints, npt.NDArray[np.int8]]:

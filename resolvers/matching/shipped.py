@@ -7,60 +7,65 @@ from typing import Final
 from resolvers.matching.scoring import Model
 
 SHIPPED: Final = Model(
-    version="shipped-8628780ea3d5",
+    version="shipped-b4a8fce7dd21",
     weights=(
-        -2.9130859375,  # exact_count
-        0.7333984375,  # exact_bits
-        -1.9013671875,  # nickname_count
-        0.5751953125,  # nickname_bits
-        -2.357421875,  # typo_count
-        0.6171875,  # typo_bits
-        -2.9267578125,  # sound_count
-        0.533203125,  # sound_bits
-        0.546875,  # script_count
-        0.4033203125,  # script_bits
-        0.8583984375,  # initial_count
-        -4.5947265625,  # loose_count
-        0.5458984375,  # loose_bits
-        -0.390625,  # joined_count
-        0.3486328125,  # joined_bits
-        2.5859375,  # in_handle_count
-        0.0712890625,  # in_handle_bits
-        -5.8369140625,  # conflict_one
-        -10.947265625,  # conflict_more
-        -2.6171875,  # conflict_script
-        -1.4189453125,  # extra_tokens
-        -0.2919921875,  # nothing_in_common
-        0.541015625,  # one_token_only
-        2.689453125,  # email_same
-        0.3466796875,  # email_shared
-        -0.31640625,  # email_other
-        5.08203125,  # handle_same
-        3.986328125,  # handle_same_built
-        1.7294921875,  # handle_stem
-        2.435546875,  # handle_stem_built
-        -1.2626953125,  # handle_other
-        3.5029296875,  # handle_from_name
-        3.439453125,  # handle_from_initial
-        1.560546875,  # handle_from_token
-        9.4423828125,  # id_same
-        3.48828125,  # id_near
-        -2.8427734375,  # id_other
-        0.69140625,  # year_bits
-        -2.98046875,  # year_near
-        -5.0732421875,  # year_other
-        0.18359375,  # gender_same
-        -3.9765625,  # gender_other
-        0.5107421875,  # zone_same
-        -0.81640625,  # zone_other
-        1.8505859375,  # role_same
-        -4.75,  # role_other
-        0.7763671875,  # groups_same
-        1.0859375,  # groups_other
+        -3.6708984375,  # exact_count
+        0.8759765625,  # exact_bits
+        -2.048828125,  # nickname_count
+        0.673828125,  # nickname_bits
+        -2.498046875,  # typo_count
+        0.7197265625,  # typo_bits
+        -3.2294921875,  # sound_count
+        0.759765625,  # sound_bits
+        -3.8115234375,  # script_count
+        0.9365234375,  # script_bits
+        1.7041015625,  # initial_count
+        -4.6416015625,  # loose_count
+        0.6044921875,  # loose_bits
+        -0.0908203125,  # joined_count
+        0.0888671875,  # joined_bits
+        -3.794921875,  # reading_count
+        0.89453125,  # reading_bits
+        0.5732421875,  # consonants_count
+        0.5087890625,  # consonants_bits
+        2.7890625,  # in_handle_count
+        0.095703125,  # in_handle_bits
+        -4.3779296875,  # conflict_one
+        -9.181640625,  # conflict_more
+        -4.138671875,  # conflict_script
+        -3.4248046875,  # conflict_consonants
+        -1.2880859375,  # extra_tokens
+        0.3388671875,  # nothing_in_common
+        1.3994140625,  # one_token_only
+        2.5966796875,  # email_same
+        0.8818359375,  # email_shared
+        -0.3701171875,  # email_other
+        5.4638671875,  # handle_same
+        3.5634765625,  # handle_same_built
+        1.962890625,  # handle_stem
+        2.2275390625,  # handle_stem_built
+        -1.1298828125,  # handle_other
+        3.1796875,  # handle_from_name
+        3.17578125,  # handle_from_initial
+        1.3740234375,  # handle_from_token
+        7.4228515625,  # id_same
+        5.1572265625,  # id_near
+        -2.1162109375,  # id_other
+        0.7529296875,  # year_bits
+        -2.466796875,  # year_near
+        -4.30859375,  # year_other
+        0.3251953125,  # gender_same
+        -3.6142578125,  # gender_other
+        0.267578125,  # zone_same
+        -0.7529296875,  # zone_other
+        1.5615234375,  # role_same
+        -4.4619140625,  # role_other
+        0.7294921875,  # groups_same
+        0.7890625,  # groups_other
     ),
-    base=5.30859375,
-    slope=1.0576171875,
-    rivalry=0.640625,
-    shift=-0.62109375,
-    alone=(1.099609375, 0.640625, 1.7421875),
+    base=4.1826171875,
+    slope=1.068359375,
+    rivalry=0.619140625,
+    shift=-0.37109375,
+    alone=(1.1279296875, 0.607421875, 1.80859375),
 )

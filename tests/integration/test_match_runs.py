@@ -12,7 +12,7 @@ from sqlalchemy import delete, select, update
 from resolvers import matching, people
 from resolvers.importing import RosterRecord, content_of
 from resolvers.match_process import Comparison, compare
-from resolvers.matching import Account, prepare
+from resolvers.matching import SHIPPED, Account, prepare
 from resolvers.people import MatchSettings, People
 from storage.credentials import KeyRing, Secret
 from storage.database import Database
@@ -26,6 +26,7 @@ from storage.matching import (
     MatchRunState,
     MatchStatus,
     MatchStore,
+    StoredModel,
     Suggested,
     SuggestionFilter,
 )
@@ -434,6 +435,20 @@ async def test_from_a_hundred_decisions_on_a_run_weighs_by_what_was_learnt(
     assert precision is not None
     assert recall is not None
     assert precision > 0.9
+
+
+async def test_weights_fitted_by_a_release_that_looked_at_other_things_are_not_used(
+    office: Office,
+) -> None:
+    earlier = msgspec.structs.replace(SHIPPED, version="earlier", weights=SHIPPED.weights[:-1])
+    kept = StoredModel(version="earlier", body=msgspec.msgpack.encode(earlier), verdict_count=500)
+    await office.matches.keep_model(kept)
+    await office.add("1", NAMES[:20])
+    await office.add("2", NAMES[:20])
+
+    run = await office.match("1", "2")
+
+    assert (run.state, run.model_version) == (MatchRunState.DONE, SHIPPED.version)
 
 
 async def test_a_look_up_knows_what_the_last_import_changed(any_office: Office) -> None:
