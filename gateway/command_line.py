@@ -587,7 +587,8 @@ async def _match(gateway: Gateway, chosen: argparse.Namespace) -> int:
 
 def _print_match_run(run: MatchRun, *, as_json: bool) -> None:
     if as_json:
-        print(msgspec.json.encode(run).decode())
+        told = msgspec.to_builtins(run) | {"progress": run.share_done}
+        print(msgspec.json.encode(told).decode())
         return
     if run.problem is not None:
         print(f"run {run.id}: {run.state}: {run.problem}", file=sys.stderr)

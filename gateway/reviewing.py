@@ -74,7 +74,7 @@ async def review(
             context, wanted=wanted, descending=True, first=_ROWS, after=at.after, wants_total=True
         )
         if not page.rows:
-            console.print("There is nothing more to decide")
+            console.print("There is nothing more to decide; `match run` looks for matches anew")
             return at.reviewed
         matches = [record for _cursor, record in page.rows]
         _show(console, matches, told=told, total=page.total or 0)

@@ -1524,6 +1524,11 @@ def _by_providers(
 
 def _notes(pools: Mapping[str, Sized]) -> Iterable[str]:
     for provider_id, pool in pools.items():
+        if not pool:
+            yield (
+                f"Provider {provider_id} has no accounts to compare: import it first, by"
+                " refreshProvider or `learning-gateway refresh`"
+            )
         if len(pool) > LARGE_POOL:
             yield (
                 f"Provider {provider_id} has {len(pool)} accounts. In so large a pool names alone"

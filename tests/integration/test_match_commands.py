@@ -74,6 +74,7 @@ def test_from_import_to_confirmed_people_through_the_command_line_only(
     compared = run("match", "run", "--provider", "1", "--provider", "2", "--json")
     outcome = json.loads(compared.output)
     assert (compared.code, outcome["state"], outcome["pairs_done"]) == (0, "DONE", 1)
+    assert (outcome["progress"], outcome["notes"]) == (1.0, [])
 
     reviewed = run("match", "review", "--min-score", "0.5", given="u?" + "y" * 5 + "nu" + "sq")
     assert reviewed.code == 0
@@ -134,6 +135,24 @@ def test_a_mapping_is_tried_first_and_then_linked(run: Run, tmp_path: Path) -> N
     )
     assert "1 linked before" in again.output
     assert linked.errors.splitlines()[-1].startswith("line 4: product-2: An account is not in")
+
+
+def test_a_run_says_which_provider_was_never_imported(run: Run) -> None:
+    listed = run("providers", "list").output.splitlines()
+    url = next(
+        word for line in listed if "canvas" in line for word in line.split() if "://" in word
+    )
+    adding = ["--platform", "canvas", "--url", url]
+    assert run("providers", "add", "3", *adding, given=f"api_key={ADMIN_TOKEN}\n").code == 0
+
+    compared = run("match", "run", "--provider", "1", "--provider", "3")
+
+    assert compared.code == 0
+    assert compared.errors == (
+        "Provider 3 has no accounts to compare: import it first, by refreshProvider or"
+        " `learning-gateway refresh`\n"
+    )
+    assert ", 0 matches suggested" in compared.output
 
 
 def test_what_cannot_be_done_is_told(run: Run, tmp_path: Path) -> None:
