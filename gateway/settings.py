@@ -85,6 +85,7 @@ class Settings:
     import_hours: int
     changes_days: int
     match_link_above: float | None
+    match_bulk_from: int
     audit_days: int
     new_statuses: bool
     cors_origins: tuple[str, ...]
@@ -740,6 +741,15 @@ SETTINGS: Final = (
         form="a number from 0.5 to 1",
         default=None,
         read=_share(0.5, 1),
+    ),
+    Setting(
+        name="GATEWAY_MATCH_BULK_FROM",
+        field="match_bulk_from",
+        meaning="More accounts of two providers together than so many are compared on disk instead "
+        "of in memory, which needs the extra bulk (see people).",
+        form="a whole number from 0 to 100000000",
+        default="2500000",
+        read=_whole(0, 100_000_000),
     ),
     Setting(
         name="GATEWAY_AUDIT_DAYS",

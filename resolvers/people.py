@@ -14,9 +14,21 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence, Sized
+import shutil
+import time
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import anyio
@@ -32,9 +44,12 @@ from resolvers.errors import BadInput, Forbidden, NotFound
 from resolvers.importing import record_of
 from resolvers.leasing import while_held
 from resolvers.loaders import Outcomes, Soon
-from resolvers.match_process import ComparingFailed, Comparison, Found, compare
+from resolvers.match_process import Answer, ComparingFailed, Found, Part, Task, compare
 from resolvers.matching import Account, Evidence, Index, Model, Prepared
+from resolvers.matching.bulk import BulkMissing, require_bulk
+from resolvers.matching.candidates import PAIRS_AT_ONCE
 from resolvers.matching.columns import Columns, Vocabulary, keys_of
+from resolvers.matching.spreading import usable_processes
 from resolvers.paging import checked_first
 from sessions.errors import NotSupported, ProviderNotFound
 from sessions.scheduler import ScheduledWork
@@ -114,8 +129,13 @@ class MatchSettings:
         apart_from: So many accounts of two providers together are compared in a process of their
             own.
         progress_seconds: How often it is written down how far a comparison is.
+        part_seconds: How often it is kept what a comparison has weighed.
+        pairs_at_once: About so many pairs of accounts are weighed together.
+        processes: How many compare two providers at once, where there is enough to do for them.
         most_indexed: Accounts of a provider that are held in memory to be looked up in; of more,
             the stored keys are asked.
+        bulk_from: More accounts of two providers together than so many are compared on disk.
+        bulk_folder: Where that is done.
     """
 
     link_above: float | None = None
@@ -123,7 +143,12 @@ class MatchSettings:
     index_seconds: float = 5
     apart_from: int = 4000
     progress_seconds: float = 1
+    part_seconds: float = 10
+    pairs_at_once: int = PAIRS_AT_ONCE
+    processes: int = field(default_factory=usable_processes)
     most_indexed: int = 300_000
+    bulk_from: int = 2_500_000
+    bulk_folder: Path = Path("matching")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -407,26 +432,28 @@ class People:
             for provider_id in run.provider_ids:
                 await self.prepare(provider_id)
             model = await self._model(run)
-            pools = {key: await self._accounts(key) for key in run.provider_ids}
+            counts = await self.matches.count_accounts(run.provider_ids)
             run = _still(
                 await self.matches.note(
                     claim,
                     run,
                     model_version=model.version,
-                    account_count=sum(len(pool) for pool in pools.values()),
-                    notes=list(_notes(pools)),
+                    account_count=sum(counts.values()),
+                    notes=list(_notes(counts)),
                 )
             )
             for pair in run.pairs[run.pairs_done :]:
-                run = await self._compare(claim, run, pair, pools, model)
+                many = counts[pair[0]] + counts[pair[1]]
+                run = await self._compare(claim, run, pair, model, many=many)
             if run.link_above is not None:
-                linked = await self._link(run, pools, run.link_above)
+                linked = await self._link(run, run.link_above)
                 run = _still(await self.matches.note(claim, run, link_count=linked))
             run = _still(await self.matches.end(claim, run, MatchRunState.DONE))
         except _TakenOver:
             return
-        except ComparingFailed as error:
-            problem = Problem(code="INTERNAL", message=str(error))
+        except (ComparingFailed, BulkMissing) as error:
+            code = NotSupported.code if isinstance(error, BulkMissing) else "INTERNAL"
+            problem = Problem(code=code, message=str(error))
             await self.matches.end(claim, run, MatchRunState.FAILED, problem)
             _log.error("match_run_failed", run_id=run.id, problem=problem.message)
             return
@@ -443,51 +470,88 @@ class People:
         claim: JobClaim,
         run: MatchRun,
         providers: tuple[str, str],
-        pools: Mapping[str, Sequence[StoredAccount]],
         model: Model,
+        *,
+        many: int,
     ) -> MatchRun:
-        """Return the run with one more pair of providers compared."""
-        one, other = sorted(providers)
-        left, right = pools[one], pools[other]
-        task = Comparison(
-            left=[account.prepared for account in left],
-            right=[account.prepared for account in right],
+        """Return the run with one more pair of providers compared, of so many accounts."""
+        pools = _Pools(*sorted(providers))
+        async with AsyncExitStack() as stack:
+            folder = None
+            if many > self.settings.bulk_from:
+                require_bulk()
+                folder = await self._open_folder(stack, f"run-{run.id}-{run.pairs_done}")
+            frames = self._frames(run, pools, model, folder=folder)
+            apart = folder is not None or many >= self.settings.apart_from
+            answers = await stack.enter_async_context(aclosing(compare(frames, apart=apart)))
+            noted_at, first = time.monotonic(), list[Found]()
+            async for answer in answers:
+                if isinstance(answer, list):
+                    first = answer
+                    break
+                if isinstance(answer, Part):
+                    stamp, until, body = pools.stamp.digest(), answer.end, answer.body
+                    _still(
+                        await self.matches.put_part(claim, run, stamp=stamp, until=until, body=body)
+                    )
+                elif time.monotonic() - noted_at >= self.settings.progress_seconds:
+                    done = max(answer, run.progress)  # one that goes on begins where it was
+                    run = _still(await self.matches.note(claim, run, progress=done))
+                    noted_at = time.monotonic()
+            return _still(
+                await self.matches.put_suggestions(
+                    claim,
+                    run,
+                    pools.providers,
+                    _pages(pools, first, answers),
+                    lease_seconds=self.settings.lease_seconds,
+                )
+            )
+
+    async def _open_folder(self, stack: AsyncExitStack, name: str) -> Path:
+        """Return an empty folder to work in, which is removed at the end."""
+        folder = self.settings.bulk_folder / name
+        remove = partial(anyio.to_thread.run_sync, partial(shutil.rmtree, ignore_errors=True))
+        await remove(folder)  # of a gateway that was killed
+        await anyio.Path(folder).mkdir(mode=0o700, parents=True)
+        stack.push_async_callback(remove, folder)
+        return folder
+
+    async def _frames(
+        self, run: MatchRun, pools: _Pools, model: Model, *, folder: Path | None
+    ) -> AsyncIterator[bytes]:
+        """Yield what a comparison reads, and fill in who is at which position."""
+        for provider_id, ids in zip(pools.providers, pools.external_ids, strict=True):
+            async for rows in self._pages_of(provider_id):
+                for row in rows:
+                    ids.append(row.external_id)
+                    pools.stamp.update(row.sha256 + row.external_id.encode())
+                yield msgspec.msgpack.encode([row.prepared for row in rows])
+            yield msgspec.msgpack.encode([])
+        task = Task(
             model=model,
-            decided=await self._decided(one, left, other, right),
+            decided=await self._decided(pools),
             expected_overlap=run.expected_overlap,
             least_score=KEPT_FROM,
+            processes=self.settings.processes if folder is None else 1,
+            folder=None if folder is None else str(folder),
+            pairs_at_once=self.settings.pairs_at_once,
+            part_seconds=self.settings.part_seconds,
         )
-        done = 0.0
+        pools.stamp.update(msgspec.msgpack.encode((matching.VERSION, model)))
+        yield msgspec.msgpack.encode(task)
+        stamp = pools.stamp.digest()
+        part = await self.matches.find_part(run, stamp=stamp)
+        while part is not None:
+            yield msgspec.msgpack.encode(Part(*part))
+            part = await self.matches.find_part(run, stamp=stamp, after=part[0])
 
-        def say(share: float) -> None:
-            nonlocal done
-            done = share
-
-        apart = len(left) + len(right) >= self.settings.apart_from
-        comparing = asyncio.create_task(compare(task, say, apart=apart))
-        try:
-            while True:
-                ended, _ = await asyncio.wait({comparing}, timeout=self.settings.progress_seconds)
-                if ended:
-                    break
-                run = _still(await self.matches.note(claim, run, progress=done))
-            found = comparing.result()
-        finally:
-            comparing.cancel()
-            await asyncio.wait({comparing})
-        rows = (_suggested(each, (one, left), (other, right)) for each in found)
-        return _still(
-            await self.matches.put_suggestions(
-                claim, run, (one, other), rows, lease_seconds=self.settings.lease_seconds
-            )
-        )
-
-    async def _decided(
-        self, one: str, left: Sequence[StoredAccount], other: str, right: Sequence[StoredAccount]
-    ) -> Sequence[tuple[int, int, bool]]:
+    async def _decided(self, pools: _Pools) -> Sequence[tuple[int, int, bool]]:
         """Return what is known of pairs of positions: one person's, or rejected."""
-        at_left = {account.external_id: at for at, account in enumerate(left)}
-        at_right = {account.external_id: at for at, account in enumerate(right)}
+        one, other = pools.providers
+        at_left, at_right = (
+            {external_id: at for at, external_id in enumerate(ids)} for ids in pools.external_ids
+        )
         person_of = await self.store.list_links([one, other])
         account_of = {person: key[1] for key, person in person_of.items() if key[0] == other}
         pairs = {
@@ -503,11 +567,13 @@ class People:
             if here in at_left and there in at_right
         ]
 
-    async def _link(
-        self, run: MatchRun, pools: Mapping[str, Sequence[StoredAccount]], least: float
-    ) -> int:
+    async def _link(self, run: MatchRun, least: float) -> int:
         """Link what is sure, where the accounts of all providers together agree."""
-        keys = [(key, account.external_id) for key, pool in pools.items() for account in pool]
+        keys = [
+            (provider_id, external_id)
+            for provider_id in run.provider_ids
+            for external_id in sorted(await self.matches.list_account_hashes(provider_id))
+        ]
         at = {key: position for position, key in enumerate(keys)}
         found: list[tuple[Pair, float]] = []
         page: Sequence[tuple[Pair, float]] = ()
@@ -527,7 +593,7 @@ class People:
         rejected = await self.store.list_verdicts(run.provider_ids, verdicts=(Verdict.REJECTED,))
 
         def work() -> Sequence[int]:
-            numbers = {provider_id: number for number, provider_id in enumerate(pools)}
+            numbers = {provider_id: number for number, provider_id in enumerate(run.provider_ids)}
             scores = np.array([score for _pair, score in found], np.float64)
             return matching.cluster(
                 len(keys),
@@ -553,18 +619,16 @@ class People:
         ]
         return await self.store.link_automatically(sure)
 
-    async def _accounts(self, provider_id: str) -> Sequence[StoredAccount]:
-        found: list[StoredAccount] = []
+    async def _pages_of(self, provider_id: str) -> AsyncIterator[Sequence[StoredAccount]]:
         after = ""
-        while True:
-            rows = await self.matches.list_accounts(provider_id, after=after, limit=_PLACES_AT_ONCE)
-            if not rows:
-                return found
+        while rows := await self.matches.list_accounts(
+            provider_id, after=after, limit=_PLACES_AT_ONCE
+        ):
             after = rows[-1].external_id
-            found += rows
+            yield rows
 
     async def _pool(self, provider_id: str) -> Sequence[Prepared]:
-        rows = await self._accounts(provider_id)
+        rows = [row async for page in self._pages_of(provider_id) for row in page]
         return await anyio.to_thread.run_sync(
             lambda: [_prepared.decode(row.prepared) for row in rows]
         )
@@ -850,6 +914,24 @@ class _ProviderIndex:
     hashes: dict[str, tuple[int, bytes] | None] = field(default_factory=dict)
     looked_at: float = 0.0
     stamp: object = None
+
+
+class _Pools:
+    """Two providers, and who is at which position, once their accounts were read.
+
+    Attributes:
+        stamp: Of everything that what is weighed between them depends on.
+    """
+
+    def __init__(self, one: str, other: str) -> None:
+        self.providers = (one, other)
+        self.external_ids: tuple[list[str], list[str]] = ([], [])
+        self.stamp = hashlib.sha256()
+
+    def pair(self, left: int, right: int) -> Pair:
+        """Return the accounts at two positions."""
+        one, other = self.providers
+        return (one, self.external_ids[0][left]), (other, self.external_ids[1][right])
 
 
 class _TakenOver(Exception):
@@ -1485,26 +1567,24 @@ def _account_of_traits(traits: UserTraits) -> Prepared:
     )
 
 
-def _suggested(
-    found: Found,
-    left: tuple[str, Sequence[StoredAccount]],
-    right: tuple[str, Sequence[StoredAccount]],
-) -> Suggested:
-    """Return what a comparison found as it is kept; sides are providers with their accounts."""
+async def _pages(
+    pools: _Pools, first: Sequence[Found], others: AsyncIterator[Answer]
+) -> AsyncIterator[Sequence[Suggested]]:
+    """Yield what a comparison found, page by page, as it is kept."""
+    yield [_suggested(each, pools) for each in first]
+    async for answer in others:
+        if isinstance(answer, list):
+            yield [_suggested(each, pools) for each in answer]
 
-    def pair(one: int, other: int) -> Pair:
-        return (
-            (left[0], left[1][one].external_id),
-            (right[0], right[1][other].external_id),
-        )
 
+def _suggested(found: Found, pools: _Pools) -> Suggested:
     return Suggested(
-        pair=pair(found.left, found.right),
+        pair=pools.pair(found.left, found.right),
         score=found.score,
         weight=found.weight,
         prior=found.prior,
         evidence=found.evidence,
-        competitors=msgspec.msgpack.encode([pair(*rival) for rival in found.competitors]),
+        competitors=msgspec.msgpack.encode([pools.pair(*rival) for rival in found.competitors]),
     )
 
 
@@ -1522,16 +1602,16 @@ def _by_providers(
     return found
 
 
-def _notes(pools: Mapping[str, Sized]) -> Iterable[str]:
-    for provider_id, pool in pools.items():
-        if not pool:
+def _notes(counts: Mapping[str, int]) -> Iterable[str]:
+    for provider_id, count in counts.items():
+        if not count:
             yield (
                 f"Provider {provider_id} has no accounts to compare: import it first, by"
                 " refreshProvider or `learning-gateway refresh`"
             )
-        if len(pool) > LARGE_POOL:
+        if count > LARGE_POOL:
             yield (
-                f"Provider {provider_id} has {len(pool)} accounts. In so large a pool names alone"
+                f"Provider {provider_id} has {count} accounts. In so large a pool names alone"
                 " do not identify: trust what shares an identifier, an e-mail address, a username"
                 " or classes, and match smaller sets of providers where you can"
             )

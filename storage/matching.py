@@ -6,18 +6,19 @@ changed. So a run, and a look-up of one account, begin with what is there, in an
 
 A run compares providers pair by pair. What it found between two of them takes the place of what
 was suggested before, and then it is noted how far the run is: cut off, it goes on with the next
-two. A run works under the lease of its job, as imports do (``storage.imports``).
+two. What it weighs between two is kept meanwhile in parts: cut off there, it goes on behind them,
+unless the accounts or the weights are others by then. A run works under the lease of its job, as
+imports do (``storage.imports``).
 """
 
 from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from itertools import islice
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -50,6 +51,7 @@ from storage.tables import (
     job,
     match_key,
     match_model,
+    match_part,
     match_run,
     match_suggestion,
     match_verdict,
@@ -64,7 +66,6 @@ MATCH_JOB: Final = "match"
 
 _FENCE_BITS: Final = 30
 _KEYS_AT_ONCE: Final = 500
-_ROWS_AT_ONCE: Final = 1000
 _KEPT_RUNS: Final = 50
 
 
@@ -351,6 +352,21 @@ class MatchStore:
         async with self._database.read() as connection:
             return [_account(row) for row in (await connection.execute(statement)).mappings()]
 
+    async def count_accounts(self, provider_ids: Collection[str]) -> Mapping[str, int]:
+        """Return how many accounts are kept of each of some providers.
+
+        Raises:
+            StorageError: The database could not answer.
+        """
+        statement = (
+            select(account.c.provider_id, func.count())
+            .where(account.c.provider_id.in_(provider_ids))
+            .group_by(account.c.provider_id)
+        )
+        async with self._database.read() as connection:
+            found = {row[0]: row[1] for row in await connection.execute(statement)}
+        return {provider_id: found.get(provider_id, 0) for provider_id in provider_ids}
+
     async def find_accounts(
         self, accounts: Collection[AccountKey]
     ) -> Mapping[AccountKey, StoredAccount]:
@@ -535,7 +551,6 @@ class MatchStore:
                 .values(
                     state=MatchRunState.RUNNING,
                     started_at=func.coalesce(match_run.c.started_at, database_now()),
-                    progress=0.0,
                 )
                 .returning(*match_run.c)
             )
@@ -566,20 +581,80 @@ class MatchStore:
                 return None
             return await _change_run(connection, run, **values)
 
+    async def put_part(
+        self, claim: JobClaim, run: MatchRun, *, stamp: bytes, until: int, body: bytes
+    ) -> MatchRun | None:
+        """Keep what was weighed between the two providers that a run is at.
+
+        Args:
+            claim: The lease.
+            run: Which run.
+            stamp: Of the accounts and the weights.
+            until: The position, among the accounts of the first provider, up to which it goes.
+            body: Encoded.
+
+        Returns:
+            The run; ``None`` when somebody else has taken over.
+
+        Raises:
+            StorageError: The database could not do it.
+        """
+        row = {
+            "run_id": run.id,
+            "pair": run.pairs_done,
+            "until": until,
+            "stamp": stamp,
+            "body": body,
+        }
+        async with self._database.transaction() as connection:
+            if not await hold_job(connection, claim):
+                return None
+            await connection.execute(
+                self._database.upsert(match_part, row, change=("stamp", "body"))
+            )
+        return run
+
+    async def find_part(
+        self, run: MatchRun, *, stamp: bytes, after: int = 0
+    ) -> tuple[int, bytes] | None:
+        """Return the first part behind a position, if there is one of these accounts and weights.
+
+        Returns:
+            Up to where it goes, and its body.
+
+        Raises:
+            StorageError: The database could not answer.
+        """
+        columns = match_part.c
+        statement = (
+            select(columns.until, columns.body)
+            .where(
+                columns.run_id == run.id,
+                columns.pair == run.pairs_done,
+                columns.stamp == stamp,
+                columns.until > after,
+            )
+            .order_by(columns.until)
+            .limit(1)
+        )
+        async with self._database.read() as connection:
+            row = (await connection.execute(statement)).one_or_none()
+        return None if row is None else (row.until, row.body)
+
     async def put_suggestions(
         self,
         claim: JobClaim,
         run: MatchRun,
         providers: tuple[str, str],
-        rows: Iterable[Suggested],
+        pages: AsyncIterable[Sequence[Suggested]],
         *,
         lease_seconds: float,
     ) -> MatchRun | None:
         """Put what was found between two providers in the place of what was suggested before.
 
         What somebody decided on is kept as it was decided on; a rejected pair does not come back.
-        A thousand rows go in at once, so that others get to write between them: until all are in,
-        new and old suggestions stand side by side. Cut off, it is done again from the beginning.
+        A page goes in at once, so that others get to write between them: until all are in, new and
+        old suggestions stand side by side. Cut off, it is done again from the beginning.
 
         Returns:
             The run, with one more pair of providers done; ``None`` when somebody else has taken
@@ -593,9 +668,8 @@ class MatchStore:
         between = and_(columns.left_provider_id == left, columns.right_provider_id == right)
         kept = await self._kept_pairs(left, right)
         count = 0
-        unread = iter(rows)
-        while some := list(islice(unread, _ROWS_AT_ONCE)):
-            new = [_suggestion_row(run, row) for row in some if row.pair not in kept]
+        async for page in pages:
+            new = [_suggestion_row(run, row) for row in page if row.pair not in kept]
             count += len(new)
             async with self._database.transaction() as connection:
                 if not await hold_job(connection, claim, lease_seconds=lease_seconds):
@@ -608,6 +682,7 @@ class MatchStore:
             await connection.execute(
                 delete(match_suggestion).where(between, columns.run_id != run.id, ~_is_judged())
             )
+            await connection.execute(delete(match_part).where(match_part.c.run_id == run.id))
             return await _change_run(
                 connection,
                 run,
@@ -667,6 +742,7 @@ class MatchStore:
             if not await hold_job(connection, claim):
                 return None
             await _forget_job(connection, claim)
+            await connection.execute(delete(match_part).where(match_part.c.run_id == run.id))
             return await _change_run(
                 connection,
                 run,

@@ -468,6 +468,15 @@ match_run = Table(
     Column("problem", Text),
 )
 
+match_part = Table(
+    "match_part",
+    metadata,
+    Column("run_id", Integer, ForeignKey("match_run.id", ondelete="CASCADE"), primary_key=True),
+    Column("pair", Integer, primary_key=True),  # of providers; as many were done before
+    Column("until", Integer, primary_key=True),  # position among the first one's accounts
+    Column("stamp", LargeBinary, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+)
 match_model = Table(
     "match_model",
     metadata,

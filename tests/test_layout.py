@@ -40,7 +40,7 @@ def test_no_module_is_named_after_nothing() -> None:
 
 
 def test_lock_files_carry_versions_and_hashes_and_no_addresses() -> None:
-    for name in ("requirements.lock", "requirements-dev.lock"):
+    for name in ("requirements.lock", "requirements-dev.lock", "requirements-bulk.lock"):
         text = (ROOT / name).read_text()
         pinned = re.findall(r"^[a-z0-9][\w.\-]*(?:\[[\w,\-]+\])?==\S+.*\\$", text, re.MULTILINE)
         unpinned = re.findall(r"^[a-z0-9][^\n]*[^\\\n]$", text, re.MULTILINE)

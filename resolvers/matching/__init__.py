@@ -16,7 +16,7 @@ from resolvers.matching.columns import Columns, Vocabulary, keys_of
 from resolvers.matching.explaining import Evidence, Suggestion
 from resolvers.matching.fitting import MIN_DECISIONS, Features, refit
 from resolvers.matching.lookup import Index
-from resolvers.matching.matches import Matches, Means, match
+from resolvers.matching.matches import Matches, Means, Weighed, match, match_columns
 from resolvers.matching.scoring import Model
 from resolvers.matching.shipped import SHIPPED
 
@@ -25,6 +25,7 @@ __all__ = [
     "SHIPPED",
     "VERSION",
     "Account",
+    "Columns",
     "Evidence",
     "Features",
     "Index",
@@ -33,10 +34,13 @@ __all__ = [
     "Model",
     "Prepared",
     "Suggestion",
+    "Vocabulary",
+    "Weighed",
     "blocking_keys",
     "cluster",
     "log_odds",
     "match",
+    "match_columns",
     "prepare",
     "refit",
 ]

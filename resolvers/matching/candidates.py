@@ -21,7 +21,8 @@ WEAK_CAP: Final = 150
 """The same for keys of a kind that says little to begin with."""
 
 _ROWS_AT_ONCE: Final = 1 << 13
-_PAIRS_AT_ONCE: Final = 1 << 17
+PAIRS_AT_ONCE: Final = 1 << 17
+"""About so many pairs are asked for together."""
 
 
 class Candidates(Protocol):
@@ -44,7 +45,7 @@ class Blocks:
     """
 
     def __init__(
-        self, columns: tuple[Columns, Columns], *, pairs_at_once: int = _PAIRS_AT_ONCE
+        self, columns: tuple[Columns, Columns], *, pairs_at_once: int = PAIRS_AT_ONCE
     ) -> None:
         keys_left, rows_left = _sorted_keys(columns[0])
         keys_right, self._right = _sorted_keys(columns[1])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,10 @@ _SUPPOSED: Final = 20
 """Accounts whose overlap of one half is supposed beside that of those that are there."""
 _CONFIDENT: Final = 0.8
 _SLICES_TO_SPREAD: Final = 4
+_PAIRS_AT_ONCE: Final = 1 << 20
+_SUGGESTED_AT_ONCE: Final = 1000
+
+_Whole: TypeAlias = npt.NDArray[np.int32] | npt.NDArray[np.int64]
 
 Progress = Callable[[float], None]
 
@@ -83,29 +88,32 @@ class Matches:
 
     def suggestions(self, at: Sequence[int]) -> list[Suggestion]:
         """Return pairs with their evidence, whose weights and the prior add up to the weight."""
-        rows = np.asarray(at, np.int64)
-        values, compared = self._values(rows)
-        parts = contributions(self.model, values)
-        rivals = self._rivals(rows)
-        return [
-            Suggestion(
-                left=int(self.left[row]),
-                right=int(self.right[row]),
-                weight=float(self.weight[row]),
-                prior=self.prior,
-                score=float(self.score[row]),
-                competitors=rivals[n],
-                evidence=evidence_of(
-                    self.columns,
-                    (int(self.left[row]), int(self.right[row])),
-                    values=values[n],
-                    parts=parts[n],
-                    partner=compared.partner[n],
-                    way=compared.way[n],
-                ),
-            )
-            for n, row in enumerate(rows.tolist())
-        ]
+        return list(self.each_suggestion(at))
+
+    def each_suggestion(self, at: Sequence[int]) -> Iterator[Suggestion]:
+        """Yield the same one by one, so that they need not be in memory all at once."""
+        sides = (_Positions(self.left), _Positions(self.right))
+        for begin in range(0, len(at), _SUGGESTED_AT_ONCE):
+            rows = np.asarray(at[begin : begin + _SUGGESTED_AT_ONCE], np.int64)
+            values, compared = self._values(rows)
+            parts = contributions(self.model, values)
+            for n, row in enumerate(rows.tolist()):
+                yield Suggestion(
+                    left=int(self.left[row]),
+                    right=int(self.right[row]),
+                    weight=float(self.weight[row]),
+                    prior=self.prior,
+                    score=float(self.score[row]),
+                    competitors=self._rivals(row, sides),
+                    evidence=evidence_of(
+                        self.columns,
+                        (int(self.left[row]), int(self.right[row])),
+                        values=values[n],
+                        parts=parts[n],
+                        partner=compared.partner[n],
+                        way=compared.way[n],
+                    ),
+                )
 
     def _values(self, at: Ints) -> tuple[npt.NDArray[np.float32], Any]:
         pairs = (self.left[at], self.right[at])
@@ -114,23 +122,28 @@ class Matches:
             self.links.put_values(pairs, compared.values)
         return compared.values, compared
 
-    def _rivals(self, at: Ints) -> list[tuple[tuple[int, int], ...]]:
-        """Return, for each pair, the pairs that share one account and are not hopeless."""
-        by_left, by_right = _positions(self.left), _positions(self.right)
-        found = []
-        for row in at.tolist():
-            others = [*by_left[int(self.left[row])], *by_right[int(self.right[row])]]
-            near = [o for o in others if o != row and self.weight[o] > self.weight[row] - 7.0]
-            near.sort(key=lambda other: -self.weight[other])
-            found.append(tuple((int(self.left[o]), int(self.right[o])) for o in near[:5]))
+    def _rivals(
+        self, row: int, sides: tuple[_Positions, _Positions]
+    ) -> tuple[tuple[int, int], ...]:
+        """Return the pairs that share one account with a pair and are not hopeless."""
+        others = [*sides[0].of(self.left[row]), *sides[1].of(self.right[row])]
+        near = [o for o in others if o != row and self.weight[o] > self.weight[row] - 7.0]
+        near.sort(key=lambda other: -self.weight[other])
+        return tuple((int(self.left[o]), int(self.right[o])) for o in near[:5])
+
+
+class _Positions:
+    """Where in a column each value is."""
+
+    def __init__(self, column: Ints) -> None:
+        self._order = np.argsort(column, kind="stable")
+        self._values = column[self._order]
+
+    def of(self, value: np.int64) -> list[int]:
+        begin = np.searchsorted(self._values, value, "left")
+        end = np.searchsorted(self._values, value, "right")
+        found: list[int] = self._order[begin:end].tolist()
         return found
-
-
-def _positions(column: Ints) -> dict[int, list[int]]:
-    found: dict[int, list[int]] = {}
-    for position, value in enumerate(column.tolist()):
-        found.setdefault(value, []).append(position)
-    return found
 
 
 class Weighed(NamedTuple):
@@ -152,13 +165,15 @@ class Means:
     Attributes:
         processes: How many compute at once, where there is enough to do for more than one.
         source: Makes what the pairs come from.
+        folder: Where to write what is weighed, for pools of which it does not fit in memory.
         done: What was weighed before a comparison was cut off; it goes on behind.
         keep: Called with what is weighed, slice by slice, in order.
     """
 
     processes: int = 1
     source: Callable[[tuple[Columns, Columns]], Candidates] = Blocks
-    done: Sequence[Weighed] = ()
+    folder: Path | None = None
+    done: Iterable[Weighed] = ()
     keep: Callable[[Weighed], None] | None = None
 
 
@@ -190,27 +205,50 @@ def match(
     Raises:
         WorkerLost: One of several processes ended too early.
     """
-    say = progress or (lambda _: None)
     vocabulary = Vocabulary()
     columns = (Columns.of(left, vocabulary), Columns.of(right, vocabulary))
+    return match_columns(
+        columns,
+        model=model,
+        decided=decided,
+        expected_overlap=expected_overlap,
+        groups=groups,
+        progress=progress,
+        means=means,
+    )
+
+
+def match_columns(
+    columns: tuple[Columns, Columns],
+    *,
+    model: Model = SHIPPED,
+    decided: Mapping[tuple[int, int], bool] | None = None,
+    expected_overlap: float | None = None,
+    groups: bool = True,
+    progress: Progress | None = None,
+    means: Means | None = None,
+) -> Matches:
+    """Do the same with accounts that are columns of one vocabulary already."""
+    say = progress or (lambda _: None)
     say(0.1)
     sizes = (columns[0].count, columns[1].count)
     grouped = groups and any(columns[0].groups) and any(columns[1].groups)
     given, model = model, model if grouped else model.without_groups()
-    pairs, weight = _weigh(columns, model, means or Means(), lambda done: say(0.1 + 0.6 * done))
-    pairs, weight = _as_decided(columns, pairs, weight, model, decided or {})
+    everything = _weigh(columns, model, means or Means(), lambda done: say(0.1 + 0.6 * done))
+    everything = _as_decided(columns, everything, model, decided or {})
     prior = model.prior(*sizes, expected_overlap)
-    weight += prior
     if expected_overlap is None:
-        weight, prior = _with_overlap(pairs, weight, model, sizes)
-    kept = weight > _KEPT_BITS
-    pairs, weight = (pairs[0][kept], pairs[1][kept]), weight[kept]
+        prior = _fitting_prior(everything, prior, model, sizes)
+    pairs, weight = _worth(everything, prior)
+    del everything
     links = None
     say(0.8)
     if grouped:
         weight, links = _with_groups(columns, pairs, weight, model)
         if expected_overlap is None:
-            weight, prior = _with_overlap(pairs, weight, model, sizes, prior)
+            before, steps = prior, np.rint((weight - prior) * STEPS).astype(np.int64)
+            prior = _fitting_prior(_Found(*pairs, steps), prior, model, sizes)
+            weight += prior - before
     say(0.9)
     kept = weight > _KEPT_BITS
     pairs, weight = (pairs[0][kept], pairs[1][kept]), weight[kept]
@@ -230,57 +268,105 @@ def match(
     )
 
 
-def _weigh(
+class _Found(NamedTuple):
+    """Pairs of rows, in order, and what speaks for each in 1/1024 bit, without the prior."""
+
+    first: _Whole
+    second: _Whole
+    steps: _Whole
+
+    def parts(self) -> Iterator[slice]:
+        """Return slices of so many pairs as are to be looked at together."""
+        for begin in range(0, len(self.first), _PAIRS_AT_ONCE):
+            yield slice(begin, begin + _PAIRS_AT_ONCE)
+
+
+def _weigh(columns: tuple[Columns, Columns], model: Model, means: Means, say: Progress) -> _Found:
+    """Return all candidates, weighed."""
+    parts = _weighed(columns, model, means, say)
+    if means.folder is None:
+        known = [*parts]
+        first, second, steps = (
+            np.concatenate([np.zeros(0, np.int32), *(part[at] for part in known)])
+            for at in (1, 2, 3)
+        )
+        return _Found(first, second, steps)
+    names = [means.folder / name for name in ("first", "second", "steps")]
+    count = 0
+    with names[0].open("wb") as one, names[1].open("wb") as two, names[2].open("wb") as three:
+        for part in parts:
+            count += len(part.first)
+            for file, column in zip((one, two, three), part[1:], strict=True):
+                file.write(column.tobytes())
+    if not count:  # of which no map can be made
+        return _Found(*(np.zeros(0, np.int32) for _ in names))
+    return _Found(*(np.memmap(name, np.int32, "r") for name in names))
+
+
+def _weighed(
     columns: tuple[Columns, Columns], model: Model, means: Means, say: Progress
-) -> tuple[tuple[Ints, Ints], Floats]:
-    """Return all candidates, with what speaks for them in bits."""
-    done = means.done[-1].end if means.done else 0
+) -> Iterator[Weighed]:
+    done = 0
+    for part in means.done:
+        done = part.end
+        yield part
     source = means.source(columns)
     slices = [(max(begin, done), end) for begin, end in source.slices if end > done]
-    parts = [*means.done]
 
     def work(number: int) -> Weighed:
         begin, end = slices[number]
         first, second = source.pairs(begin, end)
         steps = np.zeros(len(first), np.int32)
         for at in range(0, len(first), _CHUNK):
-            part = slice(at, at + _CHUNK)
-            values = compare(*columns, (first[part], second[part])).values
-            steps[part] = evidence_bits(model, values) * STEPS
+            some = slice(at, at + _CHUNK)
+            values = compare(*columns, (first[some], second[some])).values
+            steps[some] = evidence_bits(model, values) * STEPS
         return Weighed(end, first.astype(np.int32), second.astype(np.int32), steps)
 
     processes = means.processes if len(slices) >= _SLICES_TO_SPREAD else 1
     for part in spread(work, len(slices), processes):
-        parts.append(part)
         if means.keep is not None:
             means.keep(part)
+        yield part
         say(part.end / columns[0].count)
-    first, second, steps = (
-        np.concatenate([part[at] for part in parts]) if parts else np.zeros(0, np.int32)
-        for at in (1, 2, 3)
-    )
-    return (first.astype(np.int64), second.astype(np.int64)), steps / STEPS
+
+
+def _worth(found: _Found, prior: float) -> tuple[tuple[Ints, Ints], Floats]:
+    """Return the pairs that are not hopeless, with their weights."""
+    least = (_KEPT_BITS - prior) * STEPS
+    at = [np.nonzero(found.steps[part] > least)[0] + part.start for part in found.parts()]
+    kept = np.concatenate([np.zeros(0, np.int64), *at])
+    first, second = found.first[kept].astype(np.int64), found.second[kept].astype(np.int64)
+    return (first, second), found.steps[kept] / STEPS + prior
 
 
 def _as_decided(
     columns: tuple[Columns, Columns],
-    pairs: tuple[Ints, Ints],
-    weight: Floats,
+    found: _Found,
     model: Model,
     decided: Mapping[tuple[int, int], bool],
-) -> tuple[tuple[Ints, Ints], Floats]:
+) -> _Found:
     """Put confirmed pairs in; leave out rejected ones, and all others of confirmed accounts."""
     if not decided:
-        return pairs, weight
+        return found
     confirmed, rejected = (_decided_so(decided, same=same) for same in (True, False))
-    mine, theirs = (np.isin(column, said) for column, said in zip(pairs, confirmed, strict=True))
-    kept = ~(mine | theirs) & ~np.isin(_codes(columns, *pairs), _codes(columns, *rejected))
-    first, second = (
-        np.concatenate([column[kept], said]) for column, said in zip(pairs, confirmed, strict=True)
-    )
-    said = evidence_bits(model, compare(*columns, confirmed).values)
+    gone = _codes(columns, *rejected)
+    parts = [
+        part.start
+        + np.nonzero(
+            ~np.isin(found.first[part], confirmed[0])
+            & ~np.isin(found.second[part], confirmed[1])
+            & ~np.isin(_codes(columns, found.first[part], found.second[part]), gone)
+        )[0]
+        for part in found.parts()
+    ]
+    kept = np.concatenate([np.zeros(0, np.int64), *parts])
+    said = evidence_bits(model, compare(*columns, confirmed).values) * STEPS
+    first = np.concatenate([found.first[kept], confirmed[0]])
+    second = np.concatenate([found.second[kept], confirmed[1]])
+    steps = np.concatenate([found.steps[kept], said.astype(np.int64)])
     order = np.argsort(_codes(columns, first, second))
-    return (first[order], second[order]), np.concatenate([weight[kept], said])[order]
+    return _Found(first[order], second[order], steps[order])
 
 
 def _decided_so(decided: Mapping[tuple[int, int], bool] | None, *, same: bool) -> tuple[Ints, Ints]:
@@ -289,26 +375,56 @@ def _decided_so(decided: Mapping[tuple[int, int], bool] | None, *, same: bool) -
     return columns[:, 0], columns[:, 1]
 
 
-def _codes(columns: tuple[Columns, Columns], first: Ints, second: Ints) -> Ints:
+def _codes(columns: tuple[Columns, Columns], first: _Whole, second: _Whole) -> Ints:
     """Return one number for each pair of rows, in the order of the pairs."""
-    return first * np.int64(max(columns[1].count, 1)) + second
+    return first.astype(np.int64) * np.int64(max(columns[1].count, 1)) + second
 
 
-def _with_overlap(
-    pairs: tuple[Ints, Ints],
-    weight: Floats,
-    model: Model,
-    sizes: tuple[int, int],
-    prior: float | None = None,
-) -> tuple[Floats, float]:
-    """Return weights and prior for the overlap that the pairs themselves speak for."""
-    prior = model.prior(*sizes) if prior is None else prior
+def _fitting_prior(found: _Found, prior: float, model: Model, sizes: tuple[int, int]) -> float:
+    """Return the prior for the overlap that the pairs themselves speak for."""
     for _ in range(_ROUNDS):
-        found = float(probabilities(model, pairs, weight).sum()) + 0.5 * _SUPPOSED
-        overlap = found / (min(sizes) + _SUPPOSED)
-        fitting = model.prior(*sizes, max(overlap, _LEAST_OVERLAP))
-        weight, prior = weight + (fitting - prior), fitting
-    return weight, prior
+        both = _expected_matches(found, prior, model, sizes) + 0.5 * _SUPPOSED
+        prior = model.prior(*sizes, max(both / (min(sizes) + _SUPPOSED), _LEAST_OVERLAP))
+    return prior
+
+
+def _expected_matches(found: _Found, prior: float, model: Model, sizes: tuple[int, int]) -> float:
+    """Return the sum of the pairs' probabilities, without more than a part of them in memory."""
+    odds, chances = _Rivalry(found, sizes), _Rivalry(found, sizes)
+    both = 0.0
+
+    def chances_of(part: slice) -> Floats:
+        bits = model.slope * (found.steps[part] / STEPS + prior) + model.shift
+        return _chances(model, bits, np.add(*odds.rivals(part, _odds(bits))))
+
+    for part in found.parts():
+        odds.add(part, _odds(model.slope * (found.steps[part] / STEPS + prior) + model.shift))
+    for part in found.parts():
+        chances.add(part, chances_of(part))
+    for part in found.parts():
+        chance = chances_of(part)
+        both += float(_shared(chance, chances.rivals(part, chance)).sum())
+    return both
+
+
+class _Rivalry:
+    """Sums of what all pairs of an account have, part by part."""
+
+    def __init__(self, found: _Found, sizes: tuple[int, int]) -> None:
+        self._rows = found[:2]
+        self._sums = [np.zeros(size, np.float64) for size in sizes]
+
+    def add(self, part: slice, values: Floats) -> None:
+        for rows, sums in zip(self._rows, self._sums, strict=True):
+            np.add.at(sums, rows[part], values)
+
+    def rivals(self, part: slice, values: Floats) -> tuple[Floats, Floats]:
+        """Return what the rivals of each pair of a part have, for either of its accounts."""
+        left, right = (
+            np.maximum(sums[rows[part]] - values, 0.0)
+            for rows, sums in zip(self._rows, self._sums, strict=True)
+        )
+        return left, right
 
 
 def _with_groups(
@@ -399,12 +515,24 @@ def probabilities(
     """
     if not len(weight):
         return np.zeros(0, np.float64)
-    calibrated = model.slope * weight + model.shift
-    odds = np.exp2(np.clip(calibrated, -60.0, 60.0))
-    rivals = np.add(*_rivalry(pairs, odds, doubles))
-    bits = calibrated - model.rivalry * np.log2(1.0 + rivals)
-    chance = 1.0 / (1.0 + np.exp2(-np.clip(bits, -60.0, 60.0)))
-    most = np.maximum(*_rivalry(pairs, chance, doubles)) + chance
+    bits = model.slope * weight + model.shift
+    chance = _chances(model, bits, np.add(*_rivalry(pairs, _odds(bits), doubles)))
+    return _shared(chance, _rivalry(pairs, chance, doubles))
+
+
+def _odds(bits: Floats) -> Floats:
+    return np.exp2(np.clip(bits, -60.0, 60.0))
+
+
+def _chances(model: Model, bits: Floats, rivals: Floats) -> Floats:
+    """Return how probable pairs are beside the odds of their rivals."""
+    left = bits - model.rivalry * np.log2(1.0 + rivals)
+    return np.asarray(1.0 / (1.0 + _odds(-left)), np.float64)
+
+
+def _shared(chance: Floats, rivals: tuple[Floats, Floats]) -> Floats:
+    """Return probabilities so small that those of one account add up to 1 at most."""
+    most = np.maximum(*rivals) + chance
     return np.asarray(chance / np.maximum(1.0, most), np.float64)
 
 

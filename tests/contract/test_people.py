@@ -5,7 +5,7 @@ import base64
 import os
 import shutil
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,6 +51,10 @@ ADA_1, ADA_2, ADA_3 = ("1", "ada"), ("2", "ada"), ("3", "ada")
 BEN_1, BEN_2 = ("1", "ben"), ("2", "ben")
 ALL_STATUSES = tuple(MatchStatus)
 State = tuple[frozenset[Any], frozenset[Any]]
+
+
+async def _page(rows: Sequence[Suggested]) -> AsyncIterator[Sequence[Suggested]]:
+    yield rows
 
 
 class Desk:
@@ -112,7 +116,9 @@ class Desk:
             rows = [
                 suggested(pair, score) for pair in pairs if (pair[0][0], pair[1][0]) == providers
             ]
-            put = await self.matching.put_suggestions(claim, run, providers, rows, lease_seconds=30)
+            put = await self.matching.put_suggestions(
+                claim, run, providers, _page(rows), lease_seconds=30
+            )
             assert put is not None
             run = put
         ended = await self.matching.end(claim, run, MatchRunState.DONE)
@@ -433,7 +439,7 @@ async def test_suggestions_are_walked_by_score_page_by_page(desk: Desk) -> None:
     pairs = [(ADA_1, ADA_2), (ADA_1, BEN_2), (BEN_1, ADA_2), (BEN_1, BEN_2)]
     run, claim = await desk.begin(("1", "2"))
     rows = [suggested(pair, score) for pair, score in zip(pairs, (0.5, 0.9, 0.5, 0.1), strict=True)]
-    await desk.matching.put_suggestions(claim, run, ("1", "2"), rows, lease_seconds=30)
+    await desk.matching.put_suggestions(claim, run, ("1", "2"), _page(rows), lease_seconds=30)
     wanted = SuggestionFilter(provider_ids=["1", "2"], least_score=0.2)
 
     walked: list[Pair] = []
@@ -458,7 +464,7 @@ async def test_a_run_whose_lease_was_taken_over_writes_nothing(desk: Desk) -> No
     assert taken is not None
 
     rows = [suggested((ADA_1, ADA_2), 0.5)]
-    put = await desk.matching.put_suggestions(claim, run, ("1", "2"), rows, lease_seconds=30)
+    put = await desk.matching.put_suggestions(claim, run, ("1", "2"), _page(rows), lease_seconds=30)
 
     assert put is None
     assert await desk.matching.end(claim, run, MatchRunState.DONE) is None

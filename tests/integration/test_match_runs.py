@@ -1,7 +1,10 @@
 """Preparing accounts, and runs over them: what is done once, cut off, gone on with, and learnt."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,8 +14,9 @@ from sqlalchemy import delete, select, update
 
 from resolvers import matching, people
 from resolvers.importing import RosterRecord, content_of
-from resolvers.match_process import Comparison, compare
+from resolvers.match_process import Task, compare
 from resolvers.matching import SHIPPED, Account, prepare
+from resolvers.matching.bulk import PACKAGES
 from resolvers.people import MatchSettings, People
 from storage.credentials import KeyRing, Secret
 from storage.database import Database
@@ -32,7 +36,7 @@ from storage.matching import (
 )
 from storage.people import PeopleStore, Verdict, pair_of
 from storage.providers import ProviderStore
-from storage.tables import account, database_now, job, match_key, snapshot
+from storage.tables import account, database_now, job, match_key, match_part, snapshot
 
 GIVEN = ("Amina", "Bartholomew", "Chiara", "Dmitri", "Esperanza", "Farouk", "Greta", "Hamish")
 FAMILY = (
@@ -57,7 +61,7 @@ class Failing(MatchStore):
         claim: JobClaim,
         run: MatchRun,
         providers: tuple[str, str],
-        rows: Iterable[Suggested],
+        pages: AsyncIterable[Sequence[Suggested]],
         *,
         lease_seconds: float,
     ) -> MatchRun | None:
@@ -65,7 +69,7 @@ class Failing(MatchStore):
             raise StorageUnavailable("The database is gone")
         self.kept.append(providers)
         return await super().put_suggestions(
-            claim, run, providers, rows, lease_seconds=lease_seconds
+            claim, run, providers, pages, lease_seconds=lease_seconds
         )
 
 
@@ -285,21 +289,178 @@ async def test_a_comparison_that_is_not_wanted_any_more_is_killed(office: Office
     account = msgspec.msgpack.encode(
         prepare(Account(provider_id="1", external_id="1", display_name="Ada Lovelace"))
     )
-    task = Comparison(
-        left=[account] * 20_000,
-        right=[account] * 20_000,
-        model=matching.SHIPPED,
-        decided=(),
-        expected_overlap=None,
-        least_score=0.0,
+    task = Task(
+        model=matching.SHIPPED, decided=(), expected_overlap=None, least_score=0.0, processes=2
     )
-    comparing = asyncio.create_task(compare(task, lambda _share: None, apart=True))
+
+    async def frames() -> AsyncIterator[bytes]:
+        for _ in range(2):
+            yield msgspec.msgpack.encode([account] * 20_000)
+            yield msgspec.msgpack.encode([])
+        yield msgspec.msgpack.encode(task)
+
+    async def read() -> None:
+        async for _answer in compare(frames(), apart=True):
+            pass
+
+    comparing = asyncio.create_task(read())
     await asyncio.sleep(0.2)
 
     comparing.cancel()
 
     with pytest.raises(asyncio.CancelledError):
         await comparing
+
+
+class Stopping(MatchStore):
+    """A store whose database goes away after some parts of a comparison were kept."""
+
+    def __init__(self, database: Database, parts: int) -> None:
+        super().__init__(database)
+        self.left = parts
+        self.has_kept = asyncio.Event()
+        self.until: list[int] = []
+        self.found: list[int] = []
+        self.shares: list[float] = []
+
+    async def note(self, claim: JobClaim, run: MatchRun, **values: Any) -> MatchRun | None:
+        if "progress" in values:
+            self.shares.append(values["progress"])
+        return await super().note(claim, run, **values)
+
+    async def put_part(self, claim: JobClaim, run: MatchRun, **part: Any) -> MatchRun | None:
+        if not self.left:
+            raise StorageUnavailable("The database is gone")
+        self.left -= 1
+        self.until.append(part["until"])
+        put = await super().put_part(claim, run, **part)
+        self.has_kept.set()
+        return put
+
+    async def find_part(
+        self, run: MatchRun, *, stamp: bytes, after: int = 0
+    ) -> tuple[int, bytes] | None:
+        part = await super().find_part(run, stamp=stamp, after=after)
+        if part is not None:
+            self.found.append(part[0])
+        return part
+
+
+async def _cut_off(office: Office, settings: MatchSettings) -> tuple[MatchRun, Stopping]:
+    """Have a run be cut off when it has kept two parts of what it weighs."""
+    asked, _ = await office.matches.request(MatchOrder(provider_ids=("1", "2")), requested_by="key")
+    stopped = Stopping(office.database, 2)
+    with pytest.raises(StorageUnavailable):
+        await office.staff(stopped, settings).run(await office.claim(MATCH_JOB, str(asked.id)))
+    async with office.database.transaction() as connection:
+        await connection.execute(update(job).values(lease_until=0.0))  # it runs out
+    return asked, stopped
+
+
+async def _suggestions(office: Office) -> list[tuple[object, ...]]:
+    wanted = SuggestionFilter(provider_ids=["1", "2"], least_score=0.0)
+    rows = await office.matches.list_suggestions(wanted, limit=10_000)
+    return [(row.pair, row.score, row.weight, row.evidence, row.competitors) for row in rows]
+
+
+async def _parts(office: Office) -> int:
+    async with office.database.read() as connection:
+        rows = await connection.execute(select(match_part.c.until))
+        return len(rows.all())
+
+
+@pytest.mark.parametrize("apart_from", [1, 10**9])
+async def test_a_run_that_is_cut_off_between_two_providers_goes_on_behind_what_it_kept(
+    any_office: Office, apart_from: int
+) -> None:
+    await any_office.add("1", NAMES)
+    await any_office.add("2", NAMES)
+    await any_office.match("1", "2")
+    whole = await _suggestions(any_office)
+    settings = MatchSettings(
+        apart_from=apart_from, part_seconds=0, progress_seconds=0, processes=1, pairs_at_once=500
+    )
+
+    asked, stopped = await _cut_off(any_office, settings)
+    kept = await _parts(any_office)
+    again = Stopping(any_office.database, 1000)
+    ended = await any_office.staff(again, settings).finish(asked)
+
+    assert (kept, len(stopped.until)) == (2, 2)
+    assert again.found == stopped.until
+    assert min(again.until) > max(stopped.until)
+    assert again.until[-1] == len(NAMES)
+    assert (ended.state, await _suggestions(any_office)) == (MatchRunState.DONE, whole)
+    assert await _parts(any_office) == 0
+    shares = [*stopped.shares, *again.shares]
+    assert shares == sorted(shares)
+
+
+async def test_what_was_weighed_of_other_accounts_is_weighed_anew(office: Office) -> None:
+    await office.add("1", NAMES[:60])
+    await office.add("2", NAMES[:60])
+    settings = MatchSettings(part_seconds=0, pairs_at_once=200)
+    asked, stopped = await _cut_off(office, settings)
+    await office.show("2", {"u0": "Somebody Else"})
+
+    again = Stopping(office.database, 1000)
+    ended = await office.staff(again, settings).finish(asked)
+
+    assert (ended.state, again.found) == (MatchRunState.DONE, [])
+    assert again.until[0] <= stopped.until[0]
+    gone_on = await _suggestions(office)
+    await office.match("1", "2")
+    assert await _suggestions(office) == gone_on
+
+
+@pytest.mark.skipif(find_spec("splink") is None, reason="needs the extra bulk")
+async def test_a_run_over_very_many_accounts_finds_the_same_on_disk_and_goes_on_when_killed(
+    office: Office, tmp_path: Path
+) -> None:
+    await office.add("1", NAMES)
+    await office.add("2", NAMES)
+    await office.match("1", "2")
+    whole = await _suggestions(office)
+    settings = MatchSettings(bulk_from=100, bulk_folder=tmp_path / "matching", part_seconds=0)
+    asked, _ = await office.matches.request(MatchOrder(provider_ids=("1", "2")), requested_by="key")
+    left_over = tmp_path / "matching" / f"run-{asked.id}-0" / "blocks.duckdb"
+    left_over.parent.mkdir(parents=True)
+    left_over.write_bytes(b"of a gateway that was killed")
+
+    stopped = Stopping(office.database, 1)
+    running = asyncio.create_task(
+        office.staff(stopped, settings).run(await office.claim(MATCH_JOB, str(asked.id)))
+    )
+    await stopped.has_kept.wait()
+    running.cancel()
+    await asyncio.wait({running})
+    async with office.database.transaction() as connection:
+        await connection.execute(update(job).values(lease_until=0.0))  # it runs out
+    again = Stopping(office.database, 1000)
+    ended = await office.staff(again, settings).finish(asked)
+
+    assert (ended.state, ended.problem) == (MatchRunState.DONE, None)
+    assert again.found == stopped.until == [len(NAMES)]
+    assert await _suggestions(office) == whole
+    assert list((tmp_path / "matching").iterdir()) == []
+
+
+async def test_a_run_that_needs_the_extra_says_so_without_it(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await office.add("1", NAMES[:3])
+    await office.add("2", NAMES[:3])
+    asked, _ = await office.matches.request(MatchOrder(provider_ids=("1", "2")), requested_by="key")
+    for name in PACKAGES:
+        monkeypatch.setitem(sys.modules, name, None)
+
+    ended = await office.staff(settings=MatchSettings(bulk_from=5)).finish(asked)
+
+    assert (ended.state, ended.problem_code) == (MatchRunState.FAILED, "NOT_SUPPORTED")
+    assert ended.problem == (
+        "Comparing so many accounts needs duckdb and pyarrow and splink: "
+        "pip install 'learning-gateway[bulk]'"
+    )
 
 
 async def test_a_process_that_ends_too_early_fails_the_run(office: Office) -> None:
@@ -488,8 +649,6 @@ async def test_very_many_accounts_are_looked_up_by_their_stored_keys(
 
 
 def test_a_run_says_that_names_alone_do_not_identify_among_very_many() -> None:
-    few, many = range(people.LARGE_POOL), range(people.LARGE_POOL + 1)
-
-    (note,) = people._notes({"1": few, "2": many})
+    (note,) = people._notes({"1": people.LARGE_POOL, "2": people.LARGE_POOL + 1})
 
     assert note.startswith("Provider 2 has 40001 accounts. In so large a pool names alone")

@@ -7,32 +7,21 @@ from functools import partial
 
 import numpy as np
 import pytest
+from generated_pools import Pools, pools_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resolvers.matching import Account, Matches, Means, Prepared, match, prepare
+from resolvers.matching import Matches, Means, match
 from resolvers.matching.candidates import Blocks, candidates
 from resolvers.matching.columns import Columns, Vocabulary, keys_of
 from resolvers.matching.matches import Weighed
 from resolvers.matching.spreading import WorkerLost, spread
-from simulators.people import populate
 
 FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 SMALL = partial(Blocks, pairs_at_once=5)
-Pools = tuple[Sequence[Prepared], Sequence[Prepared]]
 
 
-def _pools(people: int, seed: int) -> Pools:
-    campus = populate(people, seed=seed, half="held-out", platforms=("kolibri", "canvas"))
-    names = Account.__dataclass_fields__
-    left, right = (
-        [prepare(Account(**{name: getattr(row, name) for name in names})) for row in rows]
-        for rows in campus.accounts.values()
-    )
-    return left, right
-
-
-POOLS = st.builds(_pools, people=st.integers(0, 40), seed=st.integers(0, 10_000))
+POOLS = st.builds(pools_of, people=st.integers(0, 40), seed=st.integers(0, 10_000))
 
 
 def _told(found: Matches) -> tuple[object, ...]:
@@ -77,7 +66,7 @@ def test_slices_change_nothing_nor_does_going_on_after_any_of_them(
 
 @FORKS
 def test_several_processes_find_what_one_finds() -> None:
-    pools = _pools(300, 5)
+    pools = pools_of(300, 5)
     shares: list[float] = []
 
     found = match(*pools, progress=shares.append, means=Means(processes=3, source=SMALL))
