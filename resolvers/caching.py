@@ -391,10 +391,15 @@ class RecordCache:
         """
         found: dict[str, Kept[V]] = {}
         served: dict[_Name, _Entry] = {}
-        oldest_at = wish.oldest_at
+        oldest_at, held, registration = wish.oldest_at, self._entries, place.registration
         for key, name in _names(place, kind, keys).items():
-            entry = self._held(place, name)
-            if entry is not None and entry.serves(place, oldest_at):
+            entry = held.get(name)
+            if (
+                entry is not None
+                and entry.registration == registration
+                and entry.serves(place, oldest_at)
+            ):
+                held.move_to_end(name)
                 found[key] = entry.kept or self._unpacked(entry, kind)
                 served[name] = entry
         if basis is not None:

@@ -208,22 +208,30 @@ class BatchLoader(Generic[K, V]):
 
     def _without_those_at_hand(self, keys: Sequence[K], at_hand: AtHand[K, V]) -> list[K]:
         """Remember what is at hand, and return the other keys."""
-        keys_by_group: dict[str, list[K]] = {}
-        for key in keys:
-            if key not in self._batches:
-                keys_by_group.setdefault(self._group_of(key), []).append(key)
+        found = self._found
+        unasked = [key for key in keys if key not in self._batches] if self._batches else keys
+        groups = [*map(self._group_of, unasked)]
+        keys_by_group: dict[str, Sequence[K]] = dict.fromkeys(groups, unasked)
+        if len(keys_by_group) > 1:
+            lists: dict[str, list[K]] = {group: [] for group in keys_by_group}
+            for key, group in zip(unasked, groups, strict=True):
+                lists[group].append(key)
+            keys_by_group = {**lists}
         for group, some in keys_by_group.items():
-            self._found.update(at_hand(group, some))
-        return [key for key in keys if key not in self._found]
+            found.update(at_hand(group, some))
+        return [key for key in keys if key not in found]
 
     async def _arrived_in_turns(self, keys: Sequence[K]) -> Outcomes[V]:
         """Do the same for very many keys; others have their turn in between."""
+        found = self._found
         for start in range(0, len(keys), MOST_AT_ONCE):
             some = dict.fromkeys(keys[start : start + MOST_AT_ONCE])
-            missing = [key for key in some if key not in self._found]
+            missing = [key for key in some if key not in found]
             if missing and self._at_hand is not None:
                 self._without_those_at_hand(missing, self._at_hand)
                 await asyncio.sleep(0)
+        with suppress(KeyError):
+            return list(map(found.__getitem__, keys))
         return await self._arrived(keys)
 
     async def _arrived(self, keys: Sequence[K]) -> Outcomes[V]:

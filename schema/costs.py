@@ -440,7 +440,9 @@ def count_values(answer: object) -> int:
     waiting: Sequence[Any] = [answer]
     while waiting:
         inside: list[Any] = []
-        for kind, count in Counter(map(type, waiting)).items():
+        kinds = {*map(type, waiting)}
+        counts = {kind: len(waiting) for kind in kinds}  # of one kind, as most often
+        for kind, count in (counts if len(kinds) == 1 else Counter(map(type, waiting))).items():
             if kind in _LEAVES:
                 continue
             if issubclass(kind, Row):
