@@ -29,6 +29,7 @@ from gateway.assembly import Gateway, open_gateway
 from gateway.browsers import CrossOrigin
 from gateway.graphql_ws import Sockets
 from gateway.logs import configure_logs
+from gateway.memory import give_back_memory
 from gateway.problems import (
     SAFE_HEADERS,
     AnswerCutShort,
@@ -131,18 +132,20 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
         app.state.gateway = gateway
         await gateway.importer.start()
         await gateway.audit.start()
-        scheduler = asyncio.create_task(gateway.sessions.run())
+        beside = [asyncio.create_task(gateway.sessions.run())]
         if getattr(app.state, "owns_process", False):
             calm_collector()
+            beside.append(asyncio.create_task(give_back_memory()))
         _log.info("gateway_started", platforms=gateway.platforms.names())
         try:
             yield
         finally:
             app.state.draining = True
             await gateway.sessions.aclose()
-            scheduler.cancel()
-            with suppress(asyncio.CancelledError):
-                await scheduler
+            for task in beside:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
             _log.info("gateway_stopped")
 
 

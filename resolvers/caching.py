@@ -30,6 +30,7 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 from math import inf
 from sys import intern
 from typing import Any, Final, Generic, TypeAlias, TypeVar
@@ -924,9 +925,12 @@ def _kept(
 ) -> Kept[V]:
     value = kind.decoder.decode(entry.encoded())
     _mark(value, via)
-    return Kept(
-        value=value, via=via, read_at=datetime.fromtimestamp(entry.read_at, UTC), error=error
-    )
+    return Kept(value=value, via=via, read_at=_instant(entry.read_at), error=error)
+
+
+@lru_cache(maxsize=1024)  # what was read together was read at one time
+def _instant(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
 
 
 def _mark(value: object, via: DataSource) -> None:
@@ -948,16 +952,19 @@ def _lighten(value: object) -> None:
 
     Ids, words and instants come again and again: with every record they are most of its size.
     """
+    record: Any
     for record in _records_in(value):
         _share(record)
         provenance = getattr(record, "provenance", None)
         if not isinstance(provenance, Provenance):
             continue
         _share(provenance)
-        for name in ("id", "external_id"):
-            own = getattr(record, name, None)
-            if own == provenance.external_id:
-                msgspec.structs.force_setattr(provenance, "external_id", own)
+        own_id = provenance.external_id
+        names = [name for name in ("id", "external_id") if getattr(record, name, None) == own_id]
+        for name in names:
+            same = getattr(record, names[0])
+            msgspec.structs.force_setattr(record, name, same)
+            msgspec.structs.force_setattr(provenance, "external_id", same)
 
 
 def _share(record: Any) -> None:
