@@ -11,7 +11,7 @@ import hmac
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -42,11 +42,18 @@ class KeyAccess:
             learner's.
         scopes: ``admin`` includes all; ``provider:<id>`` narrows to the named providers.
         accounts: A learner's own external ids by provider id; ``None`` for whoever is none.
+        narrowed: Whether it is for named providers only.
     """
 
     key_id: str
     scopes: frozenset[str]
     accounts: Mapping[str, str] | None = None
+    narrowed: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Find out once what is asked for each provider."""
+        names_some = any(scope.startswith(_PROVIDER) for scope in self.scopes)
+        object.__setattr__(self, "narrowed", self.accounts is not None or names_some)
 
     def allows(self, scope: str, /) -> bool:
         """Whether the key has the scope, by itself or through ``admin``."""
@@ -57,13 +64,6 @@ class KeyAccess:
         if self.accounts is not None:
             return provider_id in self.accounts
         return not self.narrowed or f"{_PROVIDER}{provider_id}" in self.scopes
-
-    @property
-    def narrowed(self) -> bool:
-        """Whether the key is for named providers only."""
-        return self.accounts is not None or any(
-            scope.startswith(_PROVIDER) for scope in self.scopes
-        )
 
 
 class KeyRegister:

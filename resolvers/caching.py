@@ -274,7 +274,12 @@ class _Entry(msgspec.Struct, eq=False, gc=False):
     kept: Kept[Any] | None = None
 
     def serves(self, place: Place, oldest_at: float) -> bool:
-        return bool(self.length) and self.writes == place.writes and self.read_at >= oldest_at
+        return (
+            self.read_at >= oldest_at
+            and self.length > 0
+            and self.writes == place.writes
+            and self.registration == place.registration
+        )
 
     def encoded(self) -> bytes:
         """Return the answer as it is written to the database."""
@@ -392,14 +397,10 @@ class RecordCache:
         """
         found: dict[str, Kept[V]] = {}
         served: dict[_Name, _Entry] = {}
-        oldest_at, held, registration = wish.oldest_at, self._entries, place.registration
+        oldest_at, held = wish.oldest_at, self._entries
         for key, name in _names(place, kind, keys).items():
             entry = held.get(name)
-            if (
-                entry is not None
-                and entry.registration == registration
-                and entry.serves(place, oldest_at)
-            ):
+            if entry is not None and entry.serves(place, oldest_at):
                 held.move_to_end(name)
                 found[key] = entry.kept or self._unpacked(entry, kind)
                 served[name] = entry
@@ -417,7 +418,7 @@ class RecordCache:
         be served that was read before it was asked for.
         """
         names = _names(place, kind, [key])
-        entry = self._held(place, names[key])
+        entry = self._entries.get(names[key])
         is_young = entry is not None and entry.serves(place, wish.oldest_at)
         if not is_young and wish.oldest_at < wish.began_at:
             self._refresh(place, names, wish=wish, fetch=fetch)
@@ -576,11 +577,13 @@ class RecordCache:
         found: _Sorted[V] = _Sorted()
         served: dict[_Name, _Entry] = {}
         oldest_at, oldest_while_read_anew = wish.oldest_at, wish.oldest_while_read_anew
+        held, registration = self._entries, place.registration
         for key, name in names.items():
-            entry = self._held(place, name)
-            if entry is None:
+            entry = held.get(name)
+            if entry is None or entry.registration != registration:
                 found.unknown[key] = found.missing[key] = name
             elif entry.serves(place, oldest_while_read_anew):
+                held.move_to_end(name)
                 found.answers[key] = entry.kept or self._unpacked(entry, kind)
                 if entry.read_at < oldest_at:
                     found.aging[key] = name
@@ -671,15 +674,7 @@ class RecordCache:
         fetch: Fetch[V],
     ) -> Answers[V]:
         ends_at = asyncio.get_running_loop().time() + wish.patience_seconds
-        oldest_at = wish.oldest_at
-        joined: dict[_Flight, dict[str, _Name]] = {}
-        alone: dict[str, _Name] = {}
-        for key, name in names.items():
-            flight = self._flights.get(name)
-            if flight is not None and flight.began_at >= oldest_at and flight.place == place:
-                joined.setdefault(flight, {})[key] = name
-            else:
-                alone[key] = name
+        joined, alone = self._under_way(place, names, oldest_at=wish.oldest_at)
         shared = len(names) - len(alone)
         if shared:
             self.counts.joined += shared
@@ -704,6 +699,22 @@ class RecordCache:
         for outcome in await _all(waits):
             answers.update(outcome)
         return await self._with_stale(place, kind, answers)
+
+    def _under_way(
+        self, place: Place, names: Mapping[str, _Name], *, oldest_at: float
+    ) -> tuple[dict[_Flight, dict[str, _Name]], dict[str, _Name]]:
+        """Return what is being read already, by flight, and what is not."""
+        joined: dict[_Flight, dict[str, _Name]] = {}
+        alone: dict[str, _Name] = {}
+        for key, name in names.items():
+            flight = self._flights.get(name)
+            if flight in joined:
+                joined[flight][key] = name
+            elif flight is not None and flight.began_at >= oldest_at and flight.place == place:
+                joined[flight] = {key: name}
+            else:
+                alone[key] = name
+        return joined, alone
 
     def _start(
         self,

@@ -563,10 +563,12 @@ class RequestContext:
         Read once per request.
         """
         if self._providers_by_id is None:
+            found = await self.providers.get_all()
+            if self.acts_for_users:
+                found = [provider for provider in found if provider.id in self.subjects]
+            sees = self.access.sees
             self._providers_by_id = {
-                provider.id: provider
-                for provider in await self.providers.get_all()
-                if self._sees(provider.id)
+                provider.id: provider for provider in found if sees(provider.id)
             }
         return self._providers_by_id
 

@@ -20,7 +20,7 @@ from collections.abc import (
 )
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
 
 import msgspec
@@ -162,7 +162,7 @@ class BatchLoader(Generic[K, V]):
             if key in self._found:
                 _conclude(future, self._found[key])
             elif key not in self._batches:
-                self._want(key)
+                self._want([key])
             elif self._batches[key].done.cancelled():
                 future.cancel()
         return future
@@ -191,7 +191,7 @@ class BatchLoader(Generic[K, V]):
         missing = [key for key in dict.fromkeys(keys) if key not in found]
         if missing and self._at_hand is not None:
             missing = self._without_those_at_hand(missing, self._at_hand)
-        return self._arrived(keys) if missing else [found[key] for key in keys]
+        return self._arrived(keys, missing) if missing else [found[key] for key in keys]
 
     async def load_many(self, keys: Iterable[K]) -> list[V | None]:
         """Return the values of several keys in their order.
@@ -232,31 +232,43 @@ class BatchLoader(Generic[K, V]):
                 await asyncio.sleep(0)
         with suppress(KeyError):
             return list(map(found.__getitem__, keys))
-        return await self._arrived(keys)
+        return await self._arrived(keys, [key for key in dict.fromkeys(keys) if key not in found])
 
-    async def _arrived(self, keys: Sequence[K]) -> Outcomes[V]:
-        """Have keys fetched, and return what they came to once all have arrived."""
-        found = self._found
-        missing = [key for key in dict.fromkeys(keys) if key not in found]
-        batches = {self._batches.get(key) or self._want(key) for key in missing}
+    async def _arrived(self, keys: Sequence[K], missing: Sequence[K]) -> Outcomes[V]:
+        """Have missing keys fetched; return what all came to once they have arrived."""
+        batches = self._want(missing)
         if batches:
             await asyncio.wait([batch.done for batch in batches])
         if any(batch.done.cancelled() for batch in batches):
             raise asyncio.CancelledError
-        return [found[key] for key in keys]
+        return list(map(self._found.__getitem__, keys))
 
-    def _want(self, key: K) -> _Batch[K]:
-        """Have a key fetched with others of its group."""
-        loop = asyncio.get_running_loop()
-        group = self._group_of(key)
+    def _want(self, keys: Sequence[K]) -> set[_Batch[K]]:
+        """Have keys fetched, each with others of its group, unless they are on their way."""
+        on_their_way, group_of = self._batches, self._group_of
+        batches: set[_Batch[K]] = set()
+        more: dict[str, list[K]] = {}
+        for key in keys:
+            batch = on_their_way.get(key)
+            if batch is None:
+                more.setdefault(group_of(key), []).append(key)
+            else:
+                batches.add(batch)
+        for group, some in more.items():
+            batch = self._forming_batch(group)
+            batch.keys += some
+            on_their_way.update(dict.fromkeys(some, batch))
+            self._wanted += len(some)
+            batches.add(batch)
+        return batches
+
+    def _forming_batch(self, group: str) -> _Batch[K]:
         batch = self._forming.get(group)
         if batch is None:
+            loop = asyncio.get_running_loop()
             if not self._forming:
                 loop.call_soon(self._dispatch_when_quiet, loop, 0, 0)
             batch = self._forming[group] = _Batch([], loop.create_future())
-        batch.keys.append(key)
-        self._batches[key] = batch
-        self._wanted += 1
         return batch
 
     def _dispatch_when_quiet(self, loop: asyncio.AbstractEventLoop, seen: int, checks: int) -> None:
@@ -287,7 +299,7 @@ class BatchLoader(Generic[K, V]):
         error = task.exception()
         if error is None:
             values = task.result()
-            self._found.update((key, values.get(key)) for key in batch.keys)
+            self._found.update(zip(batch.keys, map(values.get, batch.keys), strict=True))
         else:
             self._found.update(dict.fromkeys(batch.keys, error))
         batch.done.set_result(None)
@@ -822,8 +834,7 @@ class Loaders:
         return {key: asset for key, asset in zip(keys, assets, strict=True) if asset is not None}
 
 
-def _provider_of(key: ExternalKey | PairKey | ActivityKey) -> str:
-    return key[0]
+_provider_of: Callable[[ExternalKey | PairKey | ActivityKey], str] = itemgetter(0)
 
 
 def _own_group(key: str) -> str:
@@ -839,7 +850,7 @@ def _one_group(_key: object) -> str:
 
 def _values(answers: Answers[V]) -> dict[str, V | ProviderError]:
     return {
-        key: answer if isinstance(answer, ProviderError) else answer.value
+        key: answer.value if type(answer) is Kept else answer  # type: ignore[misc]  # or an error
         for key, answer in answers.items()
     }
 

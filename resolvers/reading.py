@@ -118,6 +118,7 @@ class Reading:
         self._subject_of = subject_of
         self._began_at = time.time() if cache is None else cache.clock()
         self._waits: dict[str, _Wait] = {}
+        self._places: dict[str, tuple[Provider, Place]] = {}
 
     def note_max_age(self, seconds: float | None) -> None:
         """Take note of how fresh a list is wished: what hangs on it is to be as fresh."""
@@ -238,7 +239,13 @@ class Reading:
         return fetch
 
     def _place(self, provider: Provider) -> Place:
-        return Place.of(provider, self._subject_of(provider.id))
+        """Return the place of a provider, made once for as long as it is the same."""
+        known = self._places.get(provider.id)
+        if known is not None and known[0] is provider:
+            return known[1]
+        place = Place.of(provider, self._subject_of(provider.id))
+        self._places[provider.id] = (provider, place)
+        return place
 
     def _wish(self, provider: Provider, kind: Kind[Any], max_age_seconds: float | None) -> Wish:
         return Wish(

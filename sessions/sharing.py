@@ -113,6 +113,8 @@ async def work_off(
 ) -> dict[K, T]:
     """Do the same for every key, few at a time, so that no call's time runs out in line."""
     waiting = list(keys)
+    if len(waiting) == 1:
+        return {waiting[0]: await work(waiting[0])}
     left, found = iter(waiting), dict[K, T]()
 
     async def take_next() -> None:
