@@ -8,8 +8,9 @@ that the hash of two texts joined follows from theirs.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
+from itertools import islice
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -30,9 +31,10 @@ _KEYED: Final = 3
 _CANONICALS: Final = 4
 _HANDLES: Final = 2
 _IDS: Final = 3
-_MASK: Final = (1 << 64) - 1
 _BASE: Final = 0x9E3779B97F4A7C15
 EASTERN: Final = frozenset({HAN, HANGUL})
+_NONE: Final = [-1] * WIDTH
+_ROWS_AT_ONCE: Final = 1 << 13
 _NO_LETTERS: Final = re.compile(r"[^a-z]+")
 _MIN_STEM: Final = 3
 _ORDERED: Final = tuple((a, b) for a in range(_KEYED) for b in range(_KEYED) if a != b)
@@ -42,39 +44,77 @@ FULL, SHORTENED, SINGLE = 3, 2, 1
 """How a handle is made from a name: two whole tokens, a token and an initial, one token."""
 
 
-def text_hash(text: str) -> int:
-    """Return the polynomial hash of a text, in 64 bits."""
-    value = 0
-    for byte in text.encode("utf-8", "ignore"):
-        value = (value * _BASE + byte) & _MASK
-    return value
+def text_hashes(texts: Sequence[str]) -> Hashes:
+    """Return the polynomial hash of each text, in 64 bits."""
+    codes, ends, lengths = _codes(texts)
+    behind = np.repeat(ends, lengths) - 1 - np.arange(len(codes))
+    powers = np.full(max(lengths.max(initial=0), 1), _BASE, np.uint64)
+    powers[0] = 1
+    sums = np.cumsum(codes * np.cumprod(powers)[behind])
+    sums = np.concatenate([np.zeros(1, np.uint64), sums])
+    return np.asarray(sums[ends] - sums[ends - lengths], np.uint64)
+
+
+def _letters(texts: Sequence[str]) -> npt.NDArray[np.uint32]:
+    """Return for each text which letters it has, a bit for each."""
+    codes, ends, lengths = _codes(texts)
+    letters = np.zeros(len(texts), np.uint32)
+    some = np.nonzero(lengths)[0]
+    if len(some):
+        bits = np.left_shift(np.uint32(1), (codes & np.uint64(31)).astype(np.uint32))
+        letters[some] = np.bitwise_or.reduceat(bits, (ends - lengths)[some])
+    return letters
+
+
+def _codes(texts: Sequence[str]) -> tuple[Hashes, Ints, Ints]:
+    """Return the bytes of texts one after the other, where each text ends, and how long it is."""
+    encoded = [text.encode("utf-8", "ignore") for text in texts]
+    lengths = np.array([len(text) for text in encoded], np.int64)
+    codes = np.frombuffer(b"".join(encoded), np.uint8).astype(np.uint64)
+    return codes, np.cumsum(lengths), lengths
 
 
 class _Table:
-    """Growing columns, one row for each distinct text."""
+    """Growing columns, one row for each distinct text.
 
-    def __init__(self, **columns: tuple[Any, int]) -> None:
+    Rows are written into the columns when somebody reads these. A column of hashes, or of the
+    letters that texts have, is given the texts.
+    """
+
+    def __init__(self, **columns: tuple[Any, int] | Callable[[Sequence[str]], Any]) -> None:
         self.ids: dict[Any, int] = {}
         self.texts: list[str] = []
-        self._columns = {
-            name: np.zeros((16, width) if width else 16, dtype)
-            for name, (dtype, width) in columns.items()
-        }
+        self._unwritten: list[tuple[Any, ...]] = []
+        self._made = {name: make for name, make in columns.items() if callable(make)}
+        self._columns: dict[str, npt.NDArray[Any]] = {}
+        for name, kind in columns.items():
+            dtype, width = (kind(("",)).dtype, 0) if callable(kind) else kind
+            self._columns[name] = np.zeros((16, width) if width else 16, dtype)
 
-    def append(self, text: str, **values: Any) -> int:
-        """Add a row, and return its id."""
-        row = len(self.texts)
+    def append(self, text: str, *values: Any) -> int:
+        """Add a row, with values in the order of the columns, and return its id."""
         self.texts.append(text)
-        for name, column in self._columns.items():
-            if row == len(column):
-                wider = np.zeros((2 * row, *column.shape[1:]), column.dtype)
-                wider[:row] = column
-                self._columns[name] = column = wider  # noqa: PLW2901 - it is the wider one now
-            column[row] = values[name]
-        return row
+        self._unwritten.append(values)
+        return len(self.texts) - 1
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        if self._unwritten:
+            self._write()
         return self._columns[name]
+
+    def _write(self) -> None:
+        end = len(self.texts)
+        begin = end - len(self._unwritten)
+        columns = zip(*self._unwritten, strict=True)
+        self._unwritten = []
+        for name, values in zip([*self._columns], columns, strict=True):
+            column = self._columns[name]
+            if end > len(column):
+                wider = np.zeros((max(2 * len(column), end), *column.shape[1:]), column.dtype)
+                wider[:begin] = column[:begin]
+                self._columns[name] = column = wider
+            made = self._made.get(name)
+            column[begin:end] = np.array(values, column.dtype) if made is None else made(values)
 
 
 class Vocabulary:
@@ -83,28 +123,33 @@ class Vocabulary:
     def __init__(self) -> None:
         self.accounts = 0
         self.tokens = _Table(
-            hash=(np.uint64, 0),
+            hash=text_hashes,
             power=(np.uint64, 0),
             initial=(np.uint64, 0),
-            beginning=(np.uint64, 0),
+            beginning=text_hashes,
             skeleton=(np.int32, 0),
-            skeleton_hash=(np.uint64, 0),
+            skeleton_hash=text_hashes,
             heard=(np.int32, MAX_READINGS),
             canonicals=(np.int32, _CANONICALS),
-            letters=(np.uint32, 0),
+            letters=_letters,
             length=(np.int32, 0),
             whole=(np.bool_, 0),
             script=(np.int8, 0),
             count=(np.int32, 0),
         )
-        self.skeletons = _Table(count=(np.int32, 0), length=(np.int32, 0), hash=(np.uint64, 0))
+        self.skeletons = _Table(hash=text_hashes, length=(np.int32, 0), count=(np.int32, 0))
         self.handles = _Table(
-            hash=(np.uint64, 0), stem=(np.uint64, 0), stem_length=(np.int32, 0), count=(np.int32, 0)
+            hash=(np.uint64, 0),
+            stem=text_hashes,
+            stem_length=(np.int32, 0),
+            letters=_letters,
+            count=(np.int32, 0),
         )
         self.stems: list[str] = []
         self.years = np.zeros(1 << 11, np.int64)
         self.words = _Table(hash=(np.uint64, 0), count=(np.int32, 0))
-        self.canonicals = _Table(hash=(np.uint64, 0))
+        self.canonicals = _Table(hash=text_hashes)
+        self._groups: dict[tuple[str, str], int] = {}
 
     def token(self, text: str, script: int, readings: tuple[str, ...] = ()) -> int:
         """Return the id of a token, added if it is new."""
@@ -114,28 +159,24 @@ class Vocabulary:
             return found
         sound = skeleton(text, script)
         names = canonical_names(text) if script == LATIN else ()
-        canonicals = [self._row(self.canonicals, name, hash=text_hash(name)) for name in names]
-        padded = (canonicals + [-1] * _CANONICALS)[:_CANONICALS]
-        letters = 0
-        for character in text:
-            letters |= 1 << (ord(character) & 31)
-        self.tokens.ids[key] = len(self.tokens.texts)
-        return self.tokens.append(
+        canonicals = [self._canonical(name) for name in names]
+        found = self.tokens.ids[key] = self.tokens.append(
             text,
-            hash=text_hash(text),
-            power=pow(_BASE, len(text), 1 << 64),
-            initial=ord(text[0]),
-            beginning=text_hash(text[:3]),
-            skeleton=self._sound(sound),
-            skeleton_hash=text_hash("~" + (sound or text)),
-            heard=self._heard(text, script, readings),
-            canonicals=padded,
-            letters=letters,
-            length=len(text),
-            whole=len(text) > 1 or script == ABJAD,
-            script=script,
-            count=0,
+            text,
+            pow(_BASE, len(text), 1 << 64),
+            ord(text[0]),
+            text[:3],
+            self._sound(sound),
+            "~" + (sound or text),
+            self._heard(text, script, readings),
+            (canonicals + [-1] * _CANONICALS)[:_CANONICALS],
+            text,
+            len(text),
+            len(text) > 1 or script == ABJAD,
+            script,
+            0,
         )
+        return found
 
     def _heard(self, text: str, script: int, readings: tuple[str, ...]) -> list[int]:
         """Return what a token shares with the same one in another script.
@@ -152,8 +193,17 @@ class Vocabulary:
         return distinct + [-1] * (MAX_READINGS - len(distinct))
 
     def _sound(self, text: str) -> int:
-        hashed = text_hash("~" + text)
-        return self._row(self.skeletons, text, length=len(text), count=0, hash=hashed)
+        found = self.skeletons.ids.get(text)
+        if found is None:
+            found = self.skeletons.append(text, "~" + text, len(text), 0)
+            self.skeletons.ids[text] = found
+        return found
+
+    def _canonical(self, name: str) -> int:
+        found = self.canonicals.ids.get(name)
+        if found is None:
+            found = self.canonicals.ids[name] = self.canonicals.append(name, name)
+        return found
 
     def handle(self, text: str) -> int:
         """Return the id of a handle, added if it is new."""
@@ -162,28 +212,24 @@ class Vocabulary:
             return found
         stem = _NO_LETTERS.sub("", text)
         self.stems.append(stem)
-        self.handles.ids[text] = len(self.handles.texts)
-        return self.handles.append(
-            text,
-            hash=_word_hash(text),
-            stem=text_hash(stem) if len(stem) >= _MIN_STEM else 0,
-            stem_length=len(stem),
-            count=0,
-        )
+        hashed = stem if len(stem) >= _MIN_STEM else ""
+        found = self.handles.append(text, _word_hash(text), hashed, len(stem), stem, 0)
+        self.handles.ids[text] = found
+        return found
 
     def word(self, kind: str, text: str) -> int:
         """Return the id of any other text of a kind, added if it is new."""
         key = f"{kind}:{text}"
         found = self.words.ids.get(key)
         if found is None:
-            found = self._row(self.words, key, hash=_word_hash(key), count=0)
+            found = self.words.ids[key] = self.words.append(key, _word_hash(key), 0)
         return found
 
-    @staticmethod
-    def _row(table: _Table, text: str, **values: Any) -> int:
-        found = table.ids.get(text)
+    def group(self, provider_id: str, group: str) -> int:
+        """Return the id of a provider's group, added if it is new."""
+        found = self._groups.get((provider_id, group))
         if found is None:
-            found = table.ids[text] = table.append(text, **values)
+            found = self._groups[provider_id, group] = len(self._groups)
         return found
 
     def information(self, tokens: npt.NDArray[Any]) -> Floats:
@@ -238,8 +284,9 @@ class Columns:
     ) -> Columns:
         """Return columns of accounts; ``counted``: they belong to the scope of the vocabulary."""
         columns = cls(vocabulary)
-        for account in accounts:
-            columns.append(account)
+        unread = iter(accounts)
+        while some := list(islice(unread, _ROWS_AT_ONCE)):
+            columns.extend(some)
         if counted:
             columns.count_all(np.arange(columns.count))
         return columns
@@ -249,47 +296,53 @@ class Columns:
 
     def append(self, account: Prepared) -> int:
         """Add an account at the end, and return its position."""
-        if self.count == len(self._arrays["email"]):
-            for name, array in self._arrays.items():
-                self._arrays[name] = np.concatenate([array, np.full_like(array, -1)])
-        self.count += 1
-        self.groups.append(())
-        self.put(self.count - 1, account)
+        self.extend([account])
         return self.count - 1
+
+    def extend(self, accounts: Sequence[Prepared]) -> None:
+        """Add accounts at the end."""
+        begin, end = self.count, self.count + len(accounts)
+        for name, array in self._arrays.items():
+            if end > len(array):
+                more = np.full((max(len(array), end - len(array)), *array.shape[1:]), -1, np.int32)
+                self._arrays[name] = np.concatenate([array, more])
+        self.groups += [()] * len(accounts)
+        self.count = end
+        self._write(slice(begin, end), accounts)
 
     def put(self, at: int, account: Prepared) -> None:
         """Write an account at a position in place of what is there."""
-        vocabulary, arrays = self.vocabulary, self._arrays
-        for array in arrays.values():
-            array[at] = -1
-        tokens = account.tokens[:WIDTH]
-        if tokens:
-            scripts = account.scripts
-            readings = account.readings or ((),) * len(tokens)
-            ids = [
-                vocabulary.token(token, scripts[i], readings[i]) for i, token in enumerate(tokens)
-            ]
-            arrays["tokens"][at, : len(ids)] = ids
-        for i, handle in enumerate(account.handles[:_HANDLES]):
-            arrays["handles"][at, i] = vocabulary.handle(handle)
-        for i, number in enumerate(account.ids[:_IDS]):
-            arrays["ids"][at, i] = vocabulary.word("id", number)
-        if account.email:
-            arrays["email"][at] = vocabulary.word("email", account.email)
-            arrays["domain"][at] = vocabulary.word("domain", account.email.partition("@")[2])
-        if account.birth_year is not None:
-            arrays["year"][at] = account.birth_year
-        if account.gender:
-            arrays["gender"][at] = account.gender == "f"
-        if account.role:
-            arrays["role"][at] = account.role == "staff"
-        if account.time_zone:
-            arrays["zone"][at] = vocabulary.word("zone", account.time_zone)
-        if account.groups:
-            provider = account.provider_id
-            self.groups[at] = tuple(
-                vocabulary.word("group", f"{provider}/{group}") for group in account.groups
-            )
+        self._write(slice(at, at + 1), [account])
+
+    def _write(self, rows: slice, accounts: Sequence[Prepared]) -> None:
+        self.groups[rows] = [
+            tuple([self.vocabulary.group(each.provider_id, group) for group in each.groups])
+            for each in accounts
+        ]
+        values = zip(*map(self._values, accounts), strict=True)
+        for name, column in zip(self._arrays, values, strict=True):
+            self._arrays[name][rows] = np.array(column, np.int32)
+
+    def _values(self, account: Prepared) -> tuple[Any, ...]:
+        """Return what stands in the columns of an account, in their order."""
+        vocabulary = self.vocabulary
+        readings = account.readings or ((),) * len(account.tokens)
+        named = zip(account.tokens[:WIDTH], account.scripts, readings, strict=False)
+        tokens = [vocabulary.token(*token) for token in named]
+        handles = [vocabulary.handle(handle) for handle in account.handles[:_HANDLES]]
+        numbers = [vocabulary.word("id", number) for number in account.ids[:_IDS]]
+        email = account.email
+        return (
+            tokens + _NONE[: WIDTH - len(tokens)],
+            handles + _NONE[: _HANDLES - len(handles)],
+            numbers + _NONE[: _IDS - len(numbers)],
+            vocabulary.word("email", email) if email else -1,
+            vocabulary.word("domain", email.partition("@")[2]) if email else -1,
+            -1 if account.birth_year is None else account.birth_year,
+            account.gender == "f" if account.gender else -1,
+            account.role == "staff" if account.role else -1,
+            vocabulary.word("zone", account.time_zone) if account.time_zone else -1,
+        )
 
     def count_all(self, rows: npt.NDArray[Any], sign: int = 1) -> None:
         """Count the texts of accounts into the vocabulary, or out of it with ``sign`` -1."""

@@ -34,6 +34,7 @@ _CONFIDENT: Final = 0.8
 _SLICES_TO_SPREAD: Final = 4
 _PAIRS_AT_ONCE: Final = 1 << 20
 _SUGGESTED_AT_ONCE: Final = 1000
+_GROUPED_AT_ONCE: Final = 1 << 18
 
 _Whole: TypeAlias = npt.NDArray[np.int32] | npt.NDArray[np.int64]
 
@@ -452,8 +453,8 @@ def _learnt(
 def _bits_of_groups(links: GroupLinks, pairs: tuple[Ints, Ints], model: Model) -> Floats:
     bits = np.zeros(len(pairs[0]), np.float64)
     same, other = (model.weights[AT[name]] * STEPS for name in ("groups_same", "groups_other"))
-    for begin in range(0, len(bits), _CHUNK):
-        part = slice(begin, begin + _CHUNK)
+    for begin in range(0, len(bits), _GROUPED_AT_ONCE):
+        part = slice(begin, begin + _GROUPED_AT_ONCE)
         values = links.values((pairs[0][part], pairs[1][part]))
         bits[part] = np.rint(values * np.where(values > 0, same, other)) / STEPS
     return bits

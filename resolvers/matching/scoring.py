@@ -450,10 +450,14 @@ def _in_handles(
     long = vocabulary.tokens["length"][tokens] >= 3
     at, column = np.nonzero(left_over & long & (handles[:, :1] >= 0))
     texts, stems = vocabulary.tokens.texts, vocabulary.stems
-    for i in range(handles.shape[1]):
-        pairs = zip(tokens[at, column].tolist(), handles[at, i].tolist(), strict=True)
-        inside = [h >= 0 and texts[t] in stems[h] for t, h in pairs]
-        found[at, column] |= np.array(inside, np.bool_)
+    named = tokens[at, column]
+    letters = vocabulary.tokens["letters"][named]
+    for handle in handles[at].T:
+        lacking = letters & ~vocabulary.handles["letters"][handle]
+        worth = np.nonzero((handle >= 0) & (lacking == 0))[0]
+        pairs = zip(named[worth].tolist(), handle[worth].tolist(), strict=True)
+        inside = [texts[token] in stems[other] for token, other in pairs]
+        found[at[worth], column[worth]] |= np.array(inside, np.bool_)
     bits = np.where(found, vocabulary.information(tokens), 0.0).sum(axis=1)
     return found, found.sum(axis=1).astype(np.float64), bits
 
