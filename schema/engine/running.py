@@ -312,9 +312,15 @@ class Execution:
 
         if field.how is How.BATCHED:
             self._load(field, run.rows, path_at, finish, are_distinct=run.are_distinct)
-        else:
-            raws = self._resolved(field, run.rows, path_at)
+            return
+
+        def settle(raws: list[Any]) -> None:
             self._settle(field, field.shape, raws, path_at, finish)
+
+        if field.method is not None and len(run.rows) > _SLICE:
+            self._call(field.method, run.rows, [], settle)
+        else:
+            settle(self._resolved(field, run.rows, path_at))
 
     def _settle_run(self, run: _Run) -> None:
         """Put a block's rows together, once all of its columns are there."""
@@ -364,6 +370,20 @@ class Execution:
         self._settle_run(run)
 
     # Resolving
+
+    def _call(
+        self,
+        method: Callable[[Any], Any],
+        rows: Sequence[Any],
+        raws: list[Any],
+        then: Callable[[list[Any]], None],
+    ) -> None:
+        """Call the method of one slice of a long list's objects."""
+        raws += _called_each(method, rows[len(raws) : len(raws) + _SLICE])
+        if len(raws) < len(rows):
+            self._work.append(partial(self._call, method, rows, raws, then))
+        else:
+            then(raws)
 
     def _resolved(
         self, field: Field, rows: Sequence[Any], path_at: Callable[[int], Path]

@@ -249,8 +249,8 @@ async def test_others_get_their_turns_while_a_long_list_is_made(
     counting.cancel()
 
     assert [row["number"] for row in data_of(found)["rows"]] == [*range(LONG)]
-    # one for the list, one for each column, one for each slice, the last of which is short
-    assert turns == 1 + columns + LONG // 512 + 1
+    slices = LONG // 512 + 1  # the last of which is short
+    assert turns == 1 + columns * slices + slices  # the first for the list
 
 
 async def test_one_wrong_value_costs_its_error_and_is_told() -> None:
