@@ -76,13 +76,17 @@ class Part(msgspec.Struct, frozen=True, tag=True):
 
 
 class Found(msgspec.Struct, frozen=True, array_like=True):
-    """A pair of positions, its figures, and its evidence, encoded."""
+    """A pair of positions, its figures, and its evidence, encoded.
+
+    ``bits`` is what the pair says to whoever joins the accounts of several providers.
+    """
 
     left: int
     right: int
     score: float
     weight: float
     prior: float
+    bits: float
     evidence: bytes
     competitors: tuple[tuple[int, int], ...]
 
@@ -170,7 +174,10 @@ def find(frames: Iterator[bytes], say: Callable[[Answer], None]) -> None:
         progress=say,
         means=means,
     )
-    pairs = found.each_suggestion(np.nonzero(found.score >= task.least_score)[0].tolist())
+    chosen = np.nonzero(found.score >= task.least_score)[0]
+    pairs = zip(
+        found.each_suggestion(chosen.tolist()), found.log_odds()[chosen].tolist(), strict=True
+    )
     rows = (
         Found(
             left=each.left,
@@ -178,10 +185,11 @@ def find(frames: Iterator[bytes], say: Callable[[Answer], None]) -> None:
             score=each.score,
             weight=each.weight,
             prior=each.prior,
+            bits=bits,
             evidence=msgspec.msgpack.encode(each.evidence),
             competitors=each.competitors,
         )
-        for each in pairs
+        for each, bits in pairs
     )
     while some := list(islice(rows, _ROWS_AT_ONCE)):
         say(some)

@@ -575,8 +575,8 @@ class People:
             for external_id in sorted(await self.matches.list_account_hashes(provider_id))
         ]
         at = {key: position for position, key in enumerate(keys)}
-        found: list[tuple[Pair, float]] = []
-        page: Sequence[tuple[Pair, float]] = ()
+        found: list[tuple[Pair, float, float | None]] = []
+        page: Sequence[tuple[Pair, float, float | None]] = ()
         while page or not found:
             page = await self.matches.list_scores(
                 run.provider_ids, after=page[-1][0] if page else None, limit=_PLACES_AT_ONCE
@@ -594,14 +594,15 @@ class People:
 
         def work() -> Sequence[int]:
             numbers = {provider_id: number for number, provider_id in enumerate(run.provider_ids)}
-            scores = np.array([score for _pair, score in found], np.float64)
+            scores = np.array([score for _pair, score, _bits in found], np.float64)
+            weighed = np.array([bits for _pair, _score, bits in found], np.float64)
             return matching.cluster(
                 len(keys),
                 [numbers[provider_id] for provider_id, _ in keys],
                 (
-                    np.array([at[one] for (one, _), _score in found], np.int64),
-                    np.array([at[other] for (_, other), _score in found], np.int64),
-                    matching.log_odds(scores),
+                    np.array([at[row[0][0]] for row in found], np.int64),
+                    np.array([at[row[0][1]] for row in found], np.int64),
+                    np.where(np.isnan(weighed), matching.log_odds(scores), weighed),
                 ),
                 must_link=[
                     (first, other) for first, *others in members.values() for other in others
@@ -614,7 +615,7 @@ class People:
         labels = await anyio.to_thread.run_sync(work)
         sure = [
             pair
-            for pair, score in found
+            for pair, score, _bits in found
             if score >= least and labels[at[pair[0]]] == labels[at[pair[1]]]
         ]
         return await self.store.link_automatically(sure)
@@ -1583,6 +1584,7 @@ def _suggested(found: Found, pools: _Pools) -> Suggested:
         score=found.score,
         weight=found.weight,
         prior=found.prior,
+        bits=found.bits,
         evidence=found.evidence,
         competitors=msgspec.msgpack.encode([pools.pair(*rival) for rival in found.competitors]),
     )

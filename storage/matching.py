@@ -189,6 +189,8 @@ class Suggested:
     Attributes:
         score: How probable it is, between 0 and 1.
         weight: Sum of the evidence and of ``prior``, in bits.
+        bits: What joins accounts of several providers: the mean log-odds before and after
+            competition; ``None`` for a suggestion of a release that did not keep it.
         evidence: Encoded.
         competitors: Encoded.
     """
@@ -197,6 +199,7 @@ class Suggested:
     score: float
     weight: float
     prior: float
+    bits: float | None = None
     evidence: bytes
     competitors: bytes
 
@@ -794,8 +797,10 @@ class MatchStore:
 
     async def list_scores(
         self, provider_ids: Collection[str], *, after: Pair | None = None, limit: int
-    ) -> Sequence[tuple[Pair, float]]:
+    ) -> Sequence[tuple[Pair, float, float | None]]:
         """Return pairs of these providers' accounts that are suggested, however they stand.
+
+        Each with its score and its bits.
 
         Args:
             provider_ids: Between whose accounts.
@@ -812,7 +817,7 @@ class MatchStore:
             match_suggestion.c.right_external_id,
         ]
         statement = (
-            select(*columns, match_suggestion.c.score)
+            select(*columns, match_suggestion.c.score, match_suggestion.c.bits)
             .where(columns[0].in_(provider_ids), columns[2].in_(provider_ids))
             .order_by(*columns)
             .limit(limit)
@@ -822,7 +827,7 @@ class MatchStore:
             statement = statement.where(tuple_(*columns) > key)
         async with self._database.read() as connection:
             rows = await connection.execute(statement)
-            return [((tuple(row[:2]), tuple(row[2:4])), row[4]) for row in rows]
+            return [((tuple(row[:2]), tuple(row[2:4])), row[4], row[5]) for row in rows]
 
     async def count_suggestions(self, wanted: SuggestionFilter) -> int:
         """Return how many suggestions there are.
@@ -1083,6 +1088,7 @@ def _suggestion_row(run: MatchRun, row: Suggested) -> Mapping[str, Any]:
         "score": row.score,
         "weight": row.weight,
         "prior": row.prior,
+        "bits": row.bits,
         "model_version": run.model_version or "",
         "evidence": row.evidence,
         "competitors": row.competitors,
@@ -1095,6 +1101,7 @@ def _suggestion(row: RowMapping) -> StoredSuggestion:
         score=row["score"],
         weight=row["weight"],
         prior=row["prior"],
+        bits=row["bits"],
         evidence=row["evidence"],
         competitors=row["competitors"],
         run_id=row["run_id"],

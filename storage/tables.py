@@ -399,6 +399,7 @@ match_suggestion = Table(
     Column("score", Double, nullable=False),
     Column("weight", Double, nullable=False),
     Column("prior", Double, nullable=False),
+    Column("bits", Double),
     Column("model_version", Text, nullable=False),
     Column("evidence", LargeBinary, nullable=False),
     Column("competitors", LargeBinary, nullable=False),

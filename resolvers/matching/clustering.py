@@ -10,6 +10,10 @@ import numpy as np
 
 from resolvers.matching.columns import Floats, Ints
 
+JOINED_FROM: Final = -0.5
+"""Mean log-odds in bits from which accounts are joined: the lowest, in steps of a half, at which
+97 of 100 pairs were right on the development half, with its own errors and half as many again."""
+
 _MISSING_BITS: Final = -3.0
 """What a pair that nobody suggested counts in the mean of two groups of accounts."""
 
@@ -21,7 +25,7 @@ def cluster(
     *,
     must_link: Iterable[tuple[int, int]] = (),
     cannot_link: Iterable[tuple[int, int]] = (),
-    least_bits: float = 0.0,
+    least_bits: float = JOINED_FROM,
 ) -> list[int]:
     """Return each account's person, numbered in the order of their first accounts.
 

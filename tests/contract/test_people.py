@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Coroutine, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -455,6 +456,26 @@ async def test_suggestions_are_walked_by_score_page_by_page(desk: Desk) -> None:
     assert await desk.matching.count_suggestions(wanted) == 3
     upwards = await desk.matching.list_suggestions(wanted, descending=False, limit=9)
     assert [row.score for row in upwards] == [0.5, 0.5, 0.9]
+
+
+async def test_what_joins_accounts_is_kept_and_listed_pair_by_pair(desk: Desk) -> None:
+    pairs = [(ADA_1, ADA_2), (ADA_1, BEN_2), (BEN_1, BEN_2)]
+    run, claim = await desk.begin(("1", "2"))
+    rows = [
+        replace(suggested(pair, 0.5), bits=bits)
+        for pair, bits in zip(pairs, (1.25, -3.5, None), strict=True)
+    ]
+    await desk.matching.put_suggestions(claim, run, ("1", "2"), _page(rows), lease_seconds=30)
+
+    first = await desk.matching.list_scores(["1", "2"], limit=2)
+    rest = await desk.matching.list_scores(["1", "2"], after=first[-1][0], limit=2)
+
+    assert [*first, *rest] == [
+        (pairs[0], 0.5, 1.25),
+        (pairs[1], 0.5, -3.5),
+        (pairs[2], 0.5, None),
+    ]
+    assert [await desk.matching.list_scores(["1", "3"], limit=2)] == [[]]
 
 
 async def test_a_run_whose_lease_was_taken_over_writes_nothing(desk: Desk) -> None:
