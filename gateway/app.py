@@ -55,7 +55,7 @@ from storage.errors import StorageUnavailable
 _REST_PREFIX: Final = "/api/"
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _READY_SECONDS: Final = 5.0
-_COLLECTOR_THRESHOLDS: Final = (50_000, 20, 100)
+_COLLECTOR_THRESHOLDS: Final = (200_000, 10, 100)
 _CALLER_LEFT: Final = 499  # as other servers log it
 _RETRY_AFTER_SECONDS: Final = 5
 _FIRST_OF_A_SOCKET: Final = frozenset({"websocket.accept", "websocket.http.response.start"})

@@ -446,9 +446,10 @@ class RequestContext:
         return self._loaders
 
     def give_up(self) -> None:
-        """End every call under way, at the end of the request."""
+        """End every call under way, at the end of the request, and let go of what was read."""
         if self._loaders is not None:
             self._loaders.cancel()
+        self.reading.give_up()
 
     @property
     def acts_for_users(self) -> bool:

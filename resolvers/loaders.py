@@ -176,9 +176,15 @@ class BatchLoader(Generic[K, V]):
         found.update(values)
 
     def cancel(self) -> None:
-        """Give up the calls under way; nobody waits for them any more."""
+        """Give up the calls under way, for which nobody waits any more, and forget what was found.
+
+        It is let go at once: the loaders of a request refer to each other, so that the garbage
+        collector would have to find all that they hold.
+        """
         for task in self._tasks:
             task.cancel()
+        self._found.clear()
+        self._batches = {key: row for key, row in self._batches.items() if not row.done.done()}
 
     def load_each(self, keys: Iterable[K]) -> Soon[Outcomes[V]]:
         """Return what each of several keys comes to, in their order: now, if it can be had now."""

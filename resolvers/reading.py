@@ -120,6 +120,11 @@ class Reading:
         self._waits: dict[str, _Wait] = {}
         self._places: dict[str, tuple[Provider, Place]] = {}
 
+    def give_up(self) -> None:
+        """Let go of what was read: nobody asks any more what it was."""
+        self.basis = Basis()
+        self.basis.is_whole = False
+
     def note_max_age(self, seconds: float | None) -> None:
         """Take note of how fresh a list is wished: what hangs on it is to be as fresh."""
         if seconds is not None:

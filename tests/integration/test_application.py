@@ -766,4 +766,4 @@ def test_the_collector_leaves_what_was_there_at_the_start_alone() -> None:
         gc.set_threshold(*before)
 
     assert frozen > 100_000  # the modules alone are more
-    assert thresholds == (50_000, 20, 100)
+    assert thresholds == (200_000, 10, 100)

@@ -129,6 +129,18 @@ async def test_an_unexpected_error_reaches_every_key_of_its_call() -> None:
     assert [type(answer) for answer in answers] == [LookupError, LookupError]
 
 
+async def test_a_cancelled_loader_has_let_go_of_what_it_found() -> None:
+    shelf = Shelf()
+    loader = shelf.loader()
+    await loader.load_many([("a", "1")])
+
+    loader.cancel()
+    again = await loader.load_many([("a", "1")])
+
+    assert again == ["a/1"]
+    assert shelf.calls == [("a", [("a", "1")])] * 2
+
+
 async def test_cancelling_a_loader_leaves_what_was_given_up_alone() -> None:
     shelf = Shelf()
     shelf.gates["a"] = asyncio.Event()
