@@ -220,6 +220,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
                 bulk_from=settings.match_bulk_from,
                 bulk_folder=settings.data_folder / "matching",
             ),
+            observer=metrics,
             tracer=tracing,
         )
         audit = AuditLog(AuditStore(database), leases, kept_seconds=settings.audit_days * 86_400.0)

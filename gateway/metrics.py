@@ -28,10 +28,12 @@ from sessions.http import UpstreamCall
 from sessions.resilience import BreakerState, ProviderHealth, RefusalReason
 from storage.leases import Outcome as TransitionOutcome
 from storage.leases import Transition
+from storage.matching import MatchRunState
 from storage.records import SessionState
 
 _SECONDS: Final = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _SHORT_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+_LONG_SECONDS: Final = (0.1, 1, 5, 10, 30, 60, 300, 1800, 7200)
 _MOST_OPERATIONS: Final = 100
 _LONGEST_NAME: Final = 100
 _LATE: Final = (0.1, 0.5, 1, 2, 5, 10, 30, 60)
@@ -166,6 +168,28 @@ class Metrics:
             ["provider", "state"],
             registry=self._registry,
         )
+        self._match_runs = Counter(
+            "learning_gateway_match_runs",
+            "Match runs that ended, by how",
+            ["outcome"],
+            registry=self._registry,
+        )
+        self._match_pairs = Counter(
+            "learning_gateway_match_pairs",
+            "Pairs of accounts that match runs weighed",
+            registry=self._registry,
+        )
+        self._match_suggestions = Counter(
+            "learning_gateway_match_suggestions",
+            "Pairs of accounts that match runs suggested",
+            registry=self._registry,
+        )
+        self._match_seconds = Histogram(
+            "learning_gateway_match_seconds",
+            "How long match runs compared two providers",
+            buckets=_LONG_SECONDS,
+            registry=self._registry,
+        )
         self._running = self._gauge("requests_running", "Requests that run")
         self._waiting = self._gauge("requests_waiting", "Requests that wait until they may run")
         self._allowed = self._gauge("requests_allowed", "Requests that may run at once, for now")
@@ -261,6 +285,16 @@ class Metrics:
     def on_heartbeat(self, provider_id: str, *, late_seconds: float) -> None:  # noqa: ARG002 - as in SessionObserver
         """Take note of a heartbeat."""
         self._heartbeat_lateness.observe(late_seconds)
+
+    def on_match_run(self, state: MatchRunState) -> None:
+        """Take note of a match run that ended."""
+        self._match_runs.labels(state.value.lower()).inc()
+
+    def on_compared(self, *, pairs: int, suggestions: int, seconds: float) -> None:
+        """Take note of two providers that a match run compared."""
+        self._match_pairs.inc(pairs)
+        self._match_suggestions.inc(suggestions)
+        self._match_seconds.observe(seconds)
 
     def on_admitted(self, *, waited_seconds: float) -> None:
         """Take note of a request that may run."""

@@ -7,7 +7,8 @@ and with the processes that help it; it is killed when its comparison is not wan
 It reads frames from standard input, each msgpack behind its length: the accounts of one provider,
 page by page, and an empty page; those of the other; a ``Task``; what was weighed before, if this
 comparison was cut off; and an empty frame. It writes answers to standard output: how far it is,
-what it has weighed meanwhile, and at last what it found, page by page, and an empty page.
+what it has weighed meanwhile, and at last how much that was, and what it found, page by page, and
+an empty page.
 """
 
 from __future__ import annotations
@@ -75,6 +76,12 @@ class Part(msgspec.Struct, frozen=True, tag=True):
     body: bytes
 
 
+class Compared(msgspec.Struct, frozen=True, tag=True):
+    """How many pairs were weighed altogether, those before it was cut off among them."""
+
+    pairs: int
+
+
 class Found(msgspec.Struct, frozen=True, array_like=True):
     """A pair of positions, its figures, and its evidence, encoded.
 
@@ -91,8 +98,8 @@ class Found(msgspec.Struct, frozen=True, array_like=True):
     competitors: tuple[tuple[int, int], ...]
 
 
-Answer: TypeAlias = float | Part | list[Found]
-"""How much is done, from 0 to 1; what was weighed; or pairs, the most probable first."""
+Answer: TypeAlias = float | Part | Compared | list[Found]
+"""How much is done, from 0 to 1; what was weighed, and how much; or pairs, the best first."""
 
 
 class ComparingFailed(Exception):
@@ -174,6 +181,7 @@ def find(frames: Iterator[bytes], say: Callable[[Answer], None]) -> None:
         progress=say,
         means=means,
     )
+    say(Compared(found.compared))
     chosen = np.nonzero(found.score >= task.least_score)[0]
     pairs = zip(
         found.each_suggestion(chosen.tolist()), found.log_odds()[chosen].tolist(), strict=True

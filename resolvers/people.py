@@ -29,7 +29,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import anyio
 import anyio.to_thread
@@ -44,7 +44,7 @@ from resolvers.errors import BadInput, Forbidden, NotFound
 from resolvers.importing import record_of
 from resolvers.leasing import while_held
 from resolvers.loaders import Outcomes, Soon
-from resolvers.match_process import Answer, ComparingFailed, Found, Part, Task, compare
+from resolvers.match_process import Answer, Compared, ComparingFailed, Found, Part, Task, compare
 from resolvers.matching import Account, Evidence, Index, Model, Prepared
 from resolvers.matching.bulk import BulkMissing, require_bulk
 from resolvers.matching.candidates import PAIRS_AT_ONCE
@@ -281,6 +281,22 @@ MatchesWanted: TypeAlias = tuple[str, str, int, float]
 Outcome: TypeAlias = DecisionOutcome | PeopleRefusal
 
 
+class MatchObserver(Protocol):
+    """Hears of match runs."""
+
+    def on_match_run(self, state: MatchRunState) -> None:
+        """Hear that a run has ended."""
+
+    def on_compared(self, *, pairs: int, suggestions: int, seconds: float) -> None:
+        """Hear that two providers were compared.
+
+        Args:
+            pairs: Pairs of accounts that were weighed for it.
+            suggestions: Those of them that are kept.
+            seconds: How long it took since it was begun, or gone on with.
+        """
+
+
 class People:
     """Everything about people that one gateway does.
 
@@ -291,6 +307,7 @@ class People:
         leases: The jobs' rows.
         providers: What is registered.
         settings: How runs work.
+        observer: Hears of runs; ``None`` when nobody does.
         tracer: Makes a span of each run; ``None`` when nothing is traced.
     """
 
@@ -303,12 +320,14 @@ class People:
         leases: LeaseStore,
         providers: ProviderStore,
         settings: MatchSettings,
+        observer: MatchObserver | None = None,
         tracer: Tracer | None = None,
     ) -> None:
         self.store = store
         self.matches = matches
         self.imports = imports
         self.settings = settings
+        self._observer = observer
         self._tracer = tracer
         self._leases = leases
         self._providers = providers
@@ -428,6 +447,7 @@ class People:
                     code=ProviderNotFound.code, message="A provider was removed meanwhile"
                 )
                 _still(await self.matches.end(claim, run, MatchRunState.FAILED, problem))
+                self._tell(MatchRunState.FAILED)
                 return
             for provider_id in run.provider_ids:
                 await self.prepare(provider_id)
@@ -455,8 +475,10 @@ class People:
             code = NotSupported.code if isinstance(error, BulkMissing) else "INTERNAL"
             problem = Problem(code=code, message=str(error))
             await self.matches.end(claim, run, MatchRunState.FAILED, problem)
+            self._tell(MatchRunState.FAILED)
             _log.error("match_run_failed", run_id=run.id, problem=problem.message)
             return
+        self._tell(MatchRunState.DONE)
         _log.info(
             "match_run_done",
             run_id=run.id,
@@ -464,6 +486,10 @@ class People:
             suggestions=run.suggestion_count,
             linked=run.link_count,
         )
+
+    def _tell(self, state: MatchRunState) -> None:
+        if self._observer is not None:
+            self._observer.on_match_run(state)
 
     async def _compare(
         self,
@@ -475,6 +501,7 @@ class People:
         many: int,
     ) -> MatchRun:
         """Return the run with one more pair of providers compared, of so many accounts."""
+        begun_at = time.monotonic()
         pools = _Pools(*sorted(providers))
         async with AsyncExitStack() as stack:
             folder = None
@@ -489,7 +516,9 @@ class People:
                 if isinstance(answer, list):
                     first = answer
                     break
-                if isinstance(answer, Part):
+                if isinstance(answer, Compared):
+                    pools.compared = answer.pairs
+                elif isinstance(answer, Part):
                     stamp, until, body = pools.stamp.digest(), answer.end, answer.body
                     _still(
                         await self.matches.put_part(claim, run, stamp=stamp, until=until, body=body)
@@ -498,7 +527,8 @@ class People:
                     done = max(answer, run.progress)  # one that goes on begins where it was
                     run = _still(await self.matches.note(claim, run, progress=done))
                     noted_at = time.monotonic()
-            return _still(
+            before = run.suggestion_count
+            run = _still(
                 await self.matches.put_suggestions(
                     claim,
                     run,
@@ -507,6 +537,13 @@ class People:
                     lease_seconds=self.settings.lease_seconds,
                 )
             )
+        if self._observer is not None:
+            self._observer.on_compared(
+                pairs=pools.compared,
+                suggestions=run.suggestion_count - before,
+                seconds=time.monotonic() - begun_at,
+            )
+        return run
 
     async def _open_folder(self, stack: AsyncExitStack, name: str) -> Path:
         """Return an empty folder to work in, which is removed at the end."""
@@ -922,12 +959,14 @@ class _Pools:
 
     Attributes:
         stamp: Of everything that what is weighed between them depends on.
+        compared: How many pairs of accounts were weighed.
     """
 
     def __init__(self, one: str, other: str) -> None:
         self.providers = (one, other)
         self.external_ids: tuple[list[str], list[str]] = ([], [])
         self.stamp = hashlib.sha256()
+        self.compared = 0
 
     def pair(self, left: int, right: int) -> Pair:
         """Return the accounts at two positions."""

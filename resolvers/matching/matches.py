@@ -49,6 +49,7 @@ class Matches:
         weight: Bits, the prior among them; a multiple of 1/1024.
         score: The probability that both are one person, after competition.
         prior: Bits that every pair of these pools starts with.
+        compared: How many pairs were weighed for it.
     """
 
     left: Ints
@@ -59,6 +60,7 @@ class Matches:
     model: Model
     columns: tuple[Columns, Columns]
     links: GroupLinks | None
+    compared: int
 
     def __len__(self) -> int:
         return len(self.left)
@@ -240,6 +242,7 @@ def match_columns(
     prior = model.prior(*sizes, expected_overlap)
     if expected_overlap is None:
         prior = _fitting_prior(everything, prior, model, sizes)
+    compared = len(everything.first)
     pairs, weight = _worth(everything, prior)
     del everything
     links = None
@@ -266,6 +269,7 @@ def match_columns(
         model=given,
         columns=columns,
         links=links,
+        compared=compared,
     )
 
 

@@ -12,11 +12,13 @@ import pytest
 from pretend_roster import a_user, an_enrollment
 from sqlalchemy import delete, select, update
 
+from gateway.metrics import Metrics
 from resolvers import matching, people
 from resolvers.importing import RosterRecord, content_of
 from resolvers.match_process import Task, compare
-from resolvers.matching import SHIPPED, Account, prepare
+from resolvers.matching import SHIPPED, Account, Columns, Vocabulary, prepare
 from resolvers.matching.bulk import PACKAGES
+from resolvers.matching.candidates import candidates
 from resolvers.people import MatchSettings, People
 from storage.credentials import KeyRing, Secret
 from storage.database import Database
@@ -86,7 +88,10 @@ class Office:
         self.people = self.staff()
 
     def staff(
-        self, matches: MatchStore | None = None, settings: MatchSettings | None = None
+        self,
+        matches: MatchStore | None = None,
+        settings: MatchSettings | None = None,
+        observer: Metrics | None = None,
     ) -> People:
         return People(
             store=self.store,
@@ -95,6 +100,7 @@ class Office:
             leases=self.leases,
             providers=self.providers,
             settings=settings or MatchSettings(index_seconds=0),
+            observer=observer,
         )
 
     async def add(self, provider_id: str, names: Sequence[str]) -> None:
@@ -394,6 +400,34 @@ async def test_a_run_that_is_cut_off_between_two_providers_goes_on_behind_what_i
     assert await _parts(any_office) == 0
     shares = [*stopped.shares, *again.shares]
     assert shares == sorted(shares)
+
+
+async def test_metrics_tell_of_runs_of_what_they_weighed_and_what_they_suggested(
+    office: Office,
+) -> None:
+    metrics = Metrics()
+    await office.add("1", NAMES[:10])
+    await office.add("2", NAMES[5:15])
+    staff = office.staff(observer=metrics)
+
+    done, _ = await office.matches.request(MatchOrder(provider_ids=("1", "2")), requested_by="key")
+    done = await staff.finish(done)
+    pools = [await office.people._pool(key) for key in ("1", "2")]
+    await office.providers.remove("2")
+    failed, _ = await office.matches.request(
+        MatchOrder(provider_ids=("1", "2")), requested_by="key"
+    )
+    await staff.finish(failed)
+
+    vocabulary = Vocabulary()
+    left, right = (Columns.of(pool, vocabulary) for pool in pools)
+    value, name = metrics._registry.get_sample_value, "learning_gateway_match"
+    assert value(f"{name}_runs_total", {"outcome": "done"}) == 1
+    assert value(f"{name}_runs_total", {"outcome": "failed"}) == 1
+    assert value(f"{name}_pairs_total") == len(candidates((left, right))[0])
+    assert value(f"{name}_suggestions_total") == done.suggestion_count
+    assert value(f"{name}_seconds_count") == 1
+    assert done.suggestion_count >= 5
 
 
 async def test_what_was_weighed_of_other_accounts_is_weighed_anew(office: Office) -> None:

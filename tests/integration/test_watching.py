@@ -29,6 +29,7 @@ from simulators.kolibri.state import Kolibri, Outage
 from storage.documents import DocumentDraft
 from storage.leases import Outcome as TransitionOutcome
 from storage.leases import Transition
+from storage.matching import MatchRunState
 from storage.records import SessionState
 
 PAGE = Path(__file__).parents[2] / "docs" / "operations.md"
@@ -226,6 +227,8 @@ def written(metrics: Metrics) -> str:
     metrics.on_breaker("1", BreakerState.OPEN, cause=None)
     metrics.on_refusal("1", RefusalReason.OPEN)
     metrics.on_limit("depth")
+    metrics.on_match_run(MatchRunState.DONE)
+    metrics.on_compared(pairs=1, suggestions=1, seconds=0.1)
     return metrics.write(
         {("1", SessionState.ACTIVE): 1},
         IconCounts(),
