@@ -76,6 +76,8 @@ _SHARED: Final = frozenset(
 _ANSWERS_AT_ONCE: Final = 500
 _SAVE_SECONDS: Final = 1.0
 _SAVE_AGAIN_SECONDS: Final = 10.0
+_LAND_SECONDS: Final = 0.005
+_LANDED_AT_ONCE: Final = 500
 _SWEEP_SECONDS: Final = 3600.0
 _LENGTHS: Final = 10_000
 _NONE: Final = b""
@@ -294,6 +296,7 @@ class _Flight:
         span: What it belongs to; ``None`` when it is not traced, or nobody's.
         waiting: How many readers wait for it.
         outlives: Whether it goes on when nobody waits: somebody lost patience, or nobody asked.
+        aboard: What it brought that is not held yet, by key.
     """
 
     place: Place
@@ -302,6 +305,7 @@ class _Flight:
     span: Span | None
     waiting: int = 0
     outlives: bool = False
+    aboard: list[tuple[str, _Name]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -338,6 +342,7 @@ class RecordCache:
         self._entries: OrderedDict[_Name, _Entry] = OrderedDict()
         self._flights: dict[_Name, _Flight] = {}
         self._running: set[asyncio.Task[Mapping[str, Any]]] = set()
+        self._landing: dict[_Flight, None] = {}
         self._lengths: dict[tuple[Place, str], int] = {}
         self._unsaved: dict[_Name, _Entry] = {}
         self._unsaved_bytes = 0
@@ -398,7 +403,9 @@ class RecordCache:
         found: dict[str, Kept[V]] = {}
         served: dict[_Name, _Entry] = {}
         oldest_at, held = wish.oldest_at, self._entries
-        for key, name in _names(place, kind, keys).items():
+        names = _names(place, kind, keys)
+        self._land_those_of(names)
+        for key, name in names.items():
             entry = held.get(name)
             if entry is not None and entry.serves(place, oldest_at):
                 held.move_to_end(name)
@@ -418,6 +425,7 @@ class RecordCache:
         be served that was read before it was asked for.
         """
         names = _names(place, kind, [key])
+        self._land_those_of(names)
         entry = self._entries.get(names[key])
         is_young = entry is not None and entry.serves(place, wish.oldest_at)
         if not is_young and wish.oldest_at < wish.began_at:
@@ -475,10 +483,12 @@ class RecordCache:
 
     async def save_due(self) -> None:
         """Write what is new, and of what is read again and again the latest now and then."""
+        self._land_all()
         await self._save(self._due())
 
     async def save(self) -> None:
         """Write to the database what it does not have yet; what fails is kept in memory only."""
+        self._land_all()
         while self._unsaved:
             await self._save([*self._unsaved])
         self._to_save.clear()
@@ -577,6 +587,7 @@ class RecordCache:
         found: _Sorted[V] = _Sorted()
         served: dict[_Name, _Entry] = {}
         oldest_at, oldest_while_read_anew = wish.oldest_at, wish.oldest_while_read_anew
+        self._land_those_of(names)
         held, registration = self._entries, place.registration
         for key, name in names.items():
             entry = held.get(name)
@@ -736,7 +747,7 @@ class RecordCache:
         flight = _Flight(place, began_at, task, span=None if context else current_span())
         self._flights.update(dict.fromkeys(names.values(), flight))
         self._running.add(task)
-        task.add_done_callback(lambda done: self._land(flight, done, names))
+        task.add_done_callback(lambda done: self._end(flight, done, names))
         return flight
 
     async def _fly(
@@ -752,18 +763,46 @@ class RecordCache:
         ):
             return await fetch(keys)
 
-    def _land(
+    def _end(
         self, flight: _Flight, task: asyncio.Task[Mapping[str, Any]], names: Mapping[str, _Name]
     ) -> None:
-        """Keep what was read, unless it was dropped or read anew in the meantime."""
+        """Have what a flight brought held a moment later: whoever waits for it goes on first."""
         self._running.discard(task)
+        if task.cancelled() or task.exception() is not None:
+            for name in names.values():
+                if self._flights.get(name) is flight:
+                    del self._flights[name]
+            return
+        flight.aboard = [*names.items()]
+        self._landing[flight] = None
+        asyncio.get_running_loop().call_later(_LAND_SECONDS, self._land_in_turns, flight)
+
+    def _land_in_turns(self, flight: _Flight) -> None:
+        self._land(flight, at_most=_LANDED_AT_ONCE)
+        if flight.aboard:
+            asyncio.get_running_loop().call_soon(self._land_in_turns, flight)
+
+    def _land_all(self) -> None:
+        for flight in [*self._landing]:
+            self._land(flight)
+
+    def _land_those_of(self, names: Mapping[str, _Name]) -> None:
+        """Hold at once what flights brought that somebody asks for."""
+        if self._landing:
+            for flight in self._landing.keys() & set(map(self._flights.get, names.values())):
+                self._land(flight)
+
+    def _land(self, flight: _Flight, *, at_most: int | None = None) -> None:
+        """Keep what was read, unless it was dropped or read anew in the meantime."""
         flights, held = self._flights, self._entries
-        mine = [(key, name) for key, name in names.items() if flights.get(name) is flight]
+        some = flight.aboard[:at_most]
+        del flight.aboard[: len(some)]
+        mine = [(key, name) for key, name in some if flights.get(name) is flight]
         for _, name in mine:
             del flights[name]
-        if task.cancelled() or task.exception() is not None:
-            return
-        found, began_at = task.result(), flight.began_at
+        if not flight.aboard:
+            self._landing.pop(flight, None)
+        found, began_at = flight.task.result(), flight.began_at
         registration, writes = flight.place.registration, flight.place.writes
         landed: dict[_Name, _Entry] = {}
         for key, name in mine:

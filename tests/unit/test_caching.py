@@ -284,6 +284,30 @@ async def test_readers_of_overlapping_keys_ask_for_each_once(
     assert sorted(key for call in upstream.calls for key in call) == ["a", "b", "c"]
 
 
+async def test_what_is_read_is_held_after_those_who_wait_went_on_and_in_turns(
+    cache: RecordCache, clock: Clock
+) -> None:
+    keys = [f"u{number}" for number in range(1200)]
+    await read(cache, Upstream(*keys), clock.wish(), keys)
+    held = [cache.counts.held]
+    while held[-1] < len(keys):
+        await asyncio.sleep(0)
+        if cache.counts.held > held[-1]:
+            held.append(cache.counts.held)
+
+    assert held == [0, 500, 1000, 1200]
+
+
+async def test_what_is_asked_for_again_is_held_at_once(cache: RecordCache, clock: Clock) -> None:
+    upstream = Upstream()
+    await read(cache, upstream, clock.wish(), ["a", "b"])
+
+    again = await read(cache, upstream, clock.wish())
+
+    assert shown(again) == {"a": ("a1", DataSource.CACHE)}
+    assert cache.counts.held == 2
+
+
 async def test_a_read_that_began_before_a_live_wish_does_not_serve_it(
     cache: RecordCache, clock: Clock
 ) -> None:
@@ -832,6 +856,7 @@ async def test_what_there_is_no_room_for_as_records_is_served_and_kept_encoded(
     upstream = Upstream("a")
     cache = RecordCache(store, clock=clock, terms=CacheTerms(max_bytes=1000))
     await read(cache, upstream, clock.wish())
+    await cache.save()
     held = cache.counts.held_bytes
 
     first, again = [cache.at_hand(HERE, USER, ["a"], wish=clock.wish()) for _ in range(2)]
