@@ -32,6 +32,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
 from math import inf
+from operator import attrgetter
 from sys import intern
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
@@ -237,7 +238,8 @@ class Basis:
         is_whole: Whether it was. Once something was read, or told in another way, or is being
             read anew, the answer stands on more than is taken down here.
         good_until: Until when all of it is as fresh as it was wished, in seconds since 1970.
-        hits: How many answers it is of each provider, by id; known once it was asked for again.
+        entries: Those served, each once, by which it is known whether they are still held.
+        hits: How many of them are of each provider, by id.
     """
 
     __slots__ = ("entries", "good_until", "hits", "is_whole", "places", "seen_at")
@@ -245,17 +247,19 @@ class Basis:
     def __init__(self) -> None:
         self.is_whole = True
         self.good_until = inf
-        self.entries: dict[_Name, _Entry] = {}
+        self.entries: set[_Entry] = set()
         self.places: dict[str, Place] = {}
-        self.hits: Mapping[str, int] = {}
+        self.hits: Counter[str] = Counter()
         self.seen_at = -1
 
-    def add(self, place: Place, served: Mapping[_Name, _Entry], *, age_seconds: float) -> None:
+    def add(self, place: Place, served: Sequence[_Entry], *, age_seconds: float) -> None:
         """Take down entries that were served, and how old they might have been."""
         if served:
+            known = len(self.entries)
             self.entries.update(served)
+            self.hits[place.provider_id] += len(self.entries) - known
             self.places[place.provider_id] = place
-            oldest = min(entry.read_at for entry in served.values())
+            oldest = min(map(_read_at, served))
             self.good_until = min(self.good_until, oldest + age_seconds)
 
 
@@ -266,6 +270,7 @@ class _Entry(msgspec.Struct, eq=False, gc=False):
         body: The answer, encoded; nothing once it is ``kept``.
         kept: The same as it is given to readers from memory, who must not change it.
         length: Of the body as it was.
+        is_held: Whether it still stands in the cache, and no newer one in its place.
     """
 
     body: bytes
@@ -274,6 +279,7 @@ class _Entry(msgspec.Struct, eq=False, gc=False):
     writes: int
     read_at: float
     kept: Kept[Any] | None = None
+    is_held: bool = True
 
     def serves(self, place: Place, oldest_at: float) -> bool:
         return (
@@ -286,6 +292,10 @@ class _Entry(msgspec.Struct, eq=False, gc=False):
     def encoded(self) -> bytes:
         """Return the answer as it is written to the database."""
         return self.body if self.kept is None else msgspec.msgpack.encode(self.kept.value)
+
+
+_read_at: Callable[[_Entry], float] = attrgetter("read_at")
+_is_held: Callable[[_Entry], bool] = attrgetter("is_held")
 
 
 @dataclass(eq=False, slots=True)
@@ -401,7 +411,7 @@ class RecordCache:
         The basis is told of them.
         """
         found: dict[str, Kept[V]] = {}
-        served: dict[_Name, _Entry] = {}
+        served: list[_Entry] = []
         oldest_at, held = wish.oldest_at, self._entries
         names = _names(place, kind, keys)
         self._land_those_of(names)
@@ -410,7 +420,7 @@ class RecordCache:
             if entry is not None and entry.serves(place, oldest_at):
                 held.move_to_end(name)
                 found[key] = entry.kept or self._unpacked(entry, kind)
-                served[name] = entry
+                served.append(entry)
         if basis is not None:
             basis.add(place, served, age_seconds=wish.began_at - oldest_at)
         self._note_hits(place, len(found))
@@ -559,11 +569,9 @@ class RecordCache:
         if not basis.is_whole or self.clock() > basis.good_until:
             return False
         if basis.seen_at != self._changes:
-            held = self._entries
-            if any(held.get(name) is not entry for name, entry in basis.entries.items()):
+            if not all(map(_is_held, basis.entries)):
                 return False
             basis.seen_at = self._changes
-        basis.hits = basis.hits or Counter(name[0] for name in basis.entries)
         for provider_id, count in basis.hits.items():
             self._note_hits(basis.places[provider_id], count)
         return True
@@ -585,7 +593,7 @@ class RecordCache:
         basis: Basis | None = None,
     ) -> _Sorted[V]:
         found: _Sorted[V] = _Sorted()
-        served: dict[_Name, _Entry] = {}
+        served: list[_Entry] = []
         oldest_at, oldest_while_read_anew = wish.oldest_at, wish.oldest_while_read_anew
         self._land_those_of(names)
         held, registration = self._entries, place.registration
@@ -598,7 +606,7 @@ class RecordCache:
                 found.answers[key] = entry.kept or self._unpacked(entry, kind)
                 if entry.read_at < oldest_at:
                     found.aging[key] = name
-                served[name] = entry
+                served.append(entry)
             else:
                 found.missing[key] = name
         if basis is not None:
@@ -622,6 +630,7 @@ class RecordCache:
         for name, entry in entries.items():
             earlier = held.pop(name, None)
             if earlier is not None:
+                earlier.is_held = False
                 counts.held -= 1
                 more_bytes -= _size(name, earlier)
             held[name] = entry
@@ -645,6 +654,7 @@ class RecordCache:
     def _forget(self, name: _Name) -> None:
         entry = self._entries.pop(name, None)
         if entry is not None:
+            entry.is_held = False
             self._changes += 1
             self.counts.held -= 1
             self.counts.held_bytes -= _size(name, entry)
