@@ -47,6 +47,9 @@ WAYS: Final = (
 )
 
 
+_BY_SOUND: Final = np.isin(np.arange(len(WAYS) + 1), [SOUND, SCRIPT, CONSONANTS])
+
+
 class Feature(NamedTuple):
     """One thing that is looked at: ``field`` is the ``User`` field it is seen in."""
 
@@ -199,16 +202,15 @@ def _compare_names(
     used = np.zeros(present_right.shape, np.bool_)
     for column in range(WIDTH):
         used[np.arange(len(first)), partner[:, column]] |= aligned[:, column]
-    heard_bits = _heard_bits(vocabulary, first, other)
+    said = np.where(_BY_SOUND[way], sound_bits, bits)
+    said = np.where(way == READING, _heard_bits(vocabulary, first, other), said)
+    counts, sums = _by_way(way), _by_way(way, said)
     for kind, name in enumerate(WAYS, 1):
         if kind == JOINED:
             continue
-        here = way == kind
-        values[:, AT[f"{name}_count"]] = here.sum(axis=1)
+        values[:, AT[f"{name}_count"]] = counts[:, kind]
         if kind != INITIAL:
-            said = sound_bits if kind in {SOUND, SCRIPT, CONSONANTS} else bits
-            said = heard_bits if kind == READING else said
-            values[:, AT[f"{name}_bits"]] = np.where(here, said, 0.0).sum(axis=1)
+            values[:, AT[f"{name}_bits"]] = sums[:, kind]
     left_over, right_over = present_left & ~aligned, present_right & ~used
     joined = _join(left, (first, second), (left_over, right_over), (partner, way))
     values[:, AT["joined_count"]], values[:, AT["joined_bits"]] = joined
@@ -239,6 +241,14 @@ def _compare_names(
     fewest = np.minimum(present_left.sum(axis=1), present_right.sum(axis=1))
     values[:, AT["one_token_only"]] = (fewest == 1) & (matched == 1)
     return np.where(aligned, partner, -1).astype(np.int8), way
+
+
+def _by_way(way: npt.NDArray[np.int8], bits: Floats | None = None) -> npt.NDArray[Any]:
+    """Return, by pair and way, how many tokens are aligned so, or the sum of their bits."""
+    kinds = len(WAYS) + 1
+    cells = (np.arange(len(way))[:, None] * kinds + way).ravel()
+    weights = None if bits is None else bits.ravel()
+    return np.bincount(cells, weights, minlength=len(way) * kinds).reshape(-1, kinds)
 
 
 def _token_ways(
@@ -501,8 +511,10 @@ def _compare_handles(
 def _best(
     made: npt.NDArray[np.uint64], stems: npt.NDArray[np.uint64], ranks: npt.NDArray[np.int8]
 ) -> npt.NDArray[np.int8]:
-    hits = (made == stems[:, None]) & (stems[:, None] > 0)
-    return np.asarray((hits * ranks).max(axis=1), np.int8)
+    best = np.zeros(len(stems), np.int8)
+    rows, columns = np.nonzero((made == stems[:, None]) & (stems[:, None] > 0))
+    np.maximum.at(best, rows, ranks[columns])
+    return best
 
 
 def _compare_facts(
