@@ -261,10 +261,10 @@ class Execution:
         if not block.is_placeless:
             self._start(block, raws, path_at, then)
             return
-        ids = list(map(id, raws))
-        if len(set(ids)) == len(raws):
+        if len(set(map(id, raws))) == len(raws):
             self._start(block, raws, path_at, then, are_distinct=True)
             return
+        ids = list(map(id, raws))
         distinct = dict(zip(ids, raws, strict=True))
 
         def spread(outs: list[Any], flawed: bool) -> None:  # noqa: FBT001 - as every Then
