@@ -34,7 +34,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -63,6 +63,7 @@ from sessions.errors import (
     ProviderTimeout,
     ProviderUnavailable,
 )
+from sessions.inside import Inside
 from sessions.metering import note_answer
 from sessions.pacing import Pacers
 from sessions.resilience import (
@@ -212,8 +213,7 @@ class Response:
         )
 
 
-@contextmanager
-def deadline(seconds: float | None) -> Iterator[None]:
+def deadline(seconds: float | None) -> Inside[float | None]:
     """End every provider call made inside at the latest after this many seconds.
 
     Nested deadlines only shorten; ``None`` lifts those outside. Tasks started inside inherit the
@@ -224,25 +224,16 @@ def deadline(seconds: float | None) -> Iterator[None]:
         ends_at = _now() + seconds
         outer = _deadline.get()
         ends_at = ends_at if outer is None else min(ends_at, outer)
-    token = _deadline.set(ends_at)
-    try:
-        yield
-    finally:
-        _deadline.reset(token)
+    return Inside(_deadline, ends_at)
 
 
-@contextmanager
-def patience(seconds: float | None) -> Iterator[None]:
+def patience(seconds: float | None) -> Inside[float | None]:
     """Have nothing that a provider puts off waited for longer than this many seconds from now.
 
     A call under way may take longer, up to the ``deadline``: whoever comes later has use for its
     answer. But a provider that asks to be left alone until then fails at once, and says so.
     """
-    token = _patience.set(None if seconds is None else _now() + seconds)
-    try:
-        yield
-    finally:
-        _patience.reset(token)
+    return Inside(_patience, None if seconds is None else _now() + seconds)
 
 
 def seconds_of_patience() -> float | None:

@@ -8,13 +8,13 @@ for it, and no caller's budget ends it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from sessions.errors import UpstreamCallsSpent
+from sessions.inside import Inside
 
 
 @dataclass(slots=True, kw_only=True)
@@ -150,35 +150,20 @@ def note_answer(provider_id: str | None, *, seconds: float, body_bytes: int) -> 
         meter.note_answer(provider_id, seconds=seconds, body_bytes=body_bytes)
 
 
-@contextmanager
-def metering(meter: Meter) -> Iterator[Meter]:
+def metering(meter: Meter) -> Inside[Meter]:
     """Count every provider call made inside, in this task and those it starts, into the meter."""
-    token = _current.set(meter)
-    try:
-        yield meter
-    finally:
-        _current.reset(token)
+    return Inside(_current, meter)
 
 
-@contextmanager
-def unmetered() -> Iterator[None]:
+def unmetered() -> Inside[Meter | None]:
     """Count nothing made inside: it is done for everybody, not for the operation that began it."""
-    token = _current.set(None)
-    try:
-        yield
-    finally:
-        _current.reset(token)
+    return Inside(_current, None)
 
 
-@contextmanager
-def uncapped() -> Iterator[None]:
+def uncapped() -> Inside[Meter | None]:
     """Count everything made inside, and end none of it: it must not be left half done."""
     meter = _current.get()
-    token = _current.set(None if meter is None else meter.uncapped())
-    try:
-        yield
-    finally:
-        _current.reset(token)
+    return Inside(_current, None if meter is None else meter.uncapped())
 
 
 _current: ContextVar[Meter | None] = ContextVar("meter", default=None)

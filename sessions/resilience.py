@@ -18,8 +18,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -34,6 +33,7 @@ from sessions.errors import (
     ProviderUnavailable,
     TooManyCallsWaiting,
 )
+from sessions.inside import Inside
 from sessions.metering import note_wait, take_call
 
 _WINDOW_PARTS: Final = 10
@@ -157,14 +157,9 @@ class ResilienceObserver(Protocol):
         """Take note of a call that was not made."""
 
 
-@contextmanager
-def ahead_of_line() -> Iterator[None]:
+def ahead_of_line() -> Inside[bool]:
     """Let calls made inside go before all others: everybody waits for what comes of them."""
-    token = _is_urgent.set(True)
-    try:
-        yield
-    finally:
-        _is_urgent.reset(token)
+    return Inside(_is_urgent, True)
 
 
 _is_urgent: ContextVar[bool] = ContextVar("is_urgent", default=False)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from math import inf
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from sessions.errors import ProviderTimeout, SessionLost, UpstreamCallsSpent
+from sessions.inside import Inside
 from sessions.tracing import Span, current_span, link_to
 
 K = TypeVar("K")
@@ -17,14 +18,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-@contextmanager
-def read_since(instant: float) -> Iterator[None]:
+def read_since(instant: float) -> Inside[float]:
     """Have nothing served inside that was read before an instant of the loop's clock."""
-    token = _earliest.set(instant)
-    try:
-        yield
-    finally:
-        _earliest.reset(token)
+    return Inside(_earliest, instant)
 
 
 def is_young(read_at: float, *, max_age_seconds: float) -> bool:

@@ -6,11 +6,13 @@ has a span of its own or of whoever began it; the others' spans are linked to th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
+
+from sessions.inside import Inside
 
 
 class Span(Protocol):
@@ -89,14 +91,9 @@ def current_span() -> Span | None:
     return _current.get()
 
 
-@contextmanager
-def spanning(span: Span) -> Iterator[None]:
+def spanning(span: Span) -> Inside[Span]:
     """Let everything done inside, in this task and those it starts, belong to a span."""
-    token = _current.set(span)
-    try:
-        yield
-    finally:
-        _current.reset(token)
+    return Inside(_current, span)
 
 
 def working(
