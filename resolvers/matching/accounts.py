@@ -12,7 +12,7 @@ from anyascii import anyascii
 
 from resolvers.matching.names import LATIN, Token, read_tokens
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Of the normaliser: what another version prepared is made anew, and so are its keys."""
 
 _MAX_HANDLES: Final = 2

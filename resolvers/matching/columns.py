@@ -186,9 +186,11 @@ class Vocabulary:
         if script in EASTERN:
             found = [self._sound("=" + by_ear(said)) for said in (text, *readings)]
         elif script == LATIN:
-            found = [self._sound("=" + by_ear(text)), self._sound(skeleton(text, script))]
+            sound = skeleton(text, script)
+            found = [self._sound("=" + by_ear(text)), *([self._sound(sound)] if sound else ())]
         else:
-            found = [self._sound(skeleton(said, script)) for said in (text, *readings)]
+            sounds = (skeleton(said, script) for said in (text, *readings))
+            found = [self._sound(sound) for sound in sounds if sound]
         distinct = [*dict.fromkeys(found)][:MAX_READINGS]
         return distinct + [-1] * (MAX_READINGS - len(distinct))
 
@@ -454,14 +456,15 @@ def _keys_by_ear(
 ) -> Iterator[tuple[int, Flags, Hashes, Hashes]]:
     """Return how two tokens are heard together, by any reading of one of them.
 
-    East Asian tokens are met by ear, those of abjads by their consonants. Only names that have
-    such a token have more than one way each, so nobody else pays for it.
+    East Asian tokens are met by ear, those of other scripts by their consonants. Only names that
+    have such a token have more than one way each, so nobody else pays for it.
     """
     vocabulary = columns.vocabulary
     table, sounds = vocabulary.tokens, vocabulary.skeletons["hash"]
     heard, scripts = table["heard"][tokens], table["script"][tokens]
     whole = present & table["whole"][tokens]
-    eastern, unvowelled = present & np.isin(scripts, [*EASTERN]), present & (scripts == ABJAD)
+    eastern = present & np.isin(scripts, [*EASTERN])
+    foreign = whole & ~eastern & (scripts != LATIN)
     audible = eastern | (whole & (scripts == LATIN))
     for a, b in _UNORDERED:
         both = audible[:, a] & audible[:, b]
@@ -473,9 +476,11 @@ def _keys_by_ear(
             if eastern.any():
                 known = eastern[:, a] & audible[:, b] & (other >= 0)
                 yield 13, known, sounds[other], sounds[heard[:, b, 0]]
-            if unvowelled.any():
-                known = unvowelled[:, a] & whole[:, b] & (other >= 0)
+            if foreign.any():
+                known = foreign[:, a] & whole[:, b] & (other >= 0)
                 yield 2, known, sounds[other], skeletons[:, b]
+                known = known & foreign[:, b] & (heard[:, b, n] >= 0) & (a > b)
+                yield 2, known, sounds[other], sounds[heard[:, b, n]]
 
 
 WEAK_KINDS: Final = frozenset({6})

@@ -71,6 +71,27 @@ _SAID_ELSEWHERE: Final = {"ث": "ثس", "ذ": "ذد", "ظ": "ظض", "ج": "جق"
 _MAX_ARABIC: Final = 4
 _HEBREW: Final = re.compile(r"[\u0590-\u05ff]")
 
+_DEVANAGARI: Final = re.compile(r"[\u0900-\u097f]")
+_DEVANAGARI_CONSONANTS: Final = dict(
+    entry.split("=")
+    for entry in (
+        "क=k ख=kh ग=g घ=gh ङ=n च=ch छ=ch ज=j झ=jh ञ=n ट=t ठ=th ड=d ढ=dh ण=n त=t थ=th द=d ध=dh "
+        "न=n प=p फ=ph ब=b भ=bh म=m य=y र=r ल=l ळ=l व=v श=sh ष=sh स=s ह=h"
+    ).split()
+)
+_DEVANAGARI_VOWELS: Final = dict(
+    entry.split("=")
+    for entry in (
+        "अ=a आ=a इ=i ई=i उ=u ऊ=u ऋ=ri ए=e ऐ=ai ओ=o औ=au ऑ=o "
+        "ा=a ि=i ी=i ु=u ू=u ृ=ri े=e ै=ai ो=o ौ=au ॉ=o"
+    ).split()
+)
+_DEVANAGARI_SIGNS: Final = frozenset("ािीुूृेैोौॉ")
+# Letters with a dot below, and a nasal before a lip: as they are heard.
+_DOTTED: Final = {"क": "q", "ज": "z", "फ": "f", "ड": "r", "ढ": "rh"}
+_NASALS: Final = frozenset("ंँ")
+_LIPS: Final = frozenset("पफबभम")
+_VIRAMA, _NUKTA = "\u094d", "\u093c"
 _GREEK: Final = re.compile(r"[\u0370-\u03ff\u1f00-\u1fff]")
 _GREEK_PAIRS: Final = (
     ("ου", "ou"),
@@ -162,6 +183,8 @@ def _read_word(word: str) -> list[Token]:
         script, part = LATIN, word.lower()
     elif _ARABIC.search(word):
         return _read_arabic(word)
+    elif _DEVANAGARI.search(word):
+        return _read_devanagari(word)
     else:
         script = ABJAD if _HEBREW.search(word) else _script_of(word)
         part = anyascii(_customary(word)).lower()
@@ -185,6 +208,33 @@ def _read_arabic(word: str) -> list[Token]:
     if not re.fullmatch(r"[a-zS]+", usual):
         return []
     return [Token(usual, ABJAD, tuple(others)[: MAX_READINGS - 1])]
+
+
+def _read_devanagari(word: str) -> list[Token]:
+    """Return how a word is heard, and how else it is written: with w, and with s for sh."""
+    letters = unicodedata.normalize("NFD", word)
+    heard = [_heard_letter(letter, letters[at + 1 : at + 3]) for at, letter in enumerate(letters)]
+    text = "".join(heard)
+    ends_bare = letters.rstrip(_NUKTA)[-1:] in _DEVANAGARI_CONSONANTS
+    usual = text.removesuffix("a") if ends_bare else text
+    if not usual:
+        return []
+    written = (usual, usual.replace("sh", "s"))
+    others = dict.fromkeys([*written, *(one.replace("v", "w") for one in written)])
+    return [Token(usual[:_MAX_TOKEN_CHARACTERS], OTHER, tuple(others)[1:])]
+
+
+def _heard_letter(letter: str, behind: str) -> str:
+    """Return a letter of Devanagari as it is heard before the next two."""
+    if letter in _NASALS:
+        return "m" if behind[:1] in _LIPS and behind else "n"
+    consonant = _DEVANAGARI_CONSONANTS.get(letter)
+    if consonant is None:
+        return _DEVANAGARI_VOWELS.get(letter, "")
+    if behind[:1] == _NUKTA:
+        consonant, behind = _DOTTED.get(letter, consonant), behind[1:]
+    silent = behind[:1] == _VIRAMA or behind[:1] in _DEVANAGARI_SIGNS
+    return consonant if behind and silent else consonant + "a"
 
 
 def _customary(word: str) -> str:

@@ -276,6 +276,7 @@ def _token_ways(
     foreign = np.nonzero((script_one != script_two) & ~short)[0]
     shared = _share_sounds(table["heard"][one[foreign]], table["heard"][two[foreign]])
     eastern = _is_any(script_one, EASTERN) | _is_any(script_two, EASTERN)
+    way[foreign[shared]] = SCRIPT
     way[foreign[shared & eastern[foreign]]] = READING
     unvowelled = (script_one == ABJAD) | (script_two == ABJAD)
     way[foreign[shared & unvowelled[foreign]]] = CONSONANTS

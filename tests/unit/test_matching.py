@@ -382,11 +382,32 @@ def test_names_in_eastern_characters_are_read_in_every_usual_way(
 
 
 @pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("विनोद कुमार", ({"vinod", "winod"}, {"kumar"})),
+        ("संजय चौहान", ({"sanjay"}, {"chauhan"})),
+        ("श्वेता मिश्रा", ({"shveta", "shweta", "sweta"}, {"mishra", "misra"})),
+        ("ज्योति चोपड़ा", ({"jyoti"}, {"chopara"})),
+        ("पंकज लाम्बा", ({"pankaj"}, {"lamba"})),
+    ],
+)
+def test_devanagari_is_read_with_the_vowels_it_leaves_out(
+    name: str, parts: tuple[set[str], ...]
+) -> None:
+    tokens = read_tokens(name)
+
+    assert len(tokens) == len(parts)
+    for token, expected in zip(tokens, parts, strict=True):
+        assert expected <= {token.text, *token.readings}
+
+
+@pytest.mark.parametrize(
     ("latin", "native", "kinds"),
     [
         ("Taichi Takahashi", "高橋太一", ["NAME_EXACT", "NAME_READING"]),
         ("Chung Hoon-soo", "정훈수", ["NAME_READING", "NAME_READING"]),
         ("Cheung Yu-Ting", "张雨婷", ["NAME_EXACT", "NAME_READING"]),
+        ("Shweta Sharma", "श्वेता शर्मा", ["NAME_EXACT", "NAME_SCRIPT"]),
         ("Ruqaya Elshamy", "رقية الشامي", ["NAME_CONSONANTS", "NAME_CONSONANTS"]),
         ("Issa Deena", "دينا عيسى", ["NAME_CONSONANTS", "NAME_CONSONANTS"]),
         ("Maged Awad", "ماجد عوض", ["NAME_CONSONANTS", "NAME_CONSONANTS"]),
