@@ -53,7 +53,7 @@ Pair: TypeAlias = tuple[str, str]
 
 T = TypeVar("T")
 
-_REPLACEMENTS = 2
+_REPLACEMENTS = 3
 
 
 class Capability(StrEnum):
@@ -730,7 +730,8 @@ class ProviderSession(ABC):
         """Run one upstream call with the current grant, and again with a new one if it is lost.
 
         The first replacement may be one that another gateway stored a while ago and that is lost
-        as well, so there is a second.
+        as well, and a provider that starts anew may end the next one before it is used, so there
+        is a third.
 
         Raises:
             ProviderAuthFailed: The new grants are refused as well.
