@@ -390,7 +390,7 @@ async def test_a_session_that_is_lost_at_once_again_is_not_replaced_for_ever() -
         with pytest.raises(ProviderAuthFailed):
             await session.list_users(position=None, limit=10)
 
-    assert kolibri.calls["POST /api/auth/session/"] == 3  # two replacements, then an end
+    assert kolibri.calls["POST /api/auth/session/"] == 4  # three replacements, then an end
 
 
 async def test_an_account_that_may_not_read_itself_may_read_nobody() -> None:
