@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         providers = {
             "1": start_kolibri(options, processes),
-            "2": start_canvas(options, processes),
+            "2": start_canvas(options, processes, "--kolibri-people"),
         }
         url = f"http://127.0.0.1:{options.port}"
         product = _Product(url, token, providers)
@@ -131,15 +131,15 @@ def start_kolibri(
 
 
 def start_canvas(
-    options: argparse.Namespace, processes: list[subprocess.Popen[bytes]]
+    options: argparse.Namespace, processes: list[subprocess.Popen[bytes]], *more: str
 ) -> Mapping[str, str]:
-    """Start the server; returns how to register it, with a token and a developer key."""
+    """Start the server, told ``more``; returns how to register it, by token and developer key."""
     module = [sys.executable, "-m", "simulators.canvas"]
     # A new Canvas has forgotten its tokens: the next one must not give the same ones to others.
     seed = str(secrets.randbelow(10**9))
     log = options.folder / "canvas.log"
     address = ["--host", "127.0.0.1", "--port", str(options.canvas_port)]
-    process = _spawn([*module, *address, "--seed", seed, "--kolibri-people"], log, os.environ)
+    process = _spawn([*module, *address, "--seed", seed, *more], log, os.environ)
     processes.append(process)
     url = f"http://127.0.0.1:{options.canvas_port}"
     wait_until_up(f"{url}/login", process, log)
