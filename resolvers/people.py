@@ -508,8 +508,10 @@ class People:
             if many > self.settings.bulk_from:
                 require_bulk()
                 folder = await self._open_folder(stack, f"run-{run.id}-{run.pairs_done}")
-            frames = self._frames(run, pools, model, folder=folder)
             apart = folder is not None or many >= self.settings.apart_from
+            # The gateway itself, which has threads, is never forked.
+            processes = self.settings.processes if apart and folder is None else 1
+            frames = self._frames(run, pools, model, folder=folder, processes=processes)
             answers = await stack.enter_async_context(aclosing(compare(frames, apart=apart)))
             noted_at, first = time.monotonic(), list[Found]()
             async for answer in answers:
@@ -555,7 +557,7 @@ class People:
         return folder
 
     async def _frames(
-        self, run: MatchRun, pools: _Pools, model: Model, *, folder: Path | None
+        self, run: MatchRun, pools: _Pools, model: Model, *, folder: Path | None, processes: int
     ) -> AsyncIterator[bytes]:
         """Yield what a comparison reads, and fill in who is at which position."""
         for provider_id, ids in zip(pools.providers, pools.external_ids, strict=True):
@@ -570,7 +572,7 @@ class People:
             decided=await self._decided(pools),
             expected_overlap=run.expected_overlap,
             least_score=KEPT_FROM,
-            processes=self.settings.processes if folder is None else 1,
+            processes=processes,
             folder=None if folder is None else str(folder),
             pairs_at_once=self.settings.pairs_at_once,
             part_seconds=self.settings.part_seconds,

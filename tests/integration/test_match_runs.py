@@ -1,6 +1,7 @@
 """Preparing accounts, and runs over them: what is done once, cut off, gone on with, and learnt."""
 
 import asyncio
+import os
 import sys
 from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from importlib.util import find_spec
@@ -289,6 +290,20 @@ async def test_many_accounts_are_compared_in_a_process_with_the_same_outcome(
         (row.pair, row.score, row.evidence) for row in here
     ]
     assert len(here) >= 20
+
+
+async def test_the_gateway_itself_is_not_forked_to_compare(office: Office) -> None:
+    forks = list[int]()
+    os.register_at_fork(before=lambda: forks.append(1))
+    await office.add("1", NAMES)
+    await office.add("2", NAMES)
+    asked, _ = await office.matches.request(MatchOrder(provider_ids=("1", "2")), requested_by="key")
+
+    settings = MatchSettings(apart_from=10**9, processes=2, pairs_at_once=100)
+    ended = await office.staff(settings=settings).finish(asked)
+
+    assert (ended.state, forks) == (MatchRunState.DONE, [])
+    assert ended.suggestion_count > 0
 
 
 async def test_a_comparison_that_is_not_wanted_any_more_is_killed(office: Office) -> None:
