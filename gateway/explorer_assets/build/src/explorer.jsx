@@ -1,7 +1,7 @@
 import { createGraphiQLFetcher } from '@graphiql/toolkit';
 import { GraphiQL } from 'graphiql';
 import { Kind, parse } from 'graphql';
-import { useState } from 'react';
+import { useMemo, useState } from 'react';
 import { createRoot } from 'react-dom/client';
 import 'graphiql/style.css';
 import './explorer.css';
@@ -147,8 +147,10 @@ function fetcher(parameters, options) {
 
 function Explorer() {
   const [key, setKey] = useState(currentKey);
-  // The schema is asked for again when the key that is asked with has changed.
+  // GraphiQL asks for the schema again when its fetcher is another one: when the key it is asked
+  // with has changed. The editor stays as it is, so that whoever clicks into it can type at once.
   const [schemaKey, setSchemaKey] = useState(currentKey);
+  const fetchWithSchemaKey = useMemo(() => (...given) => fetcher(...given), [schemaKey]);
 
   function changeKey(event) {
     currentKey = event.target.value.trim();
@@ -180,8 +182,7 @@ function Explorer() {
         />
       </form>
       <GraphiQL
-        key={schemaKey}
-        fetcher={fetcher}
+        fetcher={fetchWithSchemaKey}
         defaultQuery={DEFAULT_QUERY}
         shouldPersistHeaders={false}
         showPersistHeadersSettings={false}
