@@ -61,6 +61,10 @@ V = TypeVar("V")
 _SERVED_STALE: Final = (ProviderUnavailable, ProviderRateLimited, ProviderBadResponse)
 _ENTRY_BYTES: Final = 520  # more than an entry takes beside its answer and its name
 _RECORD_FACTOR: Final = 2  # records take less than so many times what they take encoded
+_GROUND_BYTES: Final = 100
+_PLACE_BYTES: Final = 24
+_MOST_IN_SERIES: Final = 200_000
+_USED_SECONDS: Final = 10.0
 _MAX_COMMON: Final = 10_000
 _SHARED: Final = frozenset(
     {
@@ -239,15 +243,17 @@ class Basis:
             read anew, the answer stands on more than is taken down here.
         good_until: Until when all of it is as fresh as it was wished, in seconds since 1970.
         entries: Those served, each once, by which it is known whether they are still held.
-        hits: How many of them are of each provider, by id.
+        series: Those served, each once, with entries of their own.
+        hits: How many entries are of each provider, by id.
     """
 
-    __slots__ = ("entries", "good_until", "hits", "is_whole", "places", "seen_at")
+    __slots__ = ("entries", "good_until", "hits", "is_whole", "places", "seen_at", "series")
 
     def __init__(self) -> None:
         self.is_whole = True
         self.good_until = inf
         self.entries: set[_Entry] = set()
+        self.series: set[_Series] = set()
         self.places: dict[str, Place] = {}
         self.hits: Counter[str] = Counter()
         self.seen_at = -1
@@ -261,6 +267,20 @@ class Basis:
             self.places[place.provider_id] = place
             oldest = min(map(_read_at, served))
             self.good_until = min(self.good_until, oldest + age_seconds)
+
+    def add_series(self, place: Place, series: _Series, *, age_seconds: float) -> None:
+        """Take down a series that was served, as ``add`` does single entries."""
+        if series not in self.series:
+            self.series.add(series)
+            self.hits[place.provider_id] += len(series.keys)
+            self.places[place.provider_id] = place
+            self.good_until = min(self.good_until, series.oldest_at + age_seconds)
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes to hold it, apart from what it stands on."""
+        in_series = sum(len(series.keys) for series in self.series)
+        return _GROUND_BYTES * len(self.entries) + _PLACE_BYTES * in_series
 
 
 class _Entry(msgspec.Struct, eq=False, gc=False):
@@ -293,6 +313,41 @@ class _Entry(msgspec.Struct, eq=False, gc=False):
         """Return the answer as it is written to the database."""
         return self.body if self.kept is None else msgspec.msgpack.encode(self.kept.value)
 
+
+@dataclass(eq=False, slots=True)
+class _Series:
+    """Answers of one kind that were served together, in the order in which they were wanted.
+
+    A list that is read again and again wants the same ones each time: all of them are had by one
+    look, which costs a fiftieth of as many looks.
+
+    Attributes:
+        keys: Of which answers.
+        values: The answers; readers must change nothing.
+        entries: They are those of, by which it is known whether they are still held.
+        oldest_at: When the one was read that was read first.
+        seen_at: Of ``RecordCache._changes``, when all were last seen to be held.
+        used_at: When all were last counted as used.
+    """
+
+    keys: tuple[str, ...]
+    values: tuple[Any, ...]
+    entries: tuple[_Entry, ...]
+    oldest_at: float
+    seen_at: int
+    used_at: float
+
+    def stands(self, changes: int) -> bool:
+        """Whether all of them are still held."""
+        if self.seen_at != changes:
+            if not all(map(_is_held, self.entries)):
+                return False
+            self.seen_at = changes
+        return True
+
+
+_SeriesName: TypeAlias = tuple[Place, str, int, str, str]
+"""Whose, of what kind, how many, and the first and the last key."""
 
 _read_at: Callable[[_Entry], float] = attrgetter("read_at")
 _is_held: Callable[[_Entry], bool] = attrgetter("is_held")
@@ -354,6 +409,8 @@ class RecordCache:
         self._running: set[asyncio.Task[Mapping[str, Any]]] = set()
         self._landing: dict[_Flight, None] = {}
         self._lengths: dict[tuple[Place, str], int] = {}
+        self._series: OrderedDict[_SeriesName, _Series] = OrderedDict()
+        self._in_series = 0
         self._unsaved: dict[_Name, _Entry] = {}
         self._unsaved_bytes = 0
         self._saved_at: OrderedDict[_Name, float] = OrderedDict()
@@ -426,6 +483,81 @@ class RecordCache:
         self._note_hits(place, len(found))
         return found
 
+    def together(
+        self,
+        place: Place,
+        kind: Kind[V],
+        keys: tuple[str, ...],
+        *,
+        wish: Wish,
+        basis: Basis | None = None,
+    ) -> Sequence[V] | None:
+        """Return the answers of many keys in their order, if the same were put together before.
+
+        ``None`` if they were not, or if one of them is no longer held or too old. The basis is
+        told of them.
+        """
+        name = _series_name(place, kind, keys)
+        series = self._series.get(name)
+        if series is None or series.keys != keys or self._landing:
+            return None
+        oldest_at = wish.oldest_at
+        if series.oldest_at < oldest_at or not series.stands(self._changes):
+            self._part(name)
+            return None
+        self._series.move_to_end(name)
+        if self.clock() - series.used_at > _USED_SECONDS:
+            series.used_at = self.clock()
+            for each in _names(place, kind, keys).values():
+                self._entries.move_to_end(each)
+        if basis is not None:
+            basis.add_series(place, series, age_seconds=wish.began_at - oldest_at)
+        self._note_hits(place, len(keys))
+        return series.values
+
+    async def put_together(self, place: Place, kind: Kind[Any], keys: tuple[str, ...]) -> None:
+        """Have answers that were at hand together known by all of their keys.
+
+        Nothing happens if one of them is not at hand any more.
+        """
+        entries: list[_Entry] = []
+        values: list[Any] = []
+        changes = self._changes
+        for start in range(0, len(keys), _ANSWERS_AT_ONCE):
+            if start:
+                await asyncio.sleep(0)  # others have their turn
+            for key in keys[start : start + _ANSWERS_AT_ONCE]:
+                entry = self._entries.get((place.provider_id, place.subject, f"{kind.name}:{key}"))
+                if entry is None or entry.kept is None or not entry.serves(place, -inf):
+                    return
+                entries.append(entry)
+                values.append(entry.kept.value)
+        if self._changes != changes:
+            return
+        name = _series_name(place, kind, keys)
+        self._part(name)
+        self._series[name] = _Series(
+            keys=keys,
+            values=tuple(values),
+            entries=tuple(entries),
+            oldest_at=min(map(_read_at, entries)),
+            seen_at=changes,
+            used_at=self.clock(),
+        )
+        self._in_series += len(keys)
+        while self._in_series > _MOST_IN_SERIES:
+            self._part(next(iter(self._series)))
+
+    def _part(self, name: _SeriesName) -> None:
+        series = self._series.pop(name, None)
+        if series is not None:
+            self._in_series -= len(series.keys)
+
+    def _part_broken(self) -> None:
+        """Let go of series that will not be served again, and with them of what is not held."""
+        for name in [key for key, one in self._series.items() if not one.stands(self._changes)]:
+            self._part(name)
+
     def prefetch(
         self, place: Place, kind: Kind[V], key: str, *, wish: Wish, fetch: Fetch[V]
     ) -> None:
@@ -460,6 +592,7 @@ class RecordCache:
 
         for name in [*filter(is_meant, self._entries)]:
             self._forget(name)
+        self._part_broken()
         for name in [*filter(is_meant, self._unsaved)]:
             self._unsaved_bytes -= self._unsaved.pop(name).length
         for name in [*filter(is_meant, self._flights)]:
@@ -494,6 +627,7 @@ class RecordCache:
     async def save_due(self) -> None:
         """Write what is new, and of what is read again and again the latest now and then."""
         self._land_all()
+        self._part_broken()
         await self._save(self._due())
 
     async def save(self) -> None:
@@ -570,6 +704,8 @@ class RecordCache:
             return False
         if basis.seen_at != self._changes:
             if not all(map(_is_held, basis.entries)):
+                return False
+            if not all(series.stands(self._changes) for series in basis.series):
                 return False
             basis.seen_at = self._changes
         for provider_id, count in basis.hits.items():
@@ -965,6 +1101,10 @@ def _names(place: Place, kind: Kind[Any], keys: Iterable[str]) -> dict[str, _Nam
     """Return what answers are held under, by key."""
     provider_id, subject, kind_name = place.provider_id, place.subject, kind.name
     return {key: (provider_id, subject, f"{kind_name}:{key}") for key in keys}
+
+
+def _series_name(place: Place, kind: Kind[Any], keys: tuple[str, ...]) -> _SeriesName:
+    return place, kind.name, len(keys), keys[0], keys[-1]
 
 
 def _size(name: _Name, entry: _Entry) -> int:

@@ -9,20 +9,21 @@ nothing is read that would not be read anyway, nor in more calls.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import chain
 from operator import attrgetter
 from typing import TypeVar
 
 from resolvers.context import RequestContext, Scope
 from resolvers.errors import RequestRefused
-from resolvers.loaders import ExternalKey, Outcomes, Soon, after
+from resolvers.loaders import Outcomes, Soon
 from sessions.errors import ProviderError
 from storage.records import Course, Enrollment, User
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,55 +49,63 @@ def follow(
     wanted: Wanted,
     provider_id: str,
     rows: Sequence[User | Course | Enrollment],
+    *,
+    is_alone: bool = False,
 ) -> None:
     """Begin to read what is wanted of one provider's rows, all of a kind, and of what that is.
 
     What cannot be had is told by the fields that ask for it.
+
+    Args:
+        context: Of the request.
+        wanted: What to begin.
+        provider_id: Whose rows they are.
+        rows: All of one kind.
+        is_alone: Whether no other provider holds up the rows' own fields: of what is in memory
+            nothing is followed then, for they are about to ask.
     """
     if not rows or wanted == NOTHING:
         return
     loaders = context.loaders
     reads = context.access.allows
 
-    def keys(name: str) -> Iterator[ExternalKey]:
-        """Yield what a whole roster's rows say, each once: a few courses are those of very many."""
-        return zip(repeat(provider_id), dict.fromkeys(map(attrgetter(name), rows)), strict=False)
+    def ids(name: str) -> Iterable[str]:
+        """Return what a whole roster's rows say, each once: very many may say the same."""
+        return dict.fromkeys(map(attrgetter(name), rows))
 
     if isinstance(rows[0], Enrollment):
         if wanted.user is not None and reads(Scope.READ_USERS):
-            users = loaders.user_by_id.load_each(keys("user_id"))
-            _follow(context, wanted.user, provider_id, after(users, _there))
+            users = loaders.user_by_id.load_of(provider_id, ids("user_id"))
+            _follow(context, wanted.user, provider_id, users, _there, is_alone=is_alone)
         if wanted.course is not None and reads(Scope.READ_COURSES):
-            courses = loaders.course_by_id.load_each(keys("course_id"))
-            _follow(context, wanted.course, provider_id, after(courses, _there))
+            courses = loaders.course_by_id.load_of(provider_id, ids("course_id"))
+            _follow(context, wanted.course, provider_id, courses, _there, is_alone=is_alone)
     elif wanted.enrollments is not None and reads(Scope.READ_ENROLLMENTS):
         of_users = isinstance(rows[0], User)
         loader = loaders.enrollments_by_user if of_users else loaders.enrollments_by_course
-        lists = loader.load_each(keys("external_id"))
-        _follow(context, wanted.enrollments, provider_id, after(lists, _joined))
+        lists = loader.load_of(provider_id, ids("external_id"))
+        _follow(context, wanted.enrollments, provider_id, lists, _joined, is_alone=is_alone)
 
 
 def _follow(
     context: RequestContext,
     wanted: Wanted,
     provider_id: str,
-    found: Soon[Sequence[User | Course | Enrollment]],
+    found: Soon[Outcomes[V]],
+    rows_of: Callable[[Outcomes[V]], Sequence[User | Course | Enrollment]],
+    *,
+    is_alone: bool,
 ) -> None:
     """Follow what was found, at once or in a task of its own."""
-    if not isinstance(found, Awaitable):
-        follow(context, wanted, provider_id, found)
-    else:
-        context.loaders.start(_follow_later(context, wanted, provider_id, found))
+    if isinstance(found, Awaitable):
 
+        async def follow_later(found: Awaitable[Outcomes[V]]) -> None:
+            with suppress(ProviderError, RequestRefused):
+                follow(context, wanted, provider_id, rows_of(await found), is_alone=is_alone)
 
-async def _follow_later(
-    context: RequestContext,
-    wanted: Wanted,
-    provider_id: str,
-    found: Awaitable[Sequence[User | Course | Enrollment]],
-) -> None:
-    with suppress(ProviderError, RequestRefused):
-        follow(context, wanted, provider_id, await found)
+        context.loaders.start(follow_later(found))
+    elif not is_alone and wanted != NOTHING:
+        follow(context, wanted, provider_id, rows_of(found))
 
 
 def _there(found: Outcomes[T]) -> Sequence[T]:

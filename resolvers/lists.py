@@ -384,7 +384,8 @@ class _Chains(Generic[T]):
         self._seen.add(provider_id)
         if self._wanted != NOTHING and self._page.after is None and self._holds_all():
             rows_of_its_kind = cast("Sequence[Any]", rows)
-            follow(self._context, self._wanted, provider_id, rows_of_its_kind)
+            is_alone = len(self._providers) == 1
+            follow(self._context, self._wanted, provider_id, rows_of_its_kind, is_alone=is_alone)
 
     def _holds_all(self) -> bool:
         """Whether the page is as long as all lists together, as far as is known of every one."""

@@ -21,7 +21,7 @@ from collections.abc import (
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from operator import attrgetter, itemgetter
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
@@ -50,8 +50,11 @@ _MAX_QUIET_CHECKS = 20
 MOST_AT_ONCE = 1000
 """Of how many rows something is made before others have their turn."""
 
+_LEAST_TOGETHER = 50
+
 K = TypeVar("K")
 V = TypeVar("V")
+V_co = TypeVar("V_co", covariant=True)
 
 FetchGroup: TypeAlias = Callable[[str, Sequence[K]], Awaitable[Mapping[K, V | ProviderError]]]
 """Fetches the keys of one group, given its name; keys it does not find are left out.
@@ -313,6 +316,102 @@ class BatchLoader(Generic[K, V]):
             _conclude(self._futures[key], self._found[key])
 
 
+class Shelf(Protocol[V_co]):
+    """What is in memory of one kind of rows, and as fresh as the request needs it."""
+
+    def at_hand(self, provider_id: str, keys: Sequence[ExternalKey]) -> Mapping[ExternalKey, V_co]:
+        """Return those of some keys that are."""
+        ...
+
+    def together(self, provider_id: str, ids: tuple[str, ...]) -> Sequence[V_co] | None:
+        """Return all of many in their order, if they were put together and are there."""
+        ...
+
+    async def put_together(self, provider_id: str, ids: tuple[str, ...]) -> None:
+        """Have many that are there found by one look."""
+        ...
+
+
+class RowLoader(BatchLoader[ExternalKey, V]):
+    """Loads what providers have under ids of their own.
+
+    Args:
+        fetch: As any loader's.
+        shelf: What need not be fetched; ``None`` when everything is.
+    """
+
+    __slots__ = ("_primed", "_shelf", "_together")
+
+    def __init__(self, *, fetch: FetchGroup[ExternalKey, V], shelf: Shelf[V] | None) -> None:
+        super().__init__(
+            group_of=_provider_of, fetch=fetch, at_hand=None if shelf is None else shelf.at_hand
+        )
+        self._shelf = shelf
+        self._primed: list[tuple[Sequence[V], Callable[[V], ExternalKey]]] = []
+        self._together: dict[str, tuple[tuple[str, ...], Sequence[V]]] = {}
+
+    def load(self, key: ExternalKey) -> asyncio.Future[V | None]:
+        """Return the future value of one key, as any loader does."""
+        self._take_apart()
+        return super().load(key)
+
+    def load_each(self, keys: Iterable[ExternalKey]) -> Soon[Outcomes[V]]:
+        """Return what each of several keys comes to, as any loader does."""
+        self._take_apart()
+        return super().load_each(keys)
+
+    def load_of(self, provider_id: str, ids: Iterable[str]) -> Soon[Outcomes[V]]:
+        """Return what each of one provider's ids comes to, in their order.
+
+        It is as with ``load_each``, but where very many are wanted again and again in the same
+        order, and are in memory, they are had by one look.
+        """
+        ids = tuple(ids)
+        if self._shelf is None or len(ids) < _LEAST_TOGETHER:
+            return self.load_each((provider_id, key) for key in ids)
+        known = self._together.get(provider_id)
+        if known is not None and known[0] == ids:
+            return known[1]
+        if known is None and not (self._primed or self._found or self._batches):
+            found = self._shelf.together(provider_id, ids)
+            if found is not None:
+                self._together[provider_id] = ids, found
+                return found
+        return self._put_together(self._shelf, provider_id, ids)
+
+    def prime_later(self, rows: Sequence[V], own_key: Callable[[V], ExternalKey]) -> None:
+        """Remember rows as ``prime`` does, once anything is asked for; often nothing is."""
+        self._primed.append((rows, own_key))
+
+    def cancel(self) -> None:
+        """Give up what is under way, and forget what was found."""
+        super().cancel()
+        self._primed.clear()
+        self._together.clear()
+
+    def _take_apart(self) -> None:
+        """Have each key known by itself."""
+        if self._primed:
+            primed, self._primed = self._primed, []
+            for rows, own_key in primed:
+                self.prime(dict(zip(map(own_key, rows), rows, strict=True)))
+        if self._together:
+            together, self._together = self._together, {}
+            for provider_id, (ids, values) in together.items():
+                keys = [(provider_id, key) for key in ids]
+                self._found.update(zip(keys, values, strict=True))
+
+    async def _put_together(
+        self, shelf: Shelf[V], provider_id: str, ids: tuple[str, ...]
+    ) -> Outcomes[V]:
+        """Have many keys arrive; if all were in memory, the next request has them by one look."""
+        under_way = len(self._batches)
+        outcomes = await when_there(self.load_each((provider_id, key) for key in ids))
+        if len(self._batches) == under_way:
+            await shelf.put_together(provider_id, ids)
+        return outcomes
+
+
 def _conclude(future: asyncio.Future[Any], outcome: object) -> None:
     if future.done():
         return
@@ -512,30 +611,20 @@ class Loaders:
         self._beside: set[asyncio.Task[None]] = set()
         self._icons = icons
         self._iconic_courses: dict[ExternalKey, Course] = {}
-        self.user_by_id: BatchLoader[ExternalKey, User] = BatchLoader(
-            group_of=_provider_of,
-            fetch=self._fetch_users,
-            at_hand=self._kept_of(_USER),
+        self.user_by_id: RowLoader[User] = RowLoader(
+            fetch=self._fetch_users, shelf=self._shelf_of(_USER)
         )
-        self.course_by_id: BatchLoader[ExternalKey, Course] = BatchLoader(
-            group_of=_provider_of,
-            fetch=self._fetch_courses,
-            at_hand=self._kept_of(_COURSE),
+        self.course_by_id: RowLoader[Course] = RowLoader(
+            fetch=self._fetch_courses, shelf=self._shelf_of(_COURSE)
         )
-        self.enrollments_by_user: BatchLoader[ExternalKey, Sequence[Enrollment]] = BatchLoader(
-            group_of=_provider_of,
-            fetch=self._fetch_enrollments_by_user,
-            at_hand=self._kept_of(_BY_USER),
+        self.enrollments_by_user: RowLoader[Sequence[Enrollment]] = RowLoader(
+            fetch=self._fetch_enrollments_by_user, shelf=self._shelf_of(_BY_USER)
         )
-        self.enrollments_by_course: BatchLoader[ExternalKey, Sequence[Enrollment]] = BatchLoader(
-            group_of=_provider_of,
-            fetch=self._fetch_enrollments_by_course,
-            at_hand=self._kept_of(_BY_COURSE),
+        self.enrollments_by_course: RowLoader[Sequence[Enrollment]] = RowLoader(
+            fetch=self._fetch_enrollments_by_course, shelf=self._shelf_of(_BY_COURSE)
         )
-        self.sections_by_course: BatchLoader[ExternalKey, Sequence[Section]] = BatchLoader(
-            group_of=_provider_of,
-            fetch=self._fetch_sections_by_course,
-            at_hand=self._kept_of(_SECTIONS),
+        self.sections_by_course: RowLoader[Sequence[Section]] = RowLoader(
+            fetch=self._fetch_sections_by_course, shelf=self._shelf_of(_SECTIONS)
         )
         self.milestones_by_pair: BatchLoader[PairKey, Sequence[Milestone]] = BatchLoader(
             group_of=_provider_of, fetch=self._fetch_milestones
@@ -686,20 +775,12 @@ class Loaders:
         found = await self._reading.answers(provider_id, kind, external_ids, ask)
         return {(provider_id, key): value for key, value in _values(found).items()}
 
-    def _kept_of(self, kind: Kind[V]) -> AtHand[ExternalKey, V] | None:
+    def _shelf_of(self, kind: Kind[V]) -> Shelf[V] | None:
         """Return what tells which answers of a kind are kept, and young enough.
 
         Whose rows a learner may see is found out on the way, so they wait for everything.
         """
-        if self._own is not None:
-            return None
-
-        def kept(provider_id: str, keys: Sequence[ExternalKey]) -> Mapping[ExternalKey, V]:
-            external_ids = [external_id for _provider_id, external_id in keys]
-            found = self._reading.kept(provider_id, kind, external_ids)
-            return {(provider_id, key): answer.value for key, answer in found.items()}
-
-        return kept
+        return None if self._own is not None else _Kept(self._reading, kind)
 
     async def _fetch_milestones(
         self, provider_id: str, keys: Sequence[PairKey]
@@ -838,6 +919,27 @@ class Loaders:
             return {}
         assets = await self._icons.assets([self._iconic_courses[key] for key in keys])
         return {key: asset for key, asset in zip(keys, assets, strict=True) if asset is not None}
+
+
+class _Kept(Generic[V]):
+    """The answers of one kind that are kept, and young enough for one request."""
+
+    __slots__ = ("_kind", "_reading")
+
+    def __init__(self, reading: Reading, kind: Kind[V]) -> None:
+        self._reading = reading
+        self._kind = kind
+
+    def at_hand(self, provider_id: str, keys: Sequence[ExternalKey]) -> Mapping[ExternalKey, V]:
+        external_ids = [external_id for _provider_id, external_id in keys]
+        found = self._reading.kept(provider_id, self._kind, external_ids)
+        return {(provider_id, key): answer.value for key, answer in found.items()}
+
+    def together(self, provider_id: str, ids: tuple[str, ...]) -> Sequence[V] | None:
+        return self._reading.kept_together(provider_id, self._kind, ids)
+
+    async def put_together(self, provider_id: str, ids: tuple[str, ...]) -> None:
+        await self._reading.put_together(provider_id, self._kind, ids)
 
 
 _provider_of: Callable[[ExternalKey | PairKey | ActivityKey], str] = itemgetter(0)

@@ -170,15 +170,30 @@ class Reading:
 
     def kept(self, provider_id: str, kind: Kind[V], keys: Sequence[str]) -> Mapping[str, Kept[V]]:
         """Return those of a provider's answers that are in memory and as fresh as they must be."""
-        provider = self._find(provider_id)
-        if self._cache is None or provider is None:
+        found = self._found(provider_id)
+        if self._cache is None or found is None:
             return {}
-        try:
-            place = self._place(provider)
-        except ProviderError:  # told to whoever waits for the answers
-            return {}
+        provider, place = found
         wish = self._wish(provider, kind, None)
         return self._cache.at_hand(place, kind, keys, wish=wish, basis=self.basis)
+
+    def kept_together(
+        self, provider_id: str, kind: Kind[V], keys: tuple[str, ...]
+    ) -> Sequence[V] | None:
+        """Return the same of many keys in their order, if they were put together and all stand."""
+        found = self._found(provider_id)
+        if self._cache is None or found is None:
+            return None
+        provider, place = found
+        wish = self._wish(provider, kind, None)
+        return self._cache.together(place, kind, keys, wish=wish, basis=self.basis)
+
+    async def put_together(self, provider_id: str, kind: Kind[V], keys: tuple[str, ...]) -> None:
+        """Have answers that were all in memory found sooner when they are wanted again."""
+        found = self._found(provider_id)
+        assert self._cache is not None  # noqa: S101 - they were found in it
+        assert found is not None  # noqa: S101 - the same
+        await self._cache.put_together(found[1], kind, keys)
 
     async def answer(
         self,
@@ -242,6 +257,16 @@ class Reading:
                 return await ask(session, keys)
 
         return fetch
+
+    def _found(self, provider_id: str) -> tuple[Provider, Place] | None:
+        """Return a provider and its place, if there is one to serve from memory."""
+        provider = self._find(provider_id)
+        if provider is None:
+            return None
+        try:
+            return provider, self._place(provider)
+        except ProviderError:  # told to whoever waits for the answers
+            return None
 
     def _place(self, provider: Provider) -> Place:
         """Return the place of a provider, made once for as long as it is the same."""

@@ -17,6 +17,7 @@ from collections.abc import (
 from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from operator import attrgetter
 from typing import TypeVar
 
@@ -46,11 +47,11 @@ from resolvers.loaders import (
     ENROLLMENTS,
     MOST_AT_ONCE,
     USERS,
-    BatchLoader,
     ExternalKey,
     ListKind,
     Outcomes,
     PairKey,
+    RowLoader,
     Soon,
     StatusFilter,
     after,
@@ -86,7 +87,6 @@ from storage.records import (
 )
 
 T = TypeVar("T")
-Own = TypeVar("Own", User, Course)
 
 DEFAULT_ICON_WIDTH = 256
 MAX_SESSIONS = 1000
@@ -249,7 +249,7 @@ async def users(
     connection = await answer(
         context, query, page, path=path, wants_total=wants_total, wanted=wanted
     )
-    context.loaders.user_by_id.prime(_by_own_key(connection.nodes))
+    context.loaders.user_by_id.prime_later(connection.nodes, _own_key)
     return connection
 
 
@@ -289,7 +289,7 @@ async def courses(
     connection = await answer(
         context, query, page, path=path, wants_total=wants_total, wanted=wanted
     )
-    context.loaders.course_by_id.prime(_by_own_key(connection.nodes))
+    context.loaders.course_by_id.prime_later(connection.nodes, _own_key)
     return connection
 
 
@@ -340,12 +340,13 @@ async def enrollments(
 
 def enrollments_of_users(
     context: RequestContext,
-    users: Sequence[User],
+    provider_id: str,
+    user_ids: Sequence[str],
     *,
     filter: EnrollmentFilter = ANY_ENROLLMENT,  # noqa: A002 - the argument's name in the API
     page: PageArguments = FIRST_PAGE,
 ) -> Soon[Outcomes[Connection[Enrollment]]]:
-    """Return a page of each user's enrollments, read by one call for each provider.
+    """Return a page of the enrollments of each of a provider's users, an id for each place.
 
     Raises:
         RequestRefused: A scope is missing or ``first`` is wrong; a wrong cursor is each user's own
@@ -353,9 +354,10 @@ def enrollments_of_users(
     """
     return _nested_enrollments(
         context,
-        [*map(_own_key, users)],
+        provider_id,
+        user_ids,
         of="user",
-        rows_by_key=context.loaders.enrollments_by_user,
+        loader=context.loaders.enrollments_by_user,
         filter=filter,
         page=page,
     )
@@ -363,12 +365,13 @@ def enrollments_of_users(
 
 def enrollments_of_courses(
     context: RequestContext,
-    courses: Sequence[Course],
+    provider_id: str,
+    course_ids: Sequence[str],
     *,
     filter: EnrollmentFilter = ANY_ENROLLMENT,  # noqa: A002 - the argument's name in the API
     page: PageArguments = FIRST_PAGE,
 ) -> Soon[Outcomes[Connection[Enrollment]]]:
-    """Return a page of each course's enrollments, as ``enrollments_of_users`` does.
+    """Return a page of the enrollments in each of a provider's courses, likewise.
 
     Raises:
         RequestRefused: A scope is missing or ``first`` is wrong; a wrong cursor is each course's
@@ -376,9 +379,10 @@ def enrollments_of_courses(
     """
     return _nested_enrollments(
         context,
-        [*map(_own_key, courses)],
+        provider_id,
+        course_ids,
         of="course",
-        rows_by_key=context.loaders.enrollments_by_course,
+        loader=context.loaders.enrollments_by_course,
         filter=filter,
         page=page,
     )
@@ -393,7 +397,7 @@ def users_of(
         Forbidden: A scope is missing.
     """
     context.require(Scope.READ_USERS)
-    return context.loaders.user_by_id.load_each([(provider_id, key) for key in user_ids])
+    return context.loaders.user_by_id.load_of(provider_id, user_ids)
 
 
 def courses_of(
@@ -405,7 +409,7 @@ def courses_of(
         Forbidden: A scope is missing.
     """
     context.require(Scope.READ_COURSES)
-    return context.loaders.course_by_id.load_each([(provider_id, key) for key in course_ids])
+    return context.loaders.course_by_id.load_of(provider_id, course_ids)
 
 
 def sections_of(
@@ -706,24 +710,25 @@ def _enrollment_matcher(filter: EnrollmentFilter) -> Callable[[Enrollment], bool
 
 def _nested_enrollments(
     context: RequestContext,
-    keys: Sequence[ExternalKey],
+    provider_id: str,
+    ids: Sequence[str],
     *,
     of: str,
-    rows_by_key: BatchLoader[ExternalKey, Sequence[Enrollment]],
+    loader: RowLoader[Sequence[Enrollment]],
     filter: EnrollmentFilter,  # noqa: A002 - as in the API
     page: PageArguments,
 ) -> Soon[Outcomes[Connection[Enrollment]]]:
-    """Return a page of the enrollments under each key, a key given as often as it is wanted."""
+    """Return a page of the enrollments under each id, one given as often as it is wanted."""
     context.require(Scope.READ_ENROLLMENTS)
     checked_first(page.first, context.limits.max_page_size)
-    pager = _EnrollmentPager(context, filter, page, of=of)
+    pager = _EnrollmentPager(context, provider_id, filter, page, of=of)
 
     def paged(found: Outcomes[Sequence[Enrollment]]) -> Soon[Outcomes[Connection[Enrollment]]]:
-        if len(keys) <= MOST_AT_ONCE:
-            return pager.pages(keys, found)
-        return _paged_in_turns(pager, keys, found)
+        if len(ids) <= MOST_AT_ONCE:
+            return pager.pages(ids, found)
+        return _paged_in_turns(pager, ids, found)
 
-    found = rows_by_key.load_each(keys)
+    found = loader.load_of(provider_id, ids)
     return _paged_later(paged, found) if isinstance(found, Awaitable) else paged(found)
 
 
@@ -735,15 +740,13 @@ async def _paged_later(
 
 
 async def _paged_in_turns(
-    pager: _EnrollmentPager,
-    keys: Sequence[ExternalKey],
-    found: Outcomes[Sequence[Enrollment]],
+    pager: _EnrollmentPager, ids: Sequence[str], found: Outcomes[Sequence[Enrollment]]
 ) -> Outcomes[Connection[Enrollment]]:
     """Make very many pages; others have their turn in between."""
     pages: list[Connection[Enrollment] | BaseException | None] = []
-    for start in range(0, len(keys), MOST_AT_ONCE):
+    for start in range(0, len(ids), MOST_AT_ONCE):
         here = slice(start, start + MOST_AT_ONCE)
-        pages += pager.pages(keys[here], found[here])
+        pages += pager.pages(ids[here], found[here])
         await asyncio.sleep(0)
     return pages
 
@@ -817,10 +820,6 @@ def _length_of_page(page: Connection[Enrollment]) -> int:
     return len(page.nodes)
 
 
-def _by_own_key(rows: Sequence[Own]) -> Mapping[ExternalKey, Own]:
-    return dict(zip(map(_own_key, rows), rows, strict=True))
-
-
 def _merged_progress(called: Progress | None, known: Progress | None) -> Progress | None:
     """Return what a call says, completed with what was known before."""
     if called is None or known is None:
@@ -832,76 +831,92 @@ def _merged_progress(called: Progress | None, known: Progress | None) -> Progres
 
 
 class _EnrollmentPager:
-    """Makes pages of the enrollments of many users, or of many courses, alike.
+    """Makes pages of the enrollments of many users of a provider, or of many courses, alike.
 
     Args:
         context: Of the request.
+        provider_id: Whose they are.
         filter: Which ones.
         page: As the caller gave it.
-        of: Whose they are: ``user`` or ``course``.
+        of: Whose they are there: ``user`` or ``course``.
     """
 
     def __init__(
         self,
         context: RequestContext,
+        provider_id: str,
         filter: EnrollmentFilter,  # noqa: A002 - as in the API
         page: PageArguments,
         *,
         of: str,
     ) -> None:
         self._context = context
+        self._provider_id = provider_id
         self._page = page
         self._name = f"of {of}"
         self._fingerprint = dataclasses.astuple(filter)
         self._matches = None if filter == ANY_ENROLLMENT else _enrollment_matcher(filter)
-        self._sources: dict[str, tuple[SourceStatus, ...]] = {}
 
     def pages(
-        self, keys: Sequence[ExternalKey], found: Outcomes[Sequence[Enrollment]]
+        self, ids: Sequence[str], found: Outcomes[Sequence[Enrollment]]
     ) -> Outcomes[Connection[Enrollment]]:
         """Return the page of each, counted for each place that it goes to."""
-        distinct = dict(zip(keys, found, strict=True))
-        pages = [*map(self._page_of, distinct.items())]
-        if len(distinct) < len(keys):
-            by_key = dict(zip(distinct, pages, strict=True))
-            pages = [*map(by_key.__getitem__, keys)]
+        distinct = dict(zip(ids, found, strict=True))
+        pages = self._pages_of(distinct)
+        if len(distinct) < len(ids):
+            by_id = dict(zip(distinct, pages, strict=True))
+            pages = [*map(by_id.__getitem__, ids)]
         return _counted(self._context, pages, _length_of_page)
 
+    def _pages_of(
+        self, found: Mapping[str, Sequence[Enrollment] | BaseException | None]
+    ) -> list[Connection[Enrollment] | BaseException | None]:
+        if self._matches is None and self._page.after is None:
+            first = self._page.first
+            return [
+                rows
+                if rows is None or isinstance(rows, BaseException)
+                else _FirstPage(rows[:first], rows, of, self)
+                for of, rows in found.items()
+            ]
+        return [*map(self._page_of, found.items())]
+
     def _page_of(
-        self, item: tuple[ExternalKey, Sequence[Enrollment] | BaseException | None]
+        self, item: tuple[str, Sequence[Enrollment] | BaseException | None]
     ) -> Connection[Enrollment] | BaseException | None:
         """Return the page of one of them, or what is wrong with it or with the cursor."""
-        key, rows = item
+        of, rows = item
         if rows is None or isinstance(rows, BaseException):
             return rows
         if self._matches is not None:
             rows = [*filter(self._matches, rows)]
         if self._page.after is None:
-            return _FirstPage(rows[: self._page.first], rows, key, self)
+            return _FirstPage(rows[: self._page.first], rows, of, self)
         try:
-            return self.whole(key, rows)
+            return self.whole(of, rows)
         except RequestRefused as refusal:
             return refusal
 
-    def whole(self, key: ExternalKey, rows: Sequence[Enrollment]) -> Connection[Enrollment]:
+    def whole(self, of: str, rows: Sequence[Enrollment]) -> Connection[Enrollment]:
         """Return a page that can make its cursors, of rows that match.
 
         Raises:
             BadInput: The cursor is none of this list.
         """
+        provider_id = self._provider_id
+        ground = [(provider_id, of), self._fingerprint]
         return page_of_rows(
-            [CollectedRow(row=row, key=(row.id,), provider_id=key[0]) for row in rows],
-            sources=self.sources_of(key[0]),
-            request=page_request(self._context, self._name, [key, self._fingerprint], self._page),
+            [CollectedRow(row=row, key=(row.id,), provider_id=provider_id) for row in rows],
+            sources=self.sources,
+            request=page_request(self._context, self._name, ground, self._page),
         )
 
-    def sources_of(self, provider_id: str) -> tuple[SourceStatus, ...]:
-        sources = self._sources.get(provider_id)
-        if sources is None:
-            provider = self._context.get_provider(provider_id)
-            source = SourceStatus(provider_id=provider_id, provider=provider, state=SourceState.OK)
-            sources = self._sources[provider_id] = (source,)
-        return sources
+    @cached_property
+    def sources(self) -> tuple[SourceStatus, ...]:
+        """How the provider took part."""
+        provider_id = self._provider_id
+        provider = self._context.get_provider(provider_id)
+        return (SourceStatus(provider_id=provider_id, provider=provider, state=SourceState.OK),)
 
 
 class _FirstPage(msgspec.Struct):
@@ -912,7 +927,7 @@ class _FirstPage(msgspec.Struct):
 
     nodes: Sequence[Enrollment]
     rows: Sequence[Enrollment]
-    key: ExternalKey
+    of: str
     pager: _EnrollmentPager
     _whole: Connection[Enrollment] | None = None
 
@@ -930,7 +945,7 @@ class _FirstPage(msgspec.Struct):
 
     @property
     def sources(self) -> Sequence[SourceStatus]:
-        return self.pager.sources_of(self.key[0])
+        return self.pager.sources
 
     @property
     def start_cursor(self) -> str | None:
@@ -945,5 +960,5 @@ class _FirstPage(msgspec.Struct):
 
     def _with_cursors(self) -> Connection[Enrollment]:
         if self._whole is None:
-            self._whole = self.pager.whole(self.key, self.rows)
+            self._whole = self.pager.whole(self.of, self.rows)
         return self._whole

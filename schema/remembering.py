@@ -34,7 +34,6 @@ from storage.records import Provider
 _LONGEST_SECONDS: Final = 60.0
 _CURSOR_SHARE: Final = 100
 _ANSWER_BYTES: Final = 2_000
-_ENTRY_BYTES: Final = 100
 _SCOPES: Final = tuple(Scope)
 
 Key: TypeAlias = tuple[str, str | None, bytes, str, tuple[Scope, ...]]
@@ -151,11 +150,11 @@ class Recall:
     async def keep(self, data: Any) -> Any:
         """Return an answer's data: written, when it stands on what lasts and is remembered."""
         basis = self._context.reading.basis
-        if not basis.is_whole or not basis.entries:
+        if not basis.is_whole or not basis.hits:
             return data
         longest = min(_LONGEST_SECONDS, self._context.limits.cursor_seconds / _CURSOR_SHARE)
         until = monotonic() + longest
-        size = _ANSWER_BYTES + len(self._key[0]) + _ENTRY_BYTES * len(basis.entries)
+        size = _ANSWER_BYTES + len(self._key[0]) + basis.size_bytes
         pieces: list[bytes] = []
         for piece in pieces_of(data):
             if pieces:

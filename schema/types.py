@@ -137,6 +137,7 @@ def records_of(parents: Iterable[_Recorded[S]]) -> list[S]:
 
 
 _record_of: Callable[[Any], Any] = attrgetter("record")
+_external_id_of: Callable[[Any], str] = attrgetter("record.external_id")
 _user_id_of: Callable[[Enrollment], str] = attrgetter("record.user_id")
 _course_id_of: Callable[[Enrollment], str] = attrgetter("record.course_id")
 provider_id_of: Callable[[Any], str] = attrgetter("record.provider_id")
@@ -857,7 +858,8 @@ def _enrollments_of_users(
 ) -> list[EnrollmentConnection | None]:
     found = roster.enrollments_of_users(
         info.context,
-        records_of(parents),
+        provider_id_of(parents[0]),
+        [*map(_external_id_of, parents)],
         filter=EnrollmentFilter.record_of(filter),
         page=lists.PageArguments(first=DEFAULT_FIRST if first is None else first, after=after),
     )
@@ -1038,7 +1040,8 @@ def _enrollments_of_courses(
 ) -> list[EnrollmentConnection | None]:
     found = roster.enrollments_of_courses(
         info.context,
-        records_of(parents),
+        provider_id_of(parents[0]),
+        [*map(_external_id_of, parents)],
         filter=EnrollmentFilter.record_of(filter),
         page=lists.PageArguments(first=DEFAULT_FIRST if first is None else first, after=after),
     )

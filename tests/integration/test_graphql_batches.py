@@ -90,12 +90,12 @@ async def test_very_many_pages_are_made_in_turns_as_they_are_at_once(
     world = World()
     school = world.add("a", user_count=5, course_count=3)
     school.enrollments = [an_enrollment("a", f"u{n % 4}", f"c{n % 3}") for n in range(12)]
-    users = [school.users[0], *school.users]
+    user_ids = [user.external_id for user in (school.users[0], *school.users)]
 
-    at_once = await when_there(roster.enrollments_of_users(a_context(world), users))
+    at_once = await when_there(roster.enrollments_of_users(a_context(world), "a", user_ids))
     monkeypatch.setattr("resolvers.roster.MOST_AT_ONCE", 2)
     monkeypatch.setattr("resolvers.loaders.MOST_AT_ONCE", 2)
-    in_turns = await when_there(roster.enrollments_of_users(a_context(world), users))
+    in_turns = await when_there(roster.enrollments_of_users(a_context(world), "a", user_ids))
 
     assert list(map(rows_of, in_turns)) == list(map(rows_of, at_once))
     assert list(map(len, map(rows_of, in_turns))) == [3, 3, 3, 3, 3, 0]

@@ -736,14 +736,14 @@ async def test_a_users_cursor_is_no_place_among_the_enrollments_of_a_course() ->
     school.users, school.courses = [user], [course]
     school.enrollments = [an_enrollment("a", "5", "5"), an_enrollment("a", "5", "6")]
     [first] = await when_there(
-        roster.enrollments_of_users(a_context(world), [user], page=PageArguments(first=1))
+        roster.enrollments_of_users(a_context(world), "a", ["5"], page=PageArguments(first=1))
     )
     assert first is not None
     assert not isinstance(first, BaseException)
 
     [refused] = await when_there(
         roster.enrollments_of_courses(
-            a_context(world), [course], page=PageArguments(after=first.end_cursor)
+            a_context(world), "a", ["5"], page=PageArguments(after=first.end_cursor)
         )
     )
 

@@ -12,6 +12,7 @@ from pretend_platform import until
 
 from resolvers.caching import (
     Answers,
+    Basis,
     CacheTerms,
     Kept,
     Kind,
@@ -907,6 +908,129 @@ async def test_a_meter_counts_where_answers_came_from(cache: RecordCache, clock:
 
     usage = meter.usage_by_provider["1"]
     assert (usage.shared, usage.cache_hits, usage.cache_stale) == (2, 1, 1)
+
+
+# Answers that are wanted together
+
+
+async def put_together(cache: RecordCache, clock: Clock, keys: tuple[str, ...]) -> Sequence[User]:
+    await read(cache, Upstream(*keys), clock.wish(), keys)
+    await cache.save()
+    cache.at_hand(HERE, USER, keys, wish=clock.wish())
+    await cache.put_together(HERE, USER, keys)
+    found = cache.together(HERE, USER, keys, wish=clock.wish())
+    assert found is not None
+    return found
+
+
+async def test_answers_put_together_are_had_in_their_order_and_count_as_served(
+    cache: RecordCache, clock: Clock
+) -> None:
+    keys = tuple(f"{number:04}" for number in range(1200))
+    found = await put_together(cache, clock, keys)
+    hits, basis = cache.counts.hits, Basis()
+
+    with metering(Meter()) as meter:
+        again = [cache.together(HERE, USER, keys, wish=clock.wish(), basis=basis) for _ in range(2)]
+
+    singly = cache.at_hand(HERE, USER, keys, wish=clock.wish())
+    assert [user.external_id for user in found] == [*keys]
+    assert all(user is singly[key].value for user, key in zip(found, keys, strict=True))
+    assert again == [found, found]
+    assert meter.usage_by_provider["1"].cache_hits == 2400
+    assert cache.counts.hits == hits + 3600
+    assert cache.still_stands(basis)
+    assert (basis.hits["1"], basis.size_bytes) == (1200, 1200 * 24)
+    assert cache.together(HERE, USER, keys[:-1], wish=clock.wish()) is None
+    assert cache.together(replace(HERE, writes=1), USER, keys, wish=clock.wish()) is None
+
+
+async def test_answers_are_together_until_one_is_read_anew(
+    cache: RecordCache, clock: Clock
+) -> None:
+    keys = ("a", "b", "c")
+    basis = Basis()
+    await put_together(cache, clock, keys)
+    cache.together(HERE, USER, keys, wish=clock.wish(), basis=basis)
+    clock.now += 1
+    await read(cache, Upstream(), clock.wish(0), ["b"])
+
+    landing = cache.together(HERE, USER, keys, wish=clock.wish())
+    newer = cache.at_hand(HERE, USER, keys, wish=clock.wish())
+    held = cache.together(HERE, USER, keys, wish=clock.wish())
+    await cache.put_together(HERE, USER, keys)
+
+    assert (landing, held) == (None, None)
+    assert newer["b"].read_at > newer["a"].read_at
+    assert not cache.still_stands(basis)
+    assert cache.together(HERE, USER, keys, wish=clock.wish()) is not None
+
+
+async def test_answers_that_are_together_are_served_as_long_as_the_oldest_is_young_enough(
+    cache: RecordCache, clock: Clock
+) -> None:
+    keys = ("a", "b", "c")
+    basis = Basis()
+    await put_together(cache, clock, keys)
+    clock.now += 59
+    assert cache.together(HERE, USER, keys, wish=clock.wish(), basis=basis) is not None
+    assert cache.still_stands(basis)
+    clock.now += 2
+
+    assert cache.together(HERE, USER, keys, wish=clock.wish()) is None
+    assert not cache.still_stands(basis)
+
+
+async def test_answers_that_are_served_together_are_not_let_go_before_others(
+    store: CacheStore, clock: Clock
+) -> None:
+    cache = RecordCache(store, clock=clock, terms=CacheTerms(max_bytes=6000))
+    await put_together(cache, clock, ("a", "b"))
+    await read(cache, Upstream("c"), clock.wish(), ["c"])
+    await cache.save()
+    clock.now += 20
+    cache.together(HERE, USER, ("a", "b"), wish=clock.wish())
+
+    number = 0
+    while ("1", "service", "user:c") in cache._entries:
+        number += 1
+        await read(cache, Upstream(f"more {number}"), clock.wish(), [f"more {number}"])
+        await cache.save()
+
+    held = {name[2] for name in cache._entries}
+    assert {"user:a", "user:b"} <= held
+
+
+async def test_what_is_not_all_in_memory_is_not_put_together(
+    cache: RecordCache, clock: Clock
+) -> None:
+    await read(cache, Upstream(), clock.wish(), ["a", "b"])
+    await cache.save()
+
+    await cache.put_together(HERE, USER, ("a", "b"))  # still encoded
+    await cache.put_together(HERE, USER, ("a", "b", "gone"))
+
+    assert cache.together(HERE, USER, ("a", "b"), wish=clock.wish()) is None
+    assert cache.together(HERE, USER, ("a", "b", "gone"), wish=clock.wish()) is None
+
+
+async def test_series_are_let_go_when_they_are_broken_dropped_or_too_many(
+    cache: RecordCache, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put_together(cache, clock, ("a", "b"))
+    clock.now += 1
+    await read(cache, Upstream(), clock.wish(0), ["b"])
+    await cache.save_due()
+    assert not cache._series
+    await put_together(cache, clock, ("a", "b"))
+    cache.drop("1")
+    assert not cache._series
+    monkeypatch.setattr("resolvers.caching._MOST_IN_SERIES", 3)
+    await put_together(cache, clock, ("a", "b"))
+    await put_together(cache, clock, ("b", "c"))
+
+    assert [one.keys for one in cache._series.values()] == [("b", "c")]
+    assert cache._in_series == 2
 
 
 # The option

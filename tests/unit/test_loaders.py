@@ -3,7 +3,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from resolvers.loaders import BatchLoader, ExternalKey, when_there
+from resolvers.loaders import BatchLoader, ExternalKey, RowLoader, when_there
 from sessions.errors import ProviderError, ProviderUnavailable
 
 
@@ -246,3 +246,78 @@ async def test_what_is_at_hand_needs_no_turn_and_no_call() -> None:
 
     assert loader.load_each([("a", "1"), ("b", "2")]) == ["kept", "kept"]
     assert shelf.calls == []
+
+
+class Kept:
+    """A shelf that has some ids of every provider, and notes what it is asked."""
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self.ids = ids
+        self.looks: list[str] = []
+        self.series: set[tuple[str, ...]] = set()
+
+    def at_hand(self, provider_id: str, keys: Sequence[ExternalKey]) -> Mapping[ExternalKey, str]:
+        self.looks.append("each")
+        return {key: f"{provider_id}/{key[1]}" for key in keys if key[1] in self.ids}
+
+    def together(self, provider_id: str, ids: tuple[str, ...]) -> Sequence[str] | None:
+        self.looks.append("together")
+        return [f"{provider_id}/{key}" for key in ids] if ids in self.series else None
+
+    async def put_together(self, _provider_id: str, ids: tuple[str, ...]) -> None:
+        self.series.add(ids)
+
+
+IDS = tuple(map(str, range(60)))
+ROWS = [f"a/{key}" for key in IDS]
+
+
+async def test_very_many_that_are_kept_are_had_by_one_look_the_second_time() -> None:
+    kept, fetched = Kept(IDS), Shelf()
+    first, second = (RowLoader(fetch=fetched.fetch, shelf=kept) for _ in range(2))
+    assert await when_there(first.load_of("a", IDS)) == ROWS
+    kept.looks.clear()
+
+    assert second.load_of("a", IDS) == ROWS
+    assert second.load_of("a", [*IDS]) == ROWS
+
+    assert kept.looks == ["together"]
+    assert fetched.calls == []
+
+
+async def test_what_was_fetched_is_not_put_together() -> None:
+    kept, fetched = Kept(IDS[1:]), Shelf()
+    loader = RowLoader(fetch=fetched.fetch, shelf=kept)
+
+    assert await when_there(loader.load_of("a", IDS)) == ROWS
+
+    assert fetched.calls == [("a", [("a", "0")])]
+    assert kept.series == set()
+
+
+async def test_what_was_had_together_is_known_one_by_one_too() -> None:
+    kept, fetched = Kept(()), Shelf()
+    kept.series.add(IDS)
+    loader = RowLoader(fetch=fetched.fetch, shelf=kept)
+    loader.prime_later(["b/1"], lambda row: (row[0], row[2:]))
+    assert await when_there(loader.load_of("b", ["1"])) == ["b/1"]
+    other = RowLoader(fetch=fetched.fetch, shelf=kept)
+    assert other.load_of("a", IDS) == ROWS
+
+    assert await other.load(("a", "7")) == "a/7"
+    assert await when_there(other.load_of("a", ["8"])) == ["a/8"]
+    assert await when_there(other.load_of("a", IDS)) == ROWS
+    assert fetched.calls == []
+
+
+async def test_nothing_is_had_together_where_some_of_it_was_had_before() -> None:
+    kept, fetched = Kept(()), Shelf()
+    kept.series.add(IDS)
+    loader = RowLoader(fetch=fetched.fetch, shelf=kept)
+    loader.prime_later(["a/primed"], lambda _row: ("a", "0"))
+
+    found = await when_there(loader.load_of("a", IDS))
+
+    assert found == ["a/primed", *ROWS[1:]]
+    loader.cancel()
+    assert loader.load_of("a", IDS) == ROWS
