@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 import strawberry
 import structlog
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
@@ -61,6 +61,10 @@ _RETRY_AFTER_SECONDS: Final = 5
 _FIRST_OF_A_SOCKET: Final = frozenset({"websocket.accept", "websocket.http.response.start"})
 _LAST_OF_A_SOCKET: Final = frozenset({"websocket.close", "websocket.http.response.body"})
 _MAX_REASON_CHARACTERS: Final = 123  # what a close frame has room for
+
+_SAFE_HEADERS: Final = tuple(
+    (name.lower().encode(), value.encode()) for name, value in SAFE_HEADERS.items()
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -150,15 +154,18 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
 
 
 def _routes(schema: strawberry.Schema, sockets: Sockets, settings: Settings) -> list[BaseRoute]:
-    async def graphql(request: Request) -> Response:
-        gateway = _gateway(request)
+    async def graphql(scope: AsgiScope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive, send)
         if settings.graphiql and graphql_http.wants_page(request):
-            return explorer.page(request)
-        return await graphql_http.answer(gateway, schema, request, await _access(request))
+            answer: Response = explorer.page(request)
+        else:
+            access = await _access(request)
+            answer = await graphql_http.answer(_gateway(request), schema, request, access)
+        await answer(scope, receive, send)
 
     return [
         Route("/", _home, methods=["GET"], name="home"),
-        Route("/graphql", graphql, methods=["GET", "POST"], name="graphql"),
+        Route("/graphql", _Plain(graphql), methods=["GET", "POST"], name="graphql"),
         WebSocketRoute("/graphql", sockets.serve, name="graphql-ws"),
         Route("/api/users", _keyed(rest.list_users), methods=["GET"], name="users"),
         Route("/api/courses", _keyed(rest.list_courses), methods=["GET"], name="courses"),
@@ -174,6 +181,16 @@ def _routes(schema: strawberry.Schema, sockets: Sockets, settings: Settings) -> 
         *oauth.routes(lambda request: _gateway(request).authorizer),
         *(explorer.routes() if settings.graphiql else []),
     ]
+
+
+class _Plain:
+    """An endpoint as ASGI has it: a function would have exceptions looked after once more."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
 
 
 def _keyed(handler: _Handler) -> Callable[[Request], Awaitable[Response]]:
@@ -328,7 +345,7 @@ class _Requests:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        request_id = request_id_of(Headers(scope=scope).get("x-request-id", ""))
+        request_id = request_id_of(_given_id(scope))
         scope.setdefault("state", {})["request_id"] = request_id
         if scope["type"] == "websocket":
             await self._serve_socket(scope, receive, send, request_id)
@@ -340,10 +357,10 @@ class _Requests:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = int(message["status"])
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = request_id
-                for name, value in SAFE_HEADERS.items():
-                    headers.setdefault(name, value)
+                headers = [*message["headers"], (b"x-request-id", request_id.encode())]
+                named = {name for name, _ in headers}
+                headers += [pair for pair in _SAFE_HEADERS if pair[0] not in named]
+                message["headers"] = headers
             await send(message)
 
         with (
@@ -424,6 +441,12 @@ class _Requests:
             milliseconds=round(seconds * 1000, 1),
             **members,
         )
+
+
+def _given_id(scope: AsgiScope) -> str:
+    return next(
+        (value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), ""
+    )
 
 
 class _CutShort(Exception):

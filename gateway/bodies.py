@@ -8,7 +8,7 @@ from itertools import accumulate
 from math import isfinite
 from typing import Any, Final
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from resolvers.errors import BadInput, RequestLimitExceeded
 
@@ -24,17 +24,24 @@ async def read_body(request: Request, *, max_bytes: int) -> bytes:
 
     Raises:
         RequestLimitExceeded: It is larger; no more than that was read.
+        ClientDisconnect: The caller left before it was whole.
     """
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and int(declared[:18]) > max_bytes:
         raise _too_large(max_bytes)
     parts: list[bytes] = []
     size = 0
-    async for part in request.stream():
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        part = message.get("body", b"")
         size += len(part)
         if size > max_bytes:
             raise _too_large(max_bytes)
         parts.append(part)
+        more = message.get("more_body", False)
     return b"".join(parts)
 
 
@@ -52,7 +59,7 @@ def decode_object(body: bytes) -> dict[str, Any]:
     if _depth(text) > _MAX_DEPTH:
         raise BadInput("body", f"It is nested deeper than {_MAX_DEPTH} levels")
     try:
-        decoded = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        decoded = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise BadInput(
             "body", f"It is not JSON: {error.msg} in line {error.lineno}, column {error.colno}"
@@ -88,6 +95,9 @@ def _finite(text: str) -> float:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(name)
+
+
+_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
 
 
 def _too_large(max_bytes: int) -> RequestLimitExceeded:

@@ -62,8 +62,9 @@ class Browsers:
         site = headers.get("sec-fetch-site")
         if site is not None:
             return site not in _OWN_SITES
-        own = {self._public.netloc, headers.get("host", "")}
-        return origin != "" and origin.partition("://")[2] not in own
+        if not origin:
+            return False
+        return origin.partition("://")[2] not in {self._public.netloc, headers.get("host", "")}
 
     def may_open_socket(self, headers: Headers) -> bool:
         """Whether a websocket may be opened: not by a page of another site that was not named.

@@ -44,8 +44,17 @@ from gateway.tokens import KeySetUnavailable
 from resolvers.context import Access, RequestContext, Scope
 from resolvers.errors import BadInput, Forbidden, RequestLimitExceeded, RequestRefused
 from schema.engine import Rows, pieces_of
-from schema.execution import Answer, Shown, execute, execute_in_parts, is_subscription, subscribe
+from schema.execution import (
+    Answer,
+    Shown,
+    execute,
+    execute_in_parts,
+    is_subscription,
+    repeated_requests,
+    subscribe,
+)
 from schema.global_ids import ON_BEHALF_OF, read_subjects
+from schema.remembering import Asked, Repeated
 from sessions.http import deadline
 from sessions.metering import Meter, metering
 from storage.errors import StorageUnavailable
@@ -85,6 +94,7 @@ async def answer(
     who name a type that can be; other callers get whole answers, and no events.
     """
     forms = forms_of(_accepts(request))
+    repeated = repeated_requests(schema)
     if forms is None:
         refused = _NotAcceptable()
         return _respond(406, _refused(refused.code, refused.message), JSON)
@@ -92,7 +102,7 @@ async def answer(
         gateway.browsers.require_known(request)
         if access is None:
             return _unauthenticated(request, forms)
-        sent = await _asked(request, max_bytes=gateway.settings.max_body_bytes)
+        sent, sent_body = await _asked(request, repeated, gateway.settings.max_body_bytes)
         asked = await gateway.documents.resolve(sent, access)
         context = _context(gateway, request, access)
         shown = _shown(request, context)
@@ -123,6 +133,7 @@ async def answer(
         status, body = await execute(
             schema, asked, context, queries_only=queries_only, shown=shown, rows=Rows.STRUCTS
         )
+    repeated.keep(sent_body, sent)
     return _whole(gateway, status, body, forms)
 
 
@@ -279,14 +290,16 @@ _STATUS_BY_REFUSAL: Final[Mapping[type[RequestRefused], int]] = {
 }
 
 
-async def _asked(request: Request, *, max_bytes: int) -> dict[str, Any]:
+async def _asked(request: Request, repeated: Repeated, max_bytes: int) -> tuple[Asked, bytes]:
+    """Return the decoded request, and its body as it came."""
     if request.method in _READING:
-        return _from_query(request.query_params)
+        return Asked(_from_query(request.query_params)), b""
     media_type, _, parameters = request.headers.get("content-type", "").partition(";")
     charset = parameters.strip().lower().removeprefix("charset=").strip('"')
     if media_type.strip().lower() != JSON or charset not in {"", "utf-8", "utf8"}:
         raise _UnsupportedMediaType
-    return decode_object(await read_body(request, max_bytes=max_bytes))
+    body = await read_body(request, max_bytes=max_bytes)
+    return repeated.find(body) or Asked(decode_object(body)), body
 
 
 def _from_query(parameters: Mapping[str, str]) -> dict[str, Any]:

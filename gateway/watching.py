@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
@@ -14,6 +14,7 @@ from gateway.logs import traced
 from gateway.metrics import Metrics
 from resolvers.context import RequestContext
 from resolvers.operations import Operation
+from sessions.inside import Inside
 from sessions.metering import Meter, current_meter, metering
 
 if TYPE_CHECKING:
@@ -84,15 +85,9 @@ class Watching:
             )
 
 
-@contextmanager
-def gathering() -> Iterator[Mapping[str, Any]]:
+def gathering() -> Inside[dict[str, Any]]:
     """Gather what the log line of a request says of the operation that is executed inside."""
-    members: dict[str, Any] = {}
-    token = _members.set(members)
-    try:
-        yield members
-    finally:
-        _members.reset(token)
+    return Inside(_members, {})
 
 
 def _named(operation: Operation) -> dict[str, Any]:

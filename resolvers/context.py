@@ -82,6 +82,10 @@ class Access(Protocol):
         """Which key it is; the same for as long as the key exists."""
 
     @property
+    def scopes(self) -> frozenset[str]:
+        """What it was given, as it was given; ``allows`` says what that comes to."""
+
+    @property
     def accounts(self) -> Mapping[str, str] | None:
         """A learner's own external ids by provider id; ``None`` for whoever is no learner."""
 
@@ -385,9 +389,6 @@ class RequestContext:
         failures: Providers that failed so far without failing the request.
         loaders: This request's batches.
         reading: How it reads providers.
-        last_import: The last run of a provider.
-        person_of: The person of an account.
-        matches_of: Who else an account may be.
     """
 
     access: Access
@@ -410,11 +411,15 @@ class RequestContext:
     watcher: OperationWatcher | None = None
     failures: list[SourceFailure] = field(default_factory=list)
     reading: Reading = field(init=False)
-    last_import: BatchLoader[str, ImportRun] = field(init=False, repr=False)
-    person_of: BatchLoader[ExternalKey, PersonRecord] = field(init=False, repr=False)
-    matches_of: BatchLoader[MatchesWanted, Sequence[MatchRecord]] = field(init=False, repr=False)
     _sessions: Sessions = field(init=False, repr=False)
     _loaders: Loaders | None = field(default=None, init=False, repr=False)
+    _last_import: BatchLoader[str, ImportRun] | None = field(default=None, init=False, repr=False)
+    _person_of: BatchLoader[ExternalKey, PersonRecord] | None = field(
+        default=None, init=False, repr=False
+    )
+    _matches_of: BatchLoader[MatchesWanted, Sequence[MatchRecord]] | None = field(
+        default=None, init=False, repr=False
+    )
     _providers_by_id: dict[str, Provider] | None = field(default=None, init=False, repr=False)
     _nested_rows: int = field(default=0, init=False, repr=False)
 
@@ -444,6 +449,27 @@ class RequestContext:
                 own=self.access.accounts,
             )
         return self._loaders
+
+    @property
+    def last_import(self) -> BatchLoader[str, ImportRun]:
+        """The last run of each provider."""
+        if self._last_import is None:
+            self._last_import = self._new_last_import()
+        return self._last_import
+
+    @property
+    def person_of(self) -> BatchLoader[ExternalKey, PersonRecord]:
+        """The person of each account."""
+        if self._person_of is None:
+            self._person_of = self._new_person_of()
+        return self._person_of
+
+    @property
+    def matches_of(self) -> BatchLoader[MatchesWanted, Sequence[MatchRecord]]:
+        """Who else each account may be."""
+        if self._matches_of is None:
+            self._matches_of = self._new_matches_of()
+        return self._matches_of
 
     def give_up(self) -> None:
         """End every call under way, at the end of the request, and let go of what was read."""
@@ -632,10 +658,7 @@ class RequestContext:
             find=self.get_provider,
             subject_of=self.subject_of,
         )
-        self._loaders = None
-        self.last_import = self._new_last_import()
-        self.person_of = self._new_person_of()
-        self.matches_of = self._new_matches_of()
+        self._loaders = self._last_import = self._person_of = self._matches_of = None
 
     def _new_last_import(self) -> BatchLoader[str, ImportRun]:
         async def fetch(_group: str, provider_ids: Sequence[str]) -> Mapping[str, ImportRun]:

@@ -436,6 +436,8 @@ def count_values(answer: object) -> int:
 
     Objects are dicts or structs, as they are executed.
     """
+    if isinstance(answer, Written):
+        return answer.values
     total = 0
     waiting: Sequence[Any] = [answer]
     while waiting:

@@ -31,11 +31,11 @@ from resolvers.context import RequestContext
 from resolvers.errors import BadInput, QuotaExceeded, RequestRefused
 from resolvers.operations import Operation, OperationKind
 from schema.costs import CostModel, DocumentCosts
-from schema.engine import Engine, Executed, Rows
+from schema.engine import Engine, Executed, Rows, Written
 from schema.errors import formatted_errors, internal_error, refusal
 from schema.incremental import Delivery, PartsExecutor, WholeExecutor
 from schema.limits import DocumentLimits, check_document, check_text, check_variables
-from schema.remembering import Recall, Remembered
+from schema.remembering import Asked, Prepared, Recall, Remembered, Repeated
 from schema.spending import Spending
 from schema.validation import validate
 from schema.visibility import check_introspection, sees_schema, without_suggestion
@@ -89,6 +89,7 @@ class GatewaySchema(strawberry.Schema):
         )
         self.engine = Engine(self._schema)
         self.remembered = Remembered(remembered_bytes)
+        self.repeated = Repeated()
 
 
 async def execute(
@@ -115,12 +116,30 @@ async def execute(
         when it, a variable or the request is wrong otherwise; 405 for a mutation where only
         queries are allowed; 500 for a fault of ours. Nothing is raised but cancellation.
     """
-    answers = _answers(schema, body, context, queries_only=queries_only, shown=shown, rows=rows)
-    async with aclosing(answers):
-        return await anext(answers)
+    with context.watched() as watched, Spending(context) as spending, _listening(shown) as choices:
+        try:
+            begun = await _execute(
+                schema,
+                body,
+                context,
+                watched,
+                spending,
+                queries_only=queries_only,
+                shown=shown,
+                rows=rows,
+                executor_class=WholeExecutor,
+            )
+            assert not isinstance(begun, Delivery)  # noqa: S101 - a ``WholeExecutor`` puts off nothing
+            status, answer = begun
+            watched.note_answer(answer)
+            return status, _showing(spending.noted(answer), shown, choices, spending)
+        except Exception as error:  # noqa: BLE001 - the mask: whatever it is, the caller sees an id only
+            return _failure(error, context, watched, spending, shown, choices)
+        finally:
+            context.give_up()
 
 
-def execute_in_parts(
+async def execute_in_parts(
     schema: strawberry.Schema,
     body: Mapping[str, Any],
     context: RequestContext,
@@ -134,9 +153,44 @@ def execute_in_parts(
     it false, tells what ``shown`` asks for. Arguments and statuses are those of ``execute``. All
     steps must be made in one ``contextvars.Context``.
     """
-    return _answers(
-        schema, body, context, queries_only=queries_only, shown=shown, executor_class=PartsExecutor
-    )
+    delivery = None
+    with context.watched() as watched, Spending(context) as spending, _listening(shown) as choices:
+        try:
+            begun = await _execute(
+                schema,
+                body,
+                context,
+                watched,
+                spending,
+                queries_only=queries_only,
+                shown=shown,
+                rows=Rows.DICTS,
+                executor_class=PartsExecutor,
+            )
+            if isinstance(begun, Delivery):
+                delivery = begun
+                yield _OK, spending.noted(delivery.first())
+                async for part in delivery.rest():
+                    spending.noted(part)
+                    if part["hasNext"]:
+                        yield _OK, part
+                    else:
+                        watched.note_answer(delivery.told)
+                        yield _OK, _showing(part, shown, choices, spending)
+            else:
+                status, answer = begun
+                watched.note_answer(answer)
+                yield status, _showing(spending.noted(answer), shown, choices, spending)
+        except Exception as error:  # noqa: BLE001 - the same mask
+            status, answer = _failure(error, context, watched, spending, shown, choices)
+            if delivery is None:
+                yield status, answer
+            else:
+                yield _OK, delivery.broken_off(answer["errors"])
+        finally:
+            if delivery is not None:
+                await delivery.cancel()
+            context.give_up()
 
 
 async def subscribe(
@@ -204,6 +258,11 @@ def explain(
     return plan.explained(source=source)
 
 
+def repeated_requests(schema: strawberry.Schema) -> Repeated:
+    """Return the requests that were answered from memory."""
+    return _own(schema).repeated
+
+
 def is_subscription(schema: strawberry.Schema, body: Mapping[str, Any]) -> bool:
     """Whether a request is a subscription; not when it is wrong, which executing it will say."""
     try:
@@ -220,61 +279,30 @@ class _Request:
     variables: dict[str, Any]
 
 
-async def _answers(
-    schema: strawberry.Schema,
-    body: Mapping[str, Any],
+def _listening(shown: Collection[Shown]) -> AbstractContextManager[Sequence[Choice]]:
+    return listening() if shown else _NOBODY_LISTENS
+
+
+_NOBODY_LISTENS: AbstractContextManager[Sequence[Choice]] = nullcontext(())
+
+
+def _failure(
+    error: Exception,
     context: RequestContext,
-    *,
-    queries_only: bool,
+    watched: Operation,
+    spending: Spending,
     shown: Collection[Shown],
-    rows: Rows = Rows.DICTS,
-    executor_class: type[_Executor] = WholeExecutor,
-) -> AsyncGenerator[Answer, None]:
-    delivery = None
-    listened: AbstractContextManager[Sequence[Choice]] = listening() if shown else nullcontext(())
-    with context.watched() as watched, Spending(context) as spending, listened as choices:
-        try:
-            begun = await _execute(
-                schema,
-                body,
-                context,
-                watched,
-                spending,
-                queries_only=queries_only,
-                shown=shown,
-                rows=rows,
-                executor_class=executor_class,
-            )
-            if isinstance(begun, Delivery):
-                delivery = begun
-                yield _OK, spending.noted(delivery.first())
-                async for part in delivery.rest():
-                    spending.noted(part)
-                    if part["hasNext"]:
-                        yield _OK, part
-                    else:
-                        watched.note_answer(delivery.told)
-                        yield _OK, _showing(part, shown, choices, spending)
-            else:
-                status, answer = begun
-                watched.note_answer(answer)
-                yield status, _showing(spending.noted(answer), shown, choices, spending)
-        except RequestRefused as error:
-            answer = {"errors": [refusal(error)]}
-            watched.note_answer(answer)
-            status = _TOO_MANY_REQUESTS if isinstance(error, QuotaExceeded) else _UNPROCESSABLE
-            yield status, _showing(answer, {Shown.COST} & {*shown}, choices, spending)
-        except Exception as error:  # noqa: BLE001 - the mask: whatever it is, the caller sees an id only
-            answer = {"errors": [internal_error(error, context)]}
-            watched.note_answer(answer)
-            if delivery is None:
-                yield _INTERNAL_ERROR, answer
-            else:
-                yield _OK, delivery.broken_off(answer["errors"])
-        finally:
-            if delivery is not None:
-                await delivery.cancel()
-            context.give_up()
+    choices: Sequence[Choice],
+) -> Answer:
+    """Return the answer to what was refused, or went wrong in a way that nobody expected."""
+    if not isinstance(error, RequestRefused):
+        answer = {"errors": [internal_error(error, context)]}
+        watched.note_answer(answer)
+        return _INTERNAL_ERROR, answer
+    answer = {"errors": [refusal(error)]}
+    watched.note_answer(answer)
+    status = _TOO_MANY_REQUESTS if isinstance(error, QuotaExceeded) else _UNPROCESSABLE
+    return status, _showing(answer, {Shown.COST} & {*shown}, choices, spending)
 
 
 async def _execute(
@@ -289,6 +317,12 @@ async def _execute(
     rows: Rows,
     executor_class: type[_Executor],
 ) -> Answer | Delivery:
+    remembered = _own(schema).remembered
+    may_be_remembered = rows is Rows.STRUCTS and not shown
+    prepared = body.prepared if isinstance(body, Asked) and may_be_remembered else None
+    recall = None if prepared is None else remembered.recall_prepared(prepared, context)
+    if prepared is not None and recall is not None and (found := await recall.find()) is not None:
+        return _repeated(prepared, found, watched, spending)
     request = _request_of(body)
     watched.document = request.query
     document, operation = _read(schema, request, context)
@@ -306,12 +340,19 @@ async def _execute(
     spending.estimate(document.costs, operation, request.variables)
     spending.begin()
     recall = None
-    if rows is Rows.STRUCTS and not shown and operation.operation is OperationType.QUERY:
-        recall = _own(schema).remembered.recall(
+    if may_be_remembered and operation.operation is OperationType.QUERY:
+        recall = remembered.recall(
             request.query, request.operation_name, request.variables, context
         )
         found = None if recall is None else await recall.find()
-        if found is not None:
+        if recall is not None and found is not None:
+            if isinstance(body, Asked):
+                body.prepared = Prepared(
+                    key=recall.key,
+                    kind=OperationKind.QUERY,
+                    name=watched.name,
+                    cost=spending.estimated,
+                )
             watched.executed_by = "memory"
             return _OK, {"data": found}
     return await _carried_out(
@@ -326,6 +367,15 @@ async def _execute(
         executor_class=executor_class,
         is_query=operation.operation is OperationType.QUERY,
     )
+
+
+def _repeated(prepared: Prepared, found: Written, watched: Operation, spending: Spending) -> Answer:
+    """Answer what was asked before, as it was then; it is watched and charged as any other."""
+    watched.document, watched.kind, watched.name = prepared.key[0], prepared.kind, prepared.name
+    spending.estimated = prepared.cost
+    spending.begin()
+    watched.executed_by = "memory"
+    return _OK, {"data": found}
 
 
 async def _carried_out(

@@ -25,7 +25,8 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from resolvers.caching import Basis
-from resolvers.context import RequestContext, Scope
+from resolvers.context import Access, RequestContext
+from resolvers.operations import OperationKind
 from schema.costs import count_values
 from schema.engine import Written, pieces_of
 from storage.errors import StorageError
@@ -34,9 +35,10 @@ from storage.records import Provider
 _LONGEST_SECONDS: Final = 60.0
 _CURSOR_SHARE: Final = 100
 _ANSWER_BYTES: Final = 2_000
-_SCOPES: Final = tuple(Scope)
+_MAX_REQUESTS: Final = 500
+_MAX_REQUEST_BYTES: Final = 4_000
 
-Key: TypeAlias = tuple[str, str | None, bytes, str, tuple[Scope, ...]]
+Key: TypeAlias = tuple[str, str | None, bytes, str, frozenset[str]]
 """Document, operation, variables, the caller's key and what it may do."""
 
 
@@ -56,6 +58,62 @@ class _Answer:
     icons: int
     until: float
     size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What was found out of a request whose answer is remembered, and holds when it comes again.
+
+    Attributes:
+        key: Of the answer.
+        kind: Of the operation.
+        cost: What it is estimated at, which is not too much.
+    """
+
+    key: Key
+    kind: OperationKind
+    name: str | None
+    cost: int
+
+    def is_of(self, access: Access) -> bool:
+        """Whether it was found out for the same key, with the same scopes."""
+        return self.key[3:] == (access.key_id, access.scopes)
+
+
+class Asked(dict[str, Any]):
+    """A request as it was decoded, which nobody changes.
+
+    Attributes:
+        prepared: What was found out of it, if it was answered from memory.
+    """
+
+    __slots__ = ("prepared",)
+
+    def __init__(self, decoded: Mapping[str, Any]) -> None:
+        super().__init__(decoded)
+        self.prepared: Prepared | None = None
+
+
+class Repeated:
+    """Requests whose answers are remembered, by their bodies as they came: those used last."""
+
+    def __init__(self) -> None:
+        self._asked: OrderedDict[bytes, Asked] = OrderedDict()
+
+    def find(self, body: bytes) -> Asked | None:
+        """Return the request that has this body, if it is known."""
+        asked = self._asked.get(body)
+        if asked is not None:
+            self._asked.move_to_end(body)
+        return asked
+
+    def keep(self, body: bytes, asked: Asked) -> None:
+        """Keep a request whose answer is remembered, unless its body is long or there is none."""
+        if asked.prepared is None or not 0 < len(body) <= _MAX_REQUEST_BYTES:
+            return
+        self._asked[body] = asked
+        if len(self._asked) > _MAX_REQUESTS:
+            self._asked.popitem(last=False)
 
 
 class Remembered:
@@ -88,9 +146,13 @@ class Remembered:
         except OverflowError:
             return None
         access = context.access
-        scopes = tuple(filter(access.allows, _SCOPES))
-        key = (document, operation, given, access.key_id, scopes)
-        return Recall(self, key, context)
+        return Recall(self, (document, operation, given, access.key_id, access.scopes), context)
+
+    def recall_prepared(self, prepared: Prepared, context: RequestContext) -> Recall | None:
+        """Return the same for a request of which all is known; ``None`` if that is for others."""
+        if not prepared.is_of(context.access) or context.acts_for_users or context.cache is None:
+            return None
+        return Recall(self, prepared.key, context)
 
     def get(self, key: Key) -> _Answer | None:
         """Return what is remembered, whether it still stands or not."""
@@ -116,17 +178,17 @@ class Remembered:
 
 
 class Recall:
-    """One request's place among the remembered answers."""
+    """One request's place among the remembered answers, which its ``key`` names."""
 
     def __init__(self, remembered: Remembered, key: Key, context: RequestContext) -> None:
+        self.key = key
         self._remembered = remembered
-        self._key = key
         self._context = context
         self._icons = context.icons_known
 
     async def find(self) -> Written | None:
         """Return the data of the answer, if one is remembered that still stands."""
-        answer = self._remembered.get(self._key)
+        answer = self._remembered.get(self.key)
         if answer is None:
             return None
         try:
@@ -142,9 +204,9 @@ class Recall:
             and cache.still_stands(answer.basis)
         )
         if not stands:
-            self._remembered.forget(self._key)
+            self._remembered.forget(self.key)
             return None
-        self._remembered.note_use(self._key)
+        self._remembered.note_use(self.key)
         return answer.written
 
     async def keep(self, data: Any) -> Any:
@@ -154,7 +216,7 @@ class Recall:
             return data
         longest = min(_LONGEST_SECONDS, self._context.limits.cursor_seconds / _CURSOR_SHARE)
         until = monotonic() + longest
-        size = _ANSWER_BYTES + len(self._key[0]) + basis.size_bytes
+        size = _ANSWER_BYTES + len(self.key[0]) + basis.size_bytes
         pieces: list[bytes] = []
         for piece in pieces_of(data):
             if pieces:
@@ -171,7 +233,7 @@ class Recall:
             until=until,
             size=size,
         )
-        self._remembered.put(self._key, answer)
+        self._remembered.put(self.key, answer)
         return answer.written
 
     async def _providers(self) -> Sequence[Provider]:

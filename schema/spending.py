@@ -21,11 +21,15 @@ class Spending:
 
     Args:
         context: Of the request; its key is charged.
+
+    Attributes:
+        estimated: What it costs at most.
     """
 
     def __init__(self, context: RequestContext) -> None:
         self._context = context
-        self._limit = self._estimated = self._actual = 0
+        self.estimated = 0
+        self._limit = self._actual = 0
         self._is_answered = False
         self._charge: Charge | None = None
 
@@ -36,7 +40,7 @@ class Spending:
     def __exit__(self, *_error: object) -> None:
         """Charge what it came to instead of the estimate."""
         if self._charge is not None:
-            self._charge.actual = self._actual if self._is_answered else self._estimated
+            self._charge.actual = self._actual if self._is_answered else self.estimated
             self._charge.settle()
 
     def estimate(
@@ -51,12 +55,12 @@ class Spending:
             RequestLimitExceeded: That is more than one operation may cost.
         """
         self._limit = costs.model.max_cost
-        self._estimated = costs.estimate(operation, variables)
-        if 0 < self._limit < self._estimated:
+        self.estimated = costs.estimate(operation, variables)
+        if 0 < self._limit < self.estimated:
             path, part = costs.costliest(operation, variables)
             path = path or "its own fields"
             raise RequestLimitExceeded(
-                f"The operation is estimated at a cost of {self._estimated}, and {self._limit} is"
+                f"The operation is estimated at a cost of {self.estimated}, and {self._limit} is"
                 f" the most one may cost; {part} of it is for {path}: ask for fewer rows, or for"
                 " fewer fields of each",
                 limit="cost",
@@ -65,7 +69,7 @@ class Spending:
     def again(self) -> Spending:
         """Return the account of another event with the same estimate."""
         other = Spending(self._context)
-        other._limit, other._estimated = self._limit, self._estimated
+        other._limit, other.estimated = self._limit, self.estimated
         return other
 
     def begin(self) -> None:
@@ -76,7 +80,7 @@ class Spending:
         """
         if self._context.quotas is not None:
             key_id = self._context.access.key_id
-            self._charge = self._context.quotas.begin(key_id, cost=self._estimated)
+            self._charge = self._context.quotas.begin(key_id, cost=self.estimated)
 
     def noted(self, answer: dict[str, Any]) -> dict[str, Any]:
         """Count what is in the answer, or in a part of it, and return it."""
@@ -89,7 +93,7 @@ class Spending:
     def told(self) -> Mapping[str, int | None]:
         """Return it as callers are shown it."""
         return {
-            "estimated": self._estimated,
+            "estimated": self.estimated,
             "actual": self._actual,
             "limit": self._limit or None,
         }

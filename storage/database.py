@@ -306,7 +306,9 @@ class KeptReads(Generic[K, T]):
         Raises:
             StorageError: The database could not answer; the next caller asks again.
         """
-        kept = self._kept.setdefault(key, _Kept())
+        kept = self._kept.get(key)
+        if kept is None:
+            kept = self._kept[key] = _Kept()
         self._kept.move_to_end(key)
         if len(self._kept) > self._most:
             self._kept.popitem(last=False)

@@ -88,6 +88,22 @@ async def test_other_variables_scopes_and_keys_have_answers_of_their_own(
     assert {error["extensions"]["code"] for error in without["errors"]} == {"FORBIDDEN"}
 
 
+async def test_a_request_known_by_its_body_is_another_keys_own_and_is_watched_as_ever(
+    gateway: RunningGateway,
+) -> None:
+    named = NESTED.replace("query (", "query Again (")
+    for _ in range(4):
+        await asked(gateway, named, first=5)
+    users_only = await gateway.key("read:users")
+    without = (await asked(gateway, named, users_only, first=5)).json()
+    written = (await gateway.get("/metrics")).text
+
+    assert await from_memory(gateway) == 2
+    assert without["data"]["users"]["nodes"][0]["enrollments"] is None
+    operations = [line for line in written.splitlines() if "operation_seconds_count{" in line]
+    assert sum(float(line.split()[-1]) for line in operations) == 5
+
+
 async def test_what_is_no_longer_so_is_not_given_again(gateway: RunningGateway) -> None:
     for _ in range(2):
         await asked(gateway, NESTED, first=5)

@@ -19,6 +19,7 @@ from simulators.kolibri.state import Kolibri
 USERS = "query ($first: Int = 5) { users(first: $first) { nodes { id roles { value } } } }"
 COST = {"Gateway-Debug": "cost"}
 OF_FIVE = 1 + 5 * (1 + 1 + 3 * 2)
+OF_FIVE_ROWS = 1 + 5 * (1 + 1 + 2)  # each has one role
 
 
 @contextlib.asynccontextmanager
@@ -74,6 +75,14 @@ async def test_an_operation_estimated_too_high_is_not_executed(tmp_path: Path) -
         ],
         "extensions": {"cost": {"estimated": 49, "actual": 0, "limit": 41}},
     }
+
+
+async def test_a_request_that_comes_again_is_charged_each_time(tmp_path: Path) -> None:
+    most = OF_FIVE + 6 * OF_FIVE_ROWS + 1  # six are charged what they came to, and one may begin
+    async with _school(tmp_path, max_key_cost=str(most), max_age_seconds="600") as gateway:
+        sent = [await gateway.client.post("/graphql", json={"query": USERS}) for _ in range(8)]
+
+    assert [answer.status_code for answer in sent] == [200] * 7 + [429]
 
 
 async def test_a_key_that_has_used_its_minute_is_told_when_to_come_again(tmp_path: Path) -> None:

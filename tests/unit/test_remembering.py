@@ -1,10 +1,11 @@
-"""How much of answers is remembered."""
+"""How much of answers is remembered, and of what asked for them."""
 
 from math import inf
 
 from resolvers.caching import Basis
+from resolvers.operations import OperationKind
 from schema.engine import Written
-from schema.remembering import Remembered, _Answer
+from schema.remembering import Asked, Key, Prepared, Remembered, Repeated, _Answer
 
 
 def an_answer(size: int) -> _Answer:
@@ -15,7 +16,7 @@ def an_answer(size: int) -> _Answer:
 
 def test_no_more_is_remembered_than_there_is_room_for_and_what_was_used_last_stays() -> None:
     remembered = Remembered(1_000)
-    keys = [(f"query {number}", None, b"", "key", ()) for number in range(12)]
+    keys: list[Key] = [(f"query {number}", None, b"", "key", frozenset()) for number in range(12)]
 
     for key in keys:
         remembered.put(key, an_answer(300))
@@ -28,7 +29,7 @@ def test_no_more_is_remembered_than_there_is_room_for_and_what_was_used_last_sta
 
 def test_an_answer_takes_the_place_of_the_one_before() -> None:
     remembered = Remembered(1_000)
-    key = ("query", None, b"", "key", ())
+    key: Key = ("query", None, b"", "key", frozenset())
 
     remembered.put(key, an_answer(300))
     remembered.put(key, an_answer(200))
@@ -36,3 +37,33 @@ def test_an_answer_takes_the_place_of_the_one_before() -> None:
     remembered.forget(key)
 
     assert (held, remembered.held_bytes) == (200, 0)
+
+
+def a_request(*, is_prepared: bool = True) -> Asked:
+    asked = Asked({"query": "{ users }"})
+    if is_prepared:
+        key: Key = ("{ users }", None, b"", "key", frozenset())
+        asked.prepared = Prepared(key=key, kind=OperationKind.QUERY, name=None, cost=1)
+    return asked
+
+
+def test_a_request_is_known_again_by_its_body_once_it_was_answered_from_memory() -> None:
+    repeated = Repeated()
+    known = a_request()
+
+    repeated.keep(b"known", known)
+    repeated.keep(b"executed", a_request(is_prepared=False))
+    repeated.keep(b"l" * 4_001, a_request())
+    repeated.keep(b"", a_request())  # of a GET
+
+    assert repeated.find(b"known") is known
+    assert [repeated.find(body) for body in (b"executed", b"l" * 4_001, b"")] == [None] * 3
+
+
+def test_of_requests_those_used_last_are_known() -> None:
+    repeated = Repeated()
+    for number in range(502):
+        repeated.keep(b"%d" % number, a_request())
+        repeated.find(b"0")
+
+    assert [number for number in range(5) if repeated.find(b"%d" % number)] == [0, 3, 4]
