@@ -28,7 +28,7 @@ from resolvers.lists import DEFAULT_FIRST
 from resolvers.loaders import Outcomes, Soon, after
 from schema import global_ids
 from schema.costs import PAGE, ListSize
-from schema.engine import Spread, batched, reads
+from schema.engine import Spread, View, batched, reads
 from schema.enums import ErrorCode, error_code
 from schema.global_ids import encoded
 from schema.health import ProviderHealth
@@ -117,18 +117,10 @@ def shared(outcomes: Soon[Outcomes[S]], convert: Callable[[S], R]) -> list[R | N
 
 
 def spread(
-    outcomes: Soon[Outcomes[S]],
-    distinct: Iterable[str],
-    keys: Sequence[str],
-    convert: Callable[[S], R],
-) -> list[R | None]:
-    """Return, for each of many keys, what came of the distinct ones, converted once."""
-
-    def by_key(found: list[R | None]) -> Spread:
-        return Spread(dict(zip(distinct, found, strict=True)), keys)
-
-    made = cast("Soon[list[R | None]]", converted(outcomes, convert))  # as it is, unless awaited
-    return cast("list[R | None]", after(made, by_key))  # as in ``converted``
+    outcomes: Soon[Outcomes[S]], distinct: Iterable[str], keys: Sequence[str]
+) -> Soon[Spread]:
+    """Return, for each of many keys, what came of the distinct ones."""
+    return after(outcomes, lambda found: Spread(dict(zip(distinct, found, strict=True)), keys))
 
 
 def records_of(parents: Iterable[_Recorded[S]]) -> list[S]:
@@ -137,9 +129,10 @@ def records_of(parents: Iterable[_Recorded[S]]) -> list[S]:
 
 
 _record_of: Callable[[Any], Any] = attrgetter("record")
-_external_id_of: Callable[[Any], str] = attrgetter("record.external_id")
-_user_id_of: Callable[[Enrollment], str] = attrgetter("record.user_id")
-_course_id_of: Callable[[Enrollment], str] = attrgetter("record.course_id")
+_external_id_of: Callable[[records.User | records.Course], str] = attrgetter("external_id")
+_user_id_of: Callable[[records.Enrollment], str] = attrgetter("user_id")
+_course_id_of: Callable[[records.Enrollment], str] = attrgetter("course_id")
+_provider_id_of_record: Callable[[Any], str] = attrgetter("provider_id")
 provider_id_of: Callable[[Any], str] = attrgetter("record.provider_id")
 """Tells whose an object is: what hangs on it is read by provider."""
 
@@ -848,7 +841,7 @@ def _providers_of(parents: Sequence[_Recorded[_OfProvider]], info: GatewayInfo) 
 
 
 def _enrollments_of_users(
-    parents: Sequence[User],
+    parents: Sequence[records.User],
     info: GatewayInfo,
     filter: Annotated[  # noqa: A002 - the argument's name in the API
         EnrollmentFilter | None, strawberry.argument(description="Which ones.")
@@ -858,12 +851,12 @@ def _enrollments_of_users(
 ) -> list[EnrollmentConnection | None]:
     found = roster.enrollments_of_users(
         info.context,
-        provider_id_of(parents[0]),
+        parents[0].provider_id,
         [*map(_external_id_of, parents)],
         filter=EnrollmentFilter.record_of(filter),
         page=lists.PageArguments(first=DEFAULT_FIRST if first is None else first, after=after),
     )
-    return converted(found, EnrollmentConnection)
+    return cast("list[EnrollmentConnection | None]", found)  # the engine shows them
 
 
 def _activity_of_users(
@@ -903,7 +896,7 @@ def _matches_of_users(
 
 
 @strawberry.type(description="An account at one provider. Null always means not reported.")
-class User(Node):
+class User(Node, View):
     """An account at one provider."""
 
     __slots__ = ("record",)
@@ -968,8 +961,10 @@ class User(Node):
     enrollments = batched(
         _enrollments_of_users,
         lasting=True,
-        apart=provider_id_of,
+        apart=_provider_id_of_record,
         every_place=True,
+        takes_records=True,
+        gives_records=True,
         description="The user's enrollments, in an order that stays the same; null while the"
         " provider is down or when it no longer knows the user.",
         directives=[PAGE],
@@ -1030,7 +1025,7 @@ def _icon_assets(parents: Sequence[Course], info: GatewayInfo) -> list[Asset | N
 
 
 def _enrollments_of_courses(
-    parents: Sequence[Course],
+    parents: Sequence[records.Course],
     info: GatewayInfo,
     filter: Annotated[  # noqa: A002 - the argument's name in the API
         EnrollmentFilter | None, strawberry.argument(description="Which ones.")
@@ -1040,12 +1035,12 @@ def _enrollments_of_courses(
 ) -> list[EnrollmentConnection | None]:
     found = roster.enrollments_of_courses(
         info.context,
-        provider_id_of(parents[0]),
+        parents[0].provider_id,
         [*map(_external_id_of, parents)],
         filter=EnrollmentFilter.record_of(filter),
         page=lists.PageArguments(first=DEFAULT_FIRST if first is None else first, after=after),
     )
-    return converted(found, EnrollmentConnection)
+    return cast("list[EnrollmentConnection | None]", found)  # the engine shows them
 
 
 def _sections_of_courses(
@@ -1059,7 +1054,7 @@ def _sections_of_courses(
     description="What users of one provider enroll in: a Kolibri channel or classroom, a Canvas"
     " course. Null always means not reported."
 )
-class Course(Node):
+class Course(Node, View):
     """What users of one provider enroll in."""
 
     __slots__ = ("record",)
@@ -1112,8 +1107,10 @@ class Course(Node):
     enrollments = batched(
         _enrollments_of_courses,
         lasting=True,
-        apart=provider_id_of,
+        apart=_provider_id_of_record,
         every_place=True,
+        takes_records=True,
+        gives_records=True,
         description="Enrollments in the course, in an order that stays the same; null while the"
         " provider is down or when it no longer knows the course.",
         directives=[PAGE],
@@ -1140,20 +1137,22 @@ class Course(Node):
         return cls(record)
 
 
-def _users_of_enrollments(parents: Sequence[Enrollment], info: GatewayInfo) -> list[User | None]:
+def _users_of_enrollments(
+    parents: Sequence[records.Enrollment], info: GatewayInfo
+) -> list[User | None]:
     user_ids = [*map(_user_id_of, parents)]
     distinct = dict.fromkeys(user_ids)
-    found = roster.users_of(info.context, provider_id_of(parents[0]), distinct)
-    return spread(found, distinct, user_ids, User)
+    found = roster.users_of(info.context, parents[0].provider_id, distinct)
+    return cast("list[User | None]", spread(found, distinct, user_ids))  # the engine shows them
 
 
 def _courses_of_enrollments(
-    parents: Sequence[Enrollment], info: GatewayInfo
+    parents: Sequence[records.Enrollment], info: GatewayInfo
 ) -> list[Course | None]:
     course_ids = [*map(_course_id_of, parents)]
     distinct = dict.fromkeys(course_ids)
-    found = roster.courses_of(info.context, provider_id_of(parents[0]), distinct)
-    return spread(found, distinct, course_ids, Course)
+    found = roster.courses_of(info.context, parents[0].provider_id, distinct)
+    return cast("list[Course | None]", spread(found, distinct, course_ids))  # likewise
 
 
 def _section_of_enrollments(
@@ -1177,7 +1176,7 @@ def _milestones_of_enrollments(
 
 
 @strawberry.type(description="One user's place in one course. Null always means not reported.")
-class Enrollment(Node):
+class Enrollment(Node, View):
     """One user's place in one course."""
 
     __slots__ = ("record",)
@@ -1212,13 +1211,19 @@ class Enrollment(Node):
     user = batched(
         _users_of_enrollments,
         lasting=True,
-        apart=provider_id_of,
+        apart=_provider_id_of_record,
+        may_repeat=True,
+        takes_records=True,
+        gives_records=True,
         description="Who; null while the provider is down or when it no longer knows the user.",
     )
     course = batched(
         _courses_of_enrollments,
         lasting=True,
-        apart=provider_id_of,
+        apart=_provider_id_of_record,
+        may_repeat=True,
+        takes_records=True,
+        gives_records=True,
         description="In what; null while the provider is down or when it no longer knows it.",
     )
     section = batched(
@@ -1280,21 +1285,17 @@ class UserEdge:
 
 
 @strawberry.type(description="A page of users.")
-class UserConnection:
+class UserConnection(View):
     """A page of users."""
 
     __slots__ = ("record",)
 
     total_count: int | None = reads("record.total_count", description=_TOTAL_COUNT)
+    nodes: list[User] = reads("record.nodes", view=User, description=_NODES)
     record: strawberry.Private[paging.Connection[records.User]]
 
     def __init__(self, record: paging.Connection[records.User]) -> None:
         self.record = record
-
-    @strawberry.field(description=_NODES)
-    def nodes(self) -> list[User]:
-        """Return the rows."""
-        return [*map(User, self.record.nodes)]
 
     @strawberry.field(description=_EDGES)
     def edges(self) -> list[UserEdge]:
@@ -1329,21 +1330,17 @@ class CourseEdge:
 
 
 @strawberry.type(description="A page of courses.")
-class CourseConnection:
+class CourseConnection(View):
     """A page of courses."""
 
     __slots__ = ("record",)
 
     total_count: int | None = reads("record.total_count", description=_TOTAL_COUNT)
+    nodes: list[Course] = reads("record.nodes", view=Course, description=_NODES)
     record: strawberry.Private[paging.Connection[records.Course]]
 
     def __init__(self, record: paging.Connection[records.Course]) -> None:
         self.record = record
-
-    @strawberry.field(description=_NODES)
-    def nodes(self) -> list[Course]:
-        """Return the rows."""
-        return [*map(Course, self.record.nodes)]
 
     @strawberry.field(description=_EDGES)
     def edges(self) -> list[CourseEdge]:
@@ -1378,21 +1375,17 @@ class EnrollmentEdge:
 
 
 @strawberry.type(description="A page of enrollments.")
-class EnrollmentConnection:
+class EnrollmentConnection(View):
     """A page of enrollments."""
 
     __slots__ = ("record",)
 
     total_count: int | None = reads("record.total_count", description=_TOTAL_COUNT)
+    nodes: list[Enrollment] = reads("record.nodes", view=Enrollment, description=_NODES)
     record: strawberry.Private[paging.Connection[records.Enrollment]]
 
     def __init__(self, record: paging.Connection[records.Enrollment]) -> None:
         self.record = record
-
-    @strawberry.field(description=_NODES)
-    def nodes(self) -> list[Enrollment]:
-        """Return the rows."""
-        return [*map(Enrollment, self.record.nodes)]
 
     @strawberry.field(description=_EDGES)
     def edges(self) -> list[EnrollmentEdge]:

@@ -7,7 +7,7 @@ it is about. How it works, and how to look into it: docs/engine.md.
 
 from __future__ import annotations
 
-from schema.engine.batches import LASTING, Spread, batched, reads
+from schema.engine.batches import LASTING, Spread, View, batched, reads
 from schema.engine.executing import Engine, Executed
 from schema.engine.plans import Row, Rows
 from schema.engine.writing import Written, pieces_of
@@ -19,6 +19,7 @@ __all__ = [
     "Row",
     "Rows",
     "Spread",
+    "View",
     "Written",
     "batched",
     "pieces_of",

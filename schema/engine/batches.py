@@ -15,11 +15,15 @@ from operator import attrgetter
 from typing import Any, Final, TypeAlias, get_args, get_origin
 
 import strawberry
+from graphql import GraphQLNamedType, Undefined, get_named_type
 from strawberry.types import Info
 
 _LIST: Final = re.compile(r"(?:\w+\.)*(?:list|List|Sequence)\[(.*)\]", re.DOTALL)
 _BATCHED: Final = "batched"
 _READ: Final = "read"
+_RECORDS: Final = "records"
+_STRAWBERRY: Final = "strawberry-definition"
+RECORD: Final = "record"
 
 Apart: TypeAlias = Callable[[Any], object]
 """Tells a parent's batch; those of different batches are loaded by calls of their own."""
@@ -69,6 +73,17 @@ class Spread(Sequence[Any]):
         return map(self.values.__getitem__, self.keys)
 
 
+class View:
+    """An object of the API that shows one record, and knows nothing else.
+
+    Its constructor takes the record alone, and holds it as ``record``. Where a field gives records
+    in place of views, a plan reads them as they are, and makes views for those fields only that
+    are resolved by one.
+    """
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Batching:
     """How a batched field is loaded.
@@ -76,10 +91,14 @@ class Batching:
     Attributes:
         apart: Whose parents are loaded apart; ``None`` when all are loaded together.
         every_place: Whether a parent is given as often as it stands in the answer, and not once.
+        may_repeat: Whether a parent may be given more than once.
+        takes_records: Whether parents are given as the records that they show.
     """
 
     apart: Apart | None = None
     every_place: bool = False
+    may_repeat: bool = False
+    takes_records: bool = False
 
 
 LASTING: Final[Mapping[Any, Any]] = {"lasting": True}
@@ -95,6 +114,9 @@ def batched(
     *,
     apart: Apart | None = None,
     every_place: bool = False,
+    may_repeat: bool = False,
+    takes_records: bool = False,
+    gives_records: bool = False,
     lasting: bool = False,
     **options: Any,
 ) -> Any:
@@ -108,6 +130,11 @@ def batched(
             differs are loaded by calls of their own, and none waits for those of another.
         every_place: Give a parent as often as it stands in the answer: for a loader that has to
             know how much comes to be in it.
+        may_repeat: Some parents may be given more than once: for a loader to which that is no more
+            work, and that spares everybody the search for those that are the same.
+        takes_records: Parents are ``View``s, and ``load`` and ``apart`` are given their records.
+        gives_records: The field's type is a ``View``, or a list of them, and ``load`` gives
+            records in their places.
         lasting: As a field with the metadata ``LASTING``.
         **options: Given to ``strawberry.field``, such as the description.
 
@@ -123,7 +150,9 @@ def batched(
     def resolve(self: Any, info: Info[Any, Any], **arguments: Any) -> Any:
         if isinstance(self, Parents):
             return load(self.rows, info, **arguments)
-        return _joined(load, None if apart is None else apart(self), self, info, arguments)
+        parent = self.record if takes_records else self
+        found = _joined(load, None if apart is None else apart(parent), parent, info, arguments)
+        return _viewed_later(found, info) if gives_records else found
 
     parents, info, *arguments = inspect.signature(load).parameters.values()
     of_one = [
@@ -140,15 +169,17 @@ def batched(
     resolve.__name__ = load.__name__
     resolve.__module__ = load.__module__
     resolve.__doc__ = load.__doc__
-    metadata = {_BATCHED: Batching(apart, every_place), **(LASTING if lasting else {})}
+    batching = Batching(apart, every_place, may_repeat or every_place, takes_records)
+    metadata = {_BATCHED: batching, _RECORDS: gives_records, **(LASTING if lasting else {})}
     return strawberry.field(resolver=resolve, metadata=metadata, **options)
 
 
-def reads(path: str, **options: Any) -> Any:
+def reads(path: str, *, view: type[View] | None = None, **options: Any) -> Any:
     """Return a Strawberry field that is an attribute of something its object holds.
 
     Args:
         path: Names with dots between, such as ``record.title``; read from left to right.
+        view: The field's type, or that of its items, where what is read are records.
         **options: Given to ``strawberry.field``, such as the description.
 
     The field's type is the annotation beside it. A plan reads it where it makes the row, as it
@@ -162,10 +193,11 @@ def reads(path: str, **options: Any) -> Any:
     read = attrgetter(path)
 
     def resolve(self: Any) -> Any:
-        return read(self)
+        return read(self) if view is None else viewed(view, read(self))
 
     del resolve.__annotations__["return"]  # the annotation beside the field is its type
-    return strawberry.field(resolver=resolve, metadata={_READ: path}, **options)
+    metadata = {_READ: path, _RECORDS: view is not None}
+    return strawberry.field(resolver=resolve, metadata=metadata, **options)
 
 
 def batching_of(metadata: Mapping[Any, Any]) -> Batching | None:
@@ -182,6 +214,38 @@ def path_read(metadata: Mapping[Any, Any]) -> str:
     """Return the path that a Strawberry field of this metadata reads; empty if it does not."""
     path: str = metadata.get(_READ, "")
     return path
+
+
+def gives_records(metadata: Mapping[Any, Any]) -> bool:
+    """Whether a Strawberry field of this metadata gives records in the places of views."""
+    return bool(metadata.get(_RECORDS))
+
+
+def view_of(object_type: GraphQLNamedType) -> type[View] | None:
+    """Return the class of a type whose objects are views; ``None`` if they are not."""
+    definition = object_type.extensions.get(_STRAWBERRY)
+    origin = getattr(definition, "origin", None)
+    return origin if isinstance(origin, type) and issubclass(origin, View) else None
+
+
+def viewed(view: Callable[[Any], Any], found: Any) -> Any:
+    """Return what was found, with views in the places of records; errors and nulls are left."""
+    if type(found) in {list, tuple}:
+        return [viewed(view, one) for one in found]
+    if found is None or found is Undefined or isinstance(found, BaseException):
+        return found
+    return view(found)
+
+
+def _viewed(found: Any, info: Info[Any, Any]) -> Any:
+    """Return the same where a field is executed object by object."""
+    view = view_of(get_named_type(info._raw_info.return_type))  # noqa: SLF001 - Strawberry gives no other way to the type
+    assert view is not None  # noqa: S101 - as ``gives_records`` promises
+    return viewed(view, found)
+
+
+async def _viewed_later(found: Awaitable[Any], info: Info[Any, Any]) -> Any:
+    return _viewed(await found, info)
 
 
 def aligned(found: Any, parents: Sequence[Any]) -> Sequence[Any]:

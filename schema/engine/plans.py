@@ -35,7 +35,16 @@ from graphql.execution.collect_fields import FieldDetails, collect_fields
 from strawberry.types.base import StrawberryObjectDefinition
 from strawberry.types.field import StrawberryField
 
-from schema.engine.batches import Batching, batching_of, is_lasting, path_read
+from schema.engine.batches import (
+    RECORD,
+    Batching,
+    View,
+    batching_of,
+    gives_records,
+    is_lasting,
+    path_read,
+    view_of,
+)
 
 _STRAWBERRY: Final = "strawberry-definition"
 _MAX_INT: Final = 2**31
@@ -154,6 +163,7 @@ class Field:
     """A field of a block.
 
     Attributes:
+        view: What shows the records that it gives; ``None`` when it gives objects.
         is_inline: Whether it is read where the row is made.
         is_placeless: Whether what comes of it is the same wherever its object stands.
     """
@@ -168,6 +178,7 @@ class Field:
     attribute: str = ""
     method: Callable[[Any], Any] | None = None
     batching: Batching | None = None
+    view: type[View] | None = None
     is_lasting: bool = True
     is_inline: bool = False
     is_placeless: bool = False
@@ -198,15 +209,20 @@ class Block:
     is_lasting: bool
     make: Callable[..., Any]
 
-    @property
-    def source(self) -> str:
-        """Of ``rows``."""
-        return _Writer().of_many(self)
+    def source(self, view: type[View] | None = None) -> str:
+        """Return the text of ``rows``, or with a view of ``rows_of_records``."""
+        return _Writer(view).of_many(self)
 
     @cached_property
     def rows(self) -> Callable[..., list[Any]]:
         """Makes the answer's objects out of objects and their fetched columns; raises Surprise."""
         writer = _Writer()
+        return writer.compiled(writer.of_many(self))
+
+    @cached_property
+    def rows_of_records(self) -> Callable[..., list[Any]]:
+        """Makes them out of the records that the objects would show."""
+        writer = _Writer(view_of(self.object_type))
         return writer.compiled(writer.of_many(self))
 
     @cached_property
@@ -309,17 +325,31 @@ class Plan:
         found = Field(key, name, parent_type, details, definition, shape, How.RESOLVER)
         _find_how(found)
         inner = shape.innermost
+        self._find_view(found, inner)
         if inner.kind is Kind.OBJECT:
             below = self.block_of(found, inner.type, executor)
             inlinable = not below.fetched and self.admission_of(inner.type).is_by_class
         else:
             inlinable = inner.kind is Kind.LEAF
         can_be_read = found.how is How.TYPENAME or (
-            found.how is How.ATTRIBUTE and all(map(_is_name, found.attribute.split(".")))
+            found.how is How.ATTRIBUTE
+            and found.view is None
+            and all(map(_is_name, found.attribute.split(".")))
         )
         found.is_inline = can_be_read and inlinable
         found.is_placeless = self._is_placeless(found)
         return found
+
+    def _find_view(self, found: Field, inner: Shape) -> None:
+        """Find what shows the records that a field gives, if it does."""
+        defined = found.definition.extensions.get(_STRAWBERRY)
+        if found.name == "__typename" or not gives_records(getattr(defined, "metadata", {})):
+            return
+        view = view_of(inner.type) if inner.kind is Kind.OBJECT else None
+        if view is not None and inner.admission is not None and inner.admission.knows(view):
+            found.view = view
+        else:  # its resolver makes the objects
+            found.how, found.batching, found.attribute = How.RESOLVER, None, ""
 
     def _is_placeless(self, found: Field) -> bool:
         if found.how is How.RESOLVER or (found.batching is not None and found.batching.every_place):
@@ -366,6 +396,11 @@ def is_awaitable_class(cls: type) -> bool:
 
 def _is_plain(cls: type) -> bool:
     return not is_awaitable_class(cls) and cls not in {NoneType, type(Undefined), Raised}
+
+
+def is_record_class(cls: type) -> bool:
+    """Whether objects of a class may be records, and are nothing that has a meaning by itself."""
+    return _is_plain(cls) and not issubclass(cls, BaseException) and cls not in {list, tuple}
 
 
 def _bases_by_strawberry(object_type: GraphQLObjectType) -> tuple[type, ...]:
@@ -502,11 +537,15 @@ class _Writer:
 
     What objects hold whose fields are all attributes is made in the same function, down to a few
     levels; in lists, and further down, it is made by a function of its own.
+
+    Args:
+        view: What shows the objects, when they are records.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, view: type[View] | None = None) -> None:
         self._globals: dict[str, Any] = {"Surprise": Surprise}
         self._variables = 0
+        self._view = view
 
     def of_many(self, block: Block) -> str:
         """Return the text of a function that takes objects, and a column for each field fetched."""
@@ -542,23 +581,32 @@ class _Writer:
         """Return lines that read and check what an object holds, and the expression of its row."""
         values: list[str] = []
         lines: list[str] = []
-        holders: dict[str, str] = {}
+        holders = {"" if depth or self._view is None else RECORD: of}
         for place, found in enumerate(block.fields):
             value = f"v{place}" if not depth else self._variable()
             if place not in block.fetched and found.how is How.TYPENAME:
                 value = repr(block.object_type.name)
             elif place not in block.fetched:
                 holder, _, attribute = found.attribute.rpartition(".")
-                if holder and holder not in holders:
-                    holders[holder] = self._variable()
-                    lines.append(f"{holders[holder]} = {of}.{holder}")
-                lines.append(f"{value} = {holders.get(holder, of)}.{attribute}")
+                lines.append(f"{value} = {self._held(holder, holders, lines)}.{attribute}")
                 lines.extend(self._checked(found.shape, value, found, depth))
             values.append(value)
         if isinstance(block.make, type):
             return lines, f"{self._named('make', block.make)}({', '.join(values)})"
         pairs = zip(block.fields, values, strict=True)
         return lines, f"{{{', '.join(f'{found.key!r}: {value}' for found, value in pairs)}}}"
+
+    def _held(self, path: str, holders: dict[str, str], lines: list[str]) -> str:
+        """Return the variable of what is at a path, which is read once."""
+        if path not in holders:
+            if path:
+                above, _, attribute = path.rpartition(".")
+                made = f"{self._held(above, holders, lines)}.{attribute}"
+            else:
+                made = f"{self._named('view', self._view)}({holders[RECORD]})"
+            holders[path] = self._variable()
+            lines.append(f"{holders[path]} = {made}")
+        return holders[path]
 
     def _variable(self) -> str:
         self._variables += 1
@@ -672,15 +720,17 @@ def _list_check(*, nonnull: bool) -> Callable[[Any], bool]:
     return is_list
 
 
-def _explained(block: Block, place: str, depth: int, *, source: bool) -> Iterator[str]:
+def _explained(
+    block: Block, place: str, depth: int, *, source: bool, view: type[View] | None = None
+) -> Iterator[str]:
     indent = "  " * depth
     way = "rows from columns" if block.fetched else "rows from objects alone"
     yield f"{indent}{place}: {way}"
     if source:
-        yield from (f"{indent}    | {line}" for line in block.source.splitlines())
+        yield from (f"{indent}    | {line}" for line in block.source(view).splitlines())
     for found in block.fields:
         alias = "" if found.key == found.name else f" = {found.name}"
         how = f"{found.how} in the row" if found.is_inline else f"column by {found.how}"
         yield f"{indent}  {found.key}{alias}: {found.definition.type}, {how}"
         for name, below in found._blocks.items():  # noqa: SLF001 - a field's blocks are the plan's
-            yield from _explained(below, name, depth + 2, source=source)
+            yield from _explained(below, name, depth + 2, source=source, view=found.view)

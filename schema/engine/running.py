@@ -20,6 +20,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import accumulate, chain
 from operator import attrgetter
 from types import NoneType
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -37,7 +38,7 @@ from graphql.execution import Executor
 from graphql.pyutils import Path, is_async_iterable, is_awaitable, is_iterable
 from graphql.pyutils import inspect as inspected
 
-from schema.engine.batches import Parents, Spread, aligned
+from schema.engine.batches import RECORD, Batching, Parents, Spread, View, aligned, viewed
 from schema.engine.plans import (
     Admission,
     Block,
@@ -48,9 +49,13 @@ from schema.engine.plans import (
     Raised,
     Shape,
     is_awaitable_class,
+    is_record_class,
 )
 
 _SLICE: Final = 512
+_SAMPLE: Final = 256
+_OF_RECORD: Final = f"{RECORD}."
+_record_of: Final = attrgetter(RECORD)
 _TURN_SECONDS: Final = 0.005
 _LISTS: Final = frozenset({list, tuple})
 _IMMUTABLE: Final = (str, int, float, bool, NoneType)
@@ -92,9 +97,10 @@ class _Drained(NamedTuple):
 
 
 class _Run:
-    """A block being executed for some objects."""
+    """A block being executed for some objects, or for the records that a view would show."""
 
     __slots__ = (
+        "_objects",
         "are_distinct",
         "block",
         "columns",
@@ -103,6 +109,7 @@ class _Run:
         "path_at",
         "rows",
         "then",
+        "view",
         "waiting",
     )
 
@@ -114,9 +121,12 @@ class _Run:
         then: Then,
         *,
         are_distinct: bool,
+        view: type[View] | None,
     ) -> None:
         self.block = block
         self.rows = rows
+        self.view: Any = view
+        self._objects: Sequence[Any] | None = rows if view is None else None
         self.are_distinct = are_distinct
         self.path_at = path_at
         self.then = then
@@ -124,6 +134,35 @@ class _Run:
         self.waiting = 1
         self.flawed = False
         self.fast = True
+
+    @property
+    def objects(self) -> Sequence[Any]:
+        """The objects, made when a field is resolved by them."""
+        if self._objects is None:
+            self._objects = list(map(self.view, self.rows))
+        return self._objects
+
+    def parents_of(self, batching: Batching | None) -> Sequence[Any] | None:
+        """Return what a batched field is loaded for; ``None`` if that cannot be told."""
+        if batching is None or not batching.takes_records:
+            return self.objects
+        if self.view is not None:
+            return self.rows
+        try:
+            return list(map(_record_of, self.rows))
+        except Exception:  # noqa: BLE001 - found out object by object
+            return None
+
+    @property
+    def make_rows(self) -> Callable[..., list[Any]]:
+        """Makes the answer's rows out of ``rows``."""
+        return self.block.rows if self.view is None else self.block.rows_of_records
+
+    def read(self, path: str) -> tuple[Callable[[Any], Any], Sequence[Any]]:
+        """Return what reads an attribute, and from which things."""
+        if self.view is not None and path.startswith(_OF_RECORD):
+            return attrgetter(path.removeprefix(_OF_RECORD)), self.rows
+        return attrgetter(path), self.objects
 
 
 class _Parts:
@@ -233,12 +272,13 @@ class Execution:
         then: Then,
         *,
         are_distinct: bool = False,
+        view: type[View] | None = None,
     ) -> None:
-        """Execute a block for some objects, of which none may be there twice."""
+        """Execute a block for some objects, or for the records that a view would show."""
         if not rows:
             then([], False)
             return
-        run = _Run(block, rows, path_at, then, are_distinct=are_distinct)
+        run = _Run(block, rows, path_at, then, are_distinct=are_distinct, view=view)
         self._fetch_each(run, block.fetched)
         self._settle_run(run)
 
@@ -257,14 +297,14 @@ class Execution:
         self, field: Field, shape: Shape, raws: list[Any], path_at: PathAt, then: Then
     ) -> None:
         """Execute a block once for each object, where the same ones come again and again."""
-        block = self._plan.block_of(field, shape.type, self._executor)
-        if not block.is_placeless:
-            self._start(block, raws, path_at, then)
-            return
-        if len(set(map(id, raws))) == len(raws):
-            self._start(block, raws, path_at, then, are_distinct=True)
+        block, view = self._plan.block_of(field, shape.type, self._executor), field.view
+        if not block.is_placeless or (shape is not field.shape and _seem_distinct(raws)):
+            self._start(block, raws, path_at, then, view=view)
             return
         ids = list(map(id, raws))
+        if len(set(ids)) == len(ids):
+            self._start(block, raws, path_at, then, are_distinct=True, view=view)
+            return
         distinct = dict(zip(ids, raws, strict=True))
 
         def spread(outs: list[Any], flawed: bool) -> None:  # noqa: FBT001 - as every Then
@@ -278,6 +318,7 @@ class Execution:
             lambda place: path_at(ids.index(keys[place])),
             spread,
             are_distinct=True,
+            view=view,
         )
 
     def _fetch_each(self, run: _Run, places: Sequence[int]) -> None:
@@ -310,17 +351,18 @@ class Execution:
             run.flawed |= flawed
             self._settle_run(run)
 
-        if field.how is How.BATCHED:
-            self._load(field, run.rows, path_at, finish, are_distinct=run.are_distinct)
+        parents = run.parents_of(field.batching) if field.how is How.BATCHED else None
+        if parents is not None:
+            self._load(field, parents, path_at, finish, are_distinct=run.are_distinct)
             return
 
         def settle(raws: list[Any]) -> None:
             self._settle(field, field.shape, raws, path_at, finish)
 
         if field.method is not None and len(run.rows) > _SLICE:
-            self._call(field.method, run.rows, [], settle)
+            self._call(field.method, run.objects, [], settle)
         else:
-            settle(self._resolved(field, run.rows, path_at))
+            settle(self._resolved(field, run, path_at))
 
     def _settle_run(self, run: _Run) -> None:
         """Put a block's rows together, once all of its columns are there."""
@@ -332,7 +374,7 @@ class Execution:
                 self._work.append(partial(self._build, run, []))
                 return
             try:
-                outs = run.block.rows(run.rows, *_given(run))
+                outs = run.make_rows(run.rows, *_given(run))
             except Exception:  # noqa: BLE001 - whatever surprises, the exact way tells what it is
                 self._redo(run)
             else:
@@ -351,7 +393,7 @@ class Execution:
         """Make one slice of a long list's rows."""
         here = slice(len(outs), len(outs) + _SLICE)
         try:
-            outs += run.block.rows(run.rows[here], *(given[here] for given in _given(run)))
+            outs += run.make_rows(run.rows[here], *(given[here] for given in _given(run)))
         except Exception:  # noqa: BLE001 - as in _settle_run
             self._redo(run)
             return
@@ -385,18 +427,17 @@ class Execution:
         else:
             then(raws)
 
-    def _resolved(
-        self, field: Field, rows: Sequence[Any], path_at: Callable[[int], Path]
-    ) -> list[Any]:
+    def _resolved(self, field: Field, run: _Run, path_at: Callable[[int], Path]) -> list[Any]:
         """Return a column as its field resolves it."""
         if field.how is How.TYPENAME:
-            return [field.parent_type.name] * len(rows)
+            return [field.parent_type.name] * len(run.rows)
         if field.how is How.ATTRIBUTE:
-            read = attrgetter(field.attribute)
+            read, holders = run.read(field.attribute)
             try:
-                return list(map(read, rows))
+                return list(map(read, holders))
             except Exception:  # noqa: BLE001 - found out object by object
-                return _called_each(read, rows)
+                return _called_each(read, holders)
+        rows = run.objects
         if field.method is not None:
             return _called_each(field.method, rows)
         resolve = field.definition.resolve or self._executor.field_resolver
@@ -464,7 +505,7 @@ class Execution:
         assert resolve is not None  # noqa: S101 - a batched field has one
         ids: list[int] = []
         parents = rows
-        if not are_distinct and not (field.batching is not None and field.batching.every_place):
+        if not are_distinct and not (field.batching is not None and field.batching.may_repeat):
             ids = list(map(id, rows))
             parents = [*dict(zip(ids, rows, strict=True)).values()]
 
@@ -525,9 +566,10 @@ class Execution:
         self, field: Field, shape: Shape, raws: list[Any], path_at: PathAt, then: Then
     ) -> None:
         """Complete a column, now what is there, and what is promised when it arrives."""
-        promised = self._promised(raws)
+        kinds = set(map(type, raws))
+        promised = self._promised(raws, kinds)
         if not promised:
-            self._complete(field, shape, raws, path_at, then)
+            self._complete(field, shape, raws, path_at, then, kinds=kinds)
             return
         parts = _Parts(len(raws), then)
 
@@ -545,8 +587,8 @@ class Execution:
             self._complete(field, shape, [raws[place] for place in ready], at, parts.part(ready))
         parts.end()
 
-    def _promised(self, raws: Sequence[Any]) -> list[int]:
-        kinds = set(map(type, raws)) - self._not_awaitable
+    def _promised(self, raws: Sequence[Any], kinds: set[type]) -> list[int]:
+        kinds = kinds - self._not_awaitable
         doubtful = {kind for kind in kinds if is_awaitable_class(kind)}
         self._not_awaitable |= kinds - doubtful
         if not doubtful:
@@ -587,13 +629,21 @@ class Execution:
     # Completing
 
     def _complete(
-        self, field: Field, shape: Shape, raws: list[Any], path_at: PathAt, then: Then
+        self,
+        field: Field,
+        shape: Shape,
+        raws: list[Any],
+        path_at: PathAt,
+        then: Then,
+        *,
+        kinds: set[type] | None = None,
     ) -> None:
-        """Make a column what the answer holds."""
-        kinds = set(map(type, raws))
+        """Make a column what the answer holds; ``kinds`` are its classes, if they are known."""
+        kinds = set(map(type, raws)) if kinds is None else kinds
         if shape.kind is Kind.OBJECT and shape.admission is not None:
             there = kinds if shape.nonnull else kinds - {NoneType}
-            if all(map(shape.admission.knows, there)):
+            knows = shape.admission.knows if field.view is None else is_record_class
+            if all(map(knows, there)):
                 start = self._start_distinct
                 if len(there) < len(kinds):
                     start = self._start_those_there
@@ -605,6 +655,8 @@ class Execution:
         elif shape.kind is Kind.LEAF and _is_ready(shape, kinds, raws):
             then(raws, False)
             return
+        if field.view is not None:
+            raws = [_shown(field.view, shape, raw) for raw in raws]
         parts = _Parts(len(raws), then)
         left = [
             place for place, raw in enumerate(raws) if not _is_told(field, shape, place, raw, parts)
@@ -668,18 +720,16 @@ class Execution:
     ) -> None:
         assert shape.of is not None  # noqa: S101 - it is a list
         item_shape = shape.of
-        items: list[Any] = []
-        ends: list[int] = []
         failures: dict[int, Exception] = {}
-        for place, raw in enumerate(raws):
-            if type(raw) in {list, tuple}:
-                items.extend(raw)
-            else:
-                drained = _drained(field, raw)
-                items.extend(drained.items)
-                if drained.failure is not None:
-                    failures[place] = drained.failure
-            ends.append(len(items))
+        lists = raws
+        if not set(map(type, raws)) <= _LISTS:
+            drained = [_drained(field, raw) for raw in raws]
+            lists = [one.items for one in drained]
+            failures = {
+                place: one.failure for place, one in enumerate(drained) if one.failure is not None
+            }
+        items = list(chain.from_iterable(lists))
+        ends = list(accumulate(map(len, lists)))
 
         def item_path_at(place: int) -> Path:
             owner = bisect_right(ends, place)
@@ -687,13 +737,13 @@ class Execution:
 
         def finish(outs: list[Any], flawed: bool) -> None:  # noqa: FBT001 - as every Then
             begins = [0, *ends[:-1]]
-            lists = [outs[begin:end] for begin, end in zip(begins, ends, strict=True)]
+            made = [outs[begin:end] for begin, end in zip(begins, ends, strict=True)]
             if not flawed and not failures:
-                then(lists, False)
+                then(made, False)
                 return
             exact = [
                 _exact_list(field, item_shape, found, failures.get(place))
-                for place, found in enumerate(lists)
+                for place, found in enumerate(made)
             ]
             then(exact, any(type(out) is _Flaw for out in exact))
 
@@ -842,6 +892,21 @@ def _outcome(future: asyncio.Future[Any]) -> Any:
     return future.result()
 
 
+def _seem_distinct(raws: list[Any]) -> bool:
+    """Whether none of many items comes again, as far as some of them tell."""
+    if len(raws) < 2 * _SAMPLE:
+        return False
+    some = raws[:: len(raws) // _SAMPLE]
+    return len(set(map(id, some))) == len(some)
+
+
+def _shown(view: type[View], shape: Shape, raw: Any) -> Any:
+    """Return a view of a record; of a list, each item is shown when its turn comes."""
+    if type(raw) is Raised or (shape.kind is Kind.LIST and type(raw) in _LISTS):
+        return raw
+    return viewed(view, raw)
+
+
 def _all_known(admission: Admission, raws: Sequence[Any]) -> bool:
     return all(map(admission.knows, set(map(type, raws))))
 
@@ -926,6 +991,8 @@ def _drained(field: Field, raw: Any) -> _Drained:
     """Return what can be iterated over as a list."""
     if type(raw) is _Drained:
         return raw
+    if type(raw) in _LISTS:
+        return _Drained(raw, None)
     if type(raw) is Raised:
         return _Drained([], raw.error)
     if not is_iterable(raw):

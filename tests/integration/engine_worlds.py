@@ -17,7 +17,7 @@ import sys
 import types
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Annotated, Any, Optional, Union
 
@@ -37,7 +37,8 @@ from strawberry.schema.config import StrawberryConfig
 from strawberry.types import Info
 
 from schema.costs import count_values
-from schema.engine import Engine, Rows, Spread, Written, batched, pieces_of, reads
+from schema.engine import Engine, Rows, Spread, View, Written, batched, pieces_of, reads
+from schema.engine.batches import viewed
 
 DOCUMENTS_PER_WORLD = 20
 DATA_PER_DOCUMENT = 25
@@ -68,6 +69,10 @@ class Type:
     name: str = ""
     of: Type | None = None
 
+    @property
+    def innermost(self) -> Type:
+        return self if self.of is None else self.of.innermost
+
     def annotation(self) -> str:
         inner = self.name if self.of is None else f"list[{self.of.annotation()}]"
         return f"Optional[{inner}]" if self.nullable else inner
@@ -78,6 +83,9 @@ class FieldSpec:
     name: str
     type: Type
     how: str
+    gives_records: bool = False
+    takes_records: bool = False
+    may_repeat: bool = False
 
     @property
     def graphql_name(self) -> str:
@@ -92,6 +100,7 @@ class TypeSpec:
     interfaces: list[str] = field(default_factory=list)
     asks: bool = False
     slots: bool = False
+    views: bool = False
 
 
 class Promise:
@@ -163,6 +172,9 @@ class World:
             in_union = any(spec.name in names for names in self.unions.values())
             spec.asks = rng.random() < 0.25 and not in_union
             spec.fields = [self._field(spec.name, n) for n in range(rng.randint(2, 6))]
+            spec.views = rng.random() < 0.5 and not spec.asks and not spec.interfaces
+        for place, spec in enumerate(self.objects):
+            spec.fields = [self._of_records(found, spec, place) for found in spec.fields]
         self.query = TypeSpec("Query", [self._field("Query", n) for n in range(rng.randint(3, 6))])
 
     def fields_of(self, name: str) -> list[FieldSpec]:
@@ -203,6 +215,22 @@ class World:
             return FieldSpec(name, Type(nullable=False, name="str"), how)
         return FieldSpec(name, self._type(2), how)
 
+    def _of_records(self, found: FieldSpec, owner: TypeSpec, place: int) -> FieldSpec:
+        """Return a field as one that takes and gives records, where it can."""
+        how = "read" if owner.views and found.how == "attribute" else found.how
+        viewed_types = [
+            spec.name
+            for number, spec in enumerate(self.objects)
+            if spec.views and (how in BATCHED or (how == "read" and number < place))
+        ]
+        return replace(
+            found,
+            how=how,
+            gives_records=found.type.innermost.name in viewed_types and self.rng.random() < 0.7,
+            takes_records=how in BATCHED and owner.views and self.rng.random() < 0.7,
+            may_repeat=self.rng.random() < 0.3,
+        )
+
     def _type(self, lists: int) -> Type:
         rng = self.rng
         nullable = rng.random() < 0.55
@@ -231,13 +259,17 @@ class Values:
         if rng.random() < self.world.faults / 2:
             error = rng.choice([ValueError("resolver"), GraphQLError("resolver"), KeyError("k")])
             raise error
-        return self.value(rng, spec.type, depth=2, promises=not self.calm_world)
+        records = spec.gives_records
+        promises = not self.calm_world and not records
+        return self.value(rng, spec.type, depth=2, promises=promises, records=records)
 
     @property
     def calm_world(self) -> bool:
         return self.world.calm_by_nature
 
-    def value(self, rng: Random, kind: Type, *, depth: int, promises: bool) -> Any:
+    def value(
+        self, rng: Random, kind: Type, *, depth: int, promises: bool, records: bool = False
+    ) -> Any:
         if rng.random() < self.world.faults:
             return self._fault(rng, depth, promises=promises)
         if promises and rng.random() < 0.05:
@@ -247,13 +279,13 @@ class Values:
         if kind.nullable and rng.random() < 0.15:
             return None
         if kind.of is not None:
-            return self._list(rng, kind.of, depth, promises=promises)
-        return self._named(rng, kind.name, depth)
+            return self._list(rng, kind.of, depth, promises=promises, records=records)
+        return self._named(rng, kind.name, depth, records=records)
 
-    def _list(self, rng: Random, kind: Type, depth: int, *, promises: bool) -> Any:
+    def _list(self, rng: Random, kind: Type, depth: int, *, promises: bool, records: bool) -> Any:
         most = 3 if depth > 0 else 1
         items = [
-            self.value(rng, kind, depth=depth, promises=promises)
+            self.value(rng, kind, depth=depth, promises=promises, records=records)
             for _ in range(rng.randint(0, most))
         ]
         if items and rng.random() < 0.1:
@@ -261,7 +293,7 @@ class Values:
         roll = rng.random()
         if roll < 0.75:
             return items
-        if roll < 0.82:
+        if roll < 0.82 or records:
             return tuple(items)
         if roll < 0.86:
             return deque(items)
@@ -276,7 +308,7 @@ class Values:
             return Lazy(items, broken=broken)
         return Stream(items, broken=broken)
 
-    def _named(self, rng: Random, name: str, depth: int) -> Any:
+    def _named(self, rng: Random, name: str, depth: int, *, records: bool) -> Any:
         if name in {"str", "ID"}:
             return rng.choice(["a", "ü", "", "long " * 3, "0"])
         if name == "int":
@@ -295,17 +327,22 @@ class Values:
         possible = self.world.possible(name)
         if not possible:
             return None
-        return self.instance(rng, rng.choice(possible), depth)
+        return self.instance(rng, rng.choice(possible), depth, as_record=records)
 
-    def instance(self, rng: Random, name: str, depth: int) -> Any:
+    def instance(self, rng: Random, name: str, depth: int, *, as_record: bool = False) -> Any:
         made: Any = object.__new__(self.classes[name])
-        made._seed = rng.randint(0, 10**9)
-        made.held = types.SimpleNamespace()
+        held = types.SimpleNamespace()
+        if self.world.spec(name).views:
+            made.record = held
+            held._seed = rng.randint(0, 10**9)
+        else:
+            made._seed = rng.randint(0, 10**9)
+            made.held = held
         inner = Random(made._seed)
         for spec in self.world.fields_of(name):
             if spec.how not in {"attribute", "read"}:
                 continue
-            holder = made if spec.how == "attribute" else made.held
+            holder = made if spec.how == "attribute" else held
             if self.world.faults and inner.random() < self.world.faults / 4:
                 continue  # a missing attribute
             kind = spec.type
@@ -313,10 +350,11 @@ class Values:
                 shallow: Any = [] if kind.of is not None else None
                 setattr(holder, spec.name, shallow)
                 continue
-            promises = not self.calm_world and inner.random() < 0.1
-            value = self.value(inner, kind, depth=depth - 1, promises=promises)
+            records = spec.gives_records
+            promises = not self.calm_world and inner.random() < 0.1 and not records
+            value = self.value(inner, kind, depth=depth - 1, promises=promises, records=records)
             setattr(holder, spec.name, value)
-        return made
+        return held if as_record else made
 
     def _fault(self, rng: Random, depth: int, *, promises: bool) -> Any:
         roll = rng.randint(0, 11)
@@ -402,12 +440,26 @@ def _class(spec: TypeSpec, bases: tuple[type, ...], values: Values, module: str)
             annotations[found.name] = found.type.annotation()
         elif found.how == "read" and spec.name != "Query":
             annotations[found.name] = found.type.annotation()
-            body[found.name] = reads(f"held.{found.name}")
+            path = f"{'record' if spec.views else 'held'}.{found.name}"
+            view = values.classes[found.type.innermost.name] if found.gives_records else None
+            body[found.name] = reads(path, view=view)
         else:
             body[found.name] = _resolver(found, values, module)
+    if spec.views:
+        body.update(__init__=_hold, _seed=property(_seed_of_record))
+        bases = (*bases, View)
     if spec.asks:
         body["is_type_of"] = classmethod(_asker(values))
     return type(spec.name, bases, body)
+
+
+def _hold(self: Any, record: Any) -> None:
+    self.record = record
+
+
+def _seed_of_record(self: Any) -> int:
+    seed: int = self.record._seed
+    return seed
 
 
 def _asker(values: Values) -> Callable[..., Any]:
@@ -492,13 +544,21 @@ def _resolver(spec: FieldSpec, values: Values, module: str) -> Any:
 
         load.__annotations__ = {"return": f"list[{spec.type.annotation()}]"}
         load.__module__ = module
+        records: dict[str, Any] = {
+            "gives_records": spec.gives_records,
+            "takes_records": spec.takes_records,
+            "may_repeat": spec.may_repeat,
+        }
         if how == "batched apart":
-            return batched(load, apart=lambda parent: getattr(parent, "_seed", 0) % 3)
-        return batched(load, every_place=how == "batched for every place")
+            return batched(load, apart=lambda parent: getattr(parent, "_seed", 0) % 3, **records)
+        return batched(load, every_place=how == "batched for every place", **records)
     else:
 
         def resolve_simply(self: Any) -> Any:
-            return values.of(self, spec)
+            found = values.of(self.record if spec.takes_records else self, spec)
+            if spec.gives_records:
+                return viewed(values.classes[spec.type.innermost.name], found)
+            return found
 
         resolve = resolve_simply
     if how != "path":

@@ -76,7 +76,7 @@ async def test_an_administrator_sees_by_which_plan_a_query_was_executed(
             "Query: rows from columns",
             "  users: UserConnection, column by resolver",
             "    UserConnection: rows from columns",
-            "      nodes: [User!]!, column by method",
+            "      nodes: [User!]!, column by attribute",
             "        User: rows from objects alone",
             "          displayName: String!, attribute in the row",
             "          roles: [Role!]!, attribute in the row",
@@ -189,5 +189,5 @@ def test_fields_of_ours_are_what_the_engine_takes_them_for() -> None:
 
     ways = [line.rpartition(", ")[2] for line in plan.splitlines()]
     assert ways.count("attribute in the row") == 9
-    assert ways.count("column by method") == 2
+    assert ways.count("column by attribute") == 2
     assert ways.count("column by resolver") == 2

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strawberry.types import Info
 
-from schema.engine import Engine, Executed, Rows, batched, pieces_of
+from schema.engine import Engine, Executed, Rows, Spread, View, batched, pieces_of, reads
 from schema.engine.executing import _MAX_PLANS
 
 LONG = 20_000
@@ -92,8 +92,74 @@ class Query:
         return [Row(number=number) for number in range(LONG)]
 
     @strawberry.field
+    def library(self, size: int = 3) -> Copies:
+        """Return as many copies, the first of them twice."""
+        _views_made.clear()
+        books = ("Emma", "")
+        copies = [CopyRecord(number, books[number % 2], ("Ada",)) for number in range(size)]
+        return Copies(held=[*copies, *copies[:1]])
+
+    @strawberry.field
     def wrong_rows(self) -> list[Row]:
         return [Row(number=number) for number in (1, "two", 3)]  # type: ignore[arg-type]  # the point
+
+
+@dataclass(frozen=True)
+class CopyRecord:
+    """A copy of a book: which one, and who has it."""
+
+    number: int
+    book: str
+    readers: tuple[str, ...] = ()
+
+
+async def _load_books(parents: Sequence[CopyRecord], info: Info[Calls, None]) -> list[Title | None]:
+    info.context.loads.append([str(parent.number) for parent in parents])
+    return Spread({"": None, "Emma": "Emma"}, [parent.book for parent in parents])  # type: ignore[return-value]  # the engine shows them
+
+
+@strawberry.type
+class Title(View):
+    text: str = reads("record")
+    record: strawberry.Private[str]
+
+    def __init__(self, record: str) -> None:
+        self.record = record
+
+
+_views_made: list[CopyRecord] = []
+
+
+@strawberry.type
+class Copy(View):
+    number: int = reads("record.number")
+    label: str = reads("written")
+    readers: list[Title] = reads("record.readers", view=Title)
+    record: strawberry.Private[CopyRecord]
+    book = batched(_load_books, takes_records=True, gives_records=True, may_repeat=True, apart=type)
+
+    def __init__(self, record: CopyRecord) -> None:
+        _views_made.append(record)
+        self.record = record
+
+    @property
+    def written(self) -> str:
+        return f"copy {self.record.number}"
+
+    @strawberry.field
+    def doubled(self) -> int:
+        return 2 * self.record.number
+
+
+@strawberry.type
+class Copies:
+    copies: list[Copy] = reads("held", view=Copy)
+    first: Copy | None = reads("one", view=Copy)
+    held: strawberry.Private[list[CopyRecord]]
+
+    @property
+    def one(self) -> CopyRecord | None:
+        return self.held[0] if self.held else None
 
 
 @strawberry.type
@@ -159,6 +225,57 @@ async def test_random_operations_are_answered_as_graphql_core_answers_them() -> 
     assert total.with_errors > 100
     assert total.with_promises > 300
     assert total.redone > 100
+
+
+async def test_random_operations_are_answered_alike_in_slices_of_two(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("schema.engine.running._SLICE", 2)
+    monkeypatch.setattr("schema.engine.running._SAMPLE", 1)
+    total = Tally()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as above
+        for seed in range(10, 20):
+            total.add(await compare_world(seed, documents=4, data=5))
+
+    assert total.failures == []
+    assert total.operations == 200
+
+
+@pytest.mark.parametrize(("size", "loaded"), [(3, 3), (LONG, LONG + 1)])
+async def test_records_are_read_without_views_where_no_field_needs_them(
+    size: int, loaded: int
+) -> None:
+    calls, engine = Calls(), an_engine()
+    text = "query Q($size: Int!) { library(size: $size) { copies { number book { text } readers"
+    text += " { text } } first { number } } }"
+
+    found = await executed(engine, text, calls, Rows.STRUCTS, size=size)
+    told = msgspec.json.decode(msgspec.json.encode(data_of(found)))
+    made_by_plan = len(_views_made)
+    by_core: Any = an_executor(parse(text), calls, size=size).execute_operation()
+    expected = (await by_core).data
+
+    assert (found.fallback, found.redone, made_by_plan) == ("", 0, 0)
+    assert told == expected
+    assert told["library"]["copies"][0] == {
+        "number": 0,
+        "book": {"text": "Emma"},
+        "readers": [{"text": "Ada"}],
+    }
+    assert told["library"]["copies"][1]["book"] is None
+    assert [len(load) for load in calls.loads] == [loaded, size + 1]
+
+
+@pytest.mark.parametrize("field", ["label", "doubled", "number label doubled"])
+async def test_views_are_made_once_for_fields_that_are_resolved_by_them(field: str) -> None:
+    found = await executed(an_engine(), f"{{ library {{ copies {{ {field} }} }} }}")
+
+    wanted = {"label": "copy 1", "doubled": 2, "number": 1}
+    assert data_of(found)["library"]["copies"][1] == {key: wanted[key] for key in field.split()}
+    assert len(_views_made) <= 2 * 3
+    assert found.redone == 0
 
 
 async def test_a_batched_field_is_loaded_by_one_call_with_each_parent_once() -> None:
