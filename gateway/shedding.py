@@ -18,6 +18,7 @@ from starlette.types import Scope as AsgiScope
 from gateway.admission import Admission, Refused, Slot
 from gateway.graphql_http import refusal
 from gateway.problems import SAFE_HEADERS, AnswerCutShort, Interrupted, problem, request_id_of
+from sessions.timeouts import Timeouts
 
 _MAX_KNOWN_KEYS: Final = 4096
 STRANGERS: Final = ""
@@ -60,6 +61,7 @@ class LoadShedding:
         self._body_seconds = body_seconds
         self._stream_seconds = stream_seconds
         self._keys: OrderedDict[bytes, str] = OrderedDict()
+        self._timeouts = Timeouts()
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Answer, or refuse to."""
@@ -82,6 +84,7 @@ class LoadShedding:
                 receive,
                 send,
                 slot,
+                self._timeouts,
                 body_seconds=self._body_seconds,
                 stream_seconds=self._stream_seconds,
             )
@@ -111,6 +114,7 @@ class _Exchange:
         receive: Receive,
         send: Send,
         slot: Slot,
+        timeouts: Timeouts,
         *,
         body_seconds: float,
         stream_seconds: float,
@@ -121,6 +125,7 @@ class _Exchange:
         self._receive = receive
         self._send = send
         self._slot = slot
+        self._timeouts = timeouts
         self._has_body = False
         self._body_seconds = body_seconds
         self._body_ends_at = time.monotonic() + body_seconds
@@ -133,7 +138,7 @@ class _Exchange:
         if self._has_body:
             return await self._receive()
         try:
-            async with asyncio.timeout(self._body_ends_at - time.monotonic()):
+            with self._timeouts.within(self._body_ends_at - time.monotonic()):
                 message = await self._receive()
         except TimeoutError:
             raise Interrupted(_too_slow(self._scope, self._body_seconds)) from None
@@ -151,7 +156,7 @@ class _Exchange:
             await self._send(message)
             return
         try:
-            async with asyncio.timeout(self._ends_at - time.monotonic()):
+            with self._timeouts.within(self._ends_at - time.monotonic()):
                 await self._send(message)
         except TimeoutError:
             raise AnswerCutShort("The caller did not read the answer in time") from None

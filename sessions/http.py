@@ -42,7 +42,6 @@ from email.utils import parsedate_to_datetime
 from functools import cache, lru_cache
 from http import HTTPStatus
 from math import ceil
-from types import TracebackType
 from typing import Protocol, TypeVar
 from urllib.parse import quote_plus, unquote, urljoin
 
@@ -73,6 +72,7 @@ from sessions.resilience import (
     ResilienceTerms,
     Turn,
 )
+from sessions.timeouts import Timeouts
 from sessions.tracing import CallSpan, OutgoingCall, Tracer
 
 T = TypeVar("T")
@@ -295,6 +295,8 @@ class ProviderHttp:
             observer=watcher,
         )
         self._budget = _RetryBudget(ratio=limits.retry_ratio, floor=limits.retry_floor)
+        self._timeouts = Timeouts()
+        self._now = asyncio.get_running_loop().time
         self._closed = False
 
     @classmethod
@@ -430,7 +432,7 @@ class ProviderHttp:
             ) from None
         call = _Call(
             request=request,
-            path=template or _template(request.path),
+            path=template or _template(request.url.partition("?")[0]),
             max_body_bytes=self._limits.max_body_bytes
             if max_body_bytes is None
             else max_body_bytes,
@@ -440,8 +442,8 @@ class ProviderHttp:
         )
         seconds = self.seconds_left(total_seconds)
         try:
-            async with asyncio.timeout(seconds) as limit:
-                return await self._answer(call, ends_at=limit.when())
+            with self._timeouts.within(seconds) as limit:
+                return await self._answer(call, ends_at=limit.ends_at)
         except TimeoutError as error:
             raise self._late(seconds) from error
 
@@ -462,8 +464,8 @@ class ProviderHttp:
         """
         seconds = self.seconds_left(total_seconds)
         try:
-            async with asyncio.timeout(seconds) as limit:
-                return await self._followed(url, max_body_bytes, ends_at=limit.when())
+            with self._timeouts.within(seconds) as limit:
+                return await self._followed(url, max_body_bytes, ends_at=limit.ends_at)
         except (TimeoutError, ProviderUnavailable, ProviderRateLimited) as error:
             raise FileUnavailable(
                 f"A file at {_target(url, base=self._origin)} cannot be had now",
@@ -541,7 +543,8 @@ class ProviderHttp:
         self, method: str, url: str, *, content: bytes | None, headers: dict[str, str]
     ) -> _Request:
         for name, value in headers.items():
-            if not (value.isascii() and value.isprintable()):
+            is_usual = _USUAL_HEADERS.get(name) is value
+            if not is_usual and not (value.isascii() and value.isprintable()):
                 raise ProviderAuthFailed(
                     f"The value for the header {name} holds characters that HTTP cannot carry: "
                     "look for a line break or a special character in the credentials",
@@ -593,7 +596,7 @@ class ProviderHttp:
         longest_seconds = self._limits.backoff_seconds * 2**retries
         jitter = random.uniform(0, longest_seconds)  # noqa: S311 - spreads load only
         wait_seconds = asked_seconds + jitter
-        now = _now()
+        now = self._now()
         if ends_at is not None and now + wait_seconds >= ends_at:
             return None
         left = seconds_of_patience()
@@ -607,12 +610,12 @@ class ProviderHttp:
             return self._failure(ProviderUnavailable, "is no longer in use", passing=False)
         self.calls += 1
         span = self._span(call, resends=resends)
-        started_at = _now()
+        started_at = self._now()
         outcome: Response | _Failure | None = None
         try:
             outcome = await self._exchange(call, turn)
         finally:
-            self._note(call, outcome, _now() - started_at, span=span)
+            self._note(call, outcome, self._now() - started_at, span=span)
         self._tell(turn, call, outcome)
         return outcome
 
@@ -711,7 +714,7 @@ class ProviderHttp:
     def _refusal(self, call: _Call, answer: _Answer) -> _Failure | None:
         """Return the failure a status means, or ``None`` for an answer worth reading."""
         status = answer.status
-        if status in call.expected:
+        if status < _FIRST_REDIRECT or status in call.expected:
             return None
         if status in _REDIRECTS:
             target = _target(answer.headers.get("location", ""), base=self._origin)
@@ -815,12 +818,14 @@ _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 _patience: ContextVar[float | None] = ContextVar("patience", default=None)
 
 _BUDGET_SECONDS = 10.0
+_VALUES = (str, int, float, bool, type(None))
 _KEEP_ALIVE_SECONDS = 4.0  # under the 5 s after which common servers close an idle connection
 _PIECE_BYTES = 1024 * 1024
 _GZIP = zlib.MAX_WBITS | 16
 
 _PORTS = {"http": 80, "https": 443}
 _MAX_REDIRECTS = 3
+_FIRST_REDIRECT = 300
 _REDIRECTS = frozenset({300, 301, 302, 303, 305, 307, 308})
 _BODILESS = frozenset({204, 304})
 _LASTING_ERRORS = frozenset({501, 505, 506, 508, 510})
@@ -893,12 +898,6 @@ class _Request:
     headers: dict[str, str]
     content: bytes | None
 
-    @property
-    def path(self) -> str:
-        """The URL's path, as a person reads it."""
-        path = self.url.partition("://")[2].partition("?")[0]
-        return "/" + unquote(path.partition("/")[2])
-
 
 @dataclass(slots=True, kw_only=True)
 class _Answer:
@@ -908,12 +907,14 @@ class _Answer:
         headers: As ``Response.headers``.
         set_cookies: Values of ``Set-Cookie``, in order.
         pieces: The body as it comes, still compressed.
+        take_whole: Gives the body, if all of it is there already; instead of the pieces.
     """
 
     status: int
     headers: Mapping[str, str]
     set_cookies: Sequence[str]
     pieces: AsyncIterator[bytes]
+    take_whole: Callable[[], bytes] | None = None
 
 
 class _Carrier(Protocol):
@@ -983,6 +984,7 @@ class _RetryBudget:
     def __init__(self, *, ratio: float, floor: int) -> None:
         self._ratio = ratio
         self._floor = floor
+        self._now = asyncio.get_running_loop().time
         self._period = -1
         self._calls = [0, 0]
         self._retries = [0, 0]
@@ -1000,7 +1002,7 @@ class _RetryBudget:
         return True
 
     def _turn(self) -> None:
-        period = int(_now() / _BUDGET_SECONDS)
+        period = int(self._now() / _BUDGET_SECONDS)
         if period == self._period:
             return
         follows = period == self._period + 1
@@ -1062,30 +1064,27 @@ class _Naming:
 class _Sending:
     """One request on its way by aiohttp."""
 
-    __slots__ = ("_exchange",)
+    __slots__ = ("_exchange", "_response")
 
-    def __init__(self, exchange: AbstractAsyncContextManager[aiohttp.ClientResponse]) -> None:
+    def __init__(self, exchange: Awaitable[aiohttp.ClientResponse]) -> None:
         self._exchange = exchange
+        self._response: aiohttp.ClientResponse
 
     async def __aenter__(self) -> _Answer:
-        response = await self._exchange.__aenter__()
-        headers, set_cookies = _gather(
-            [(_header(name), _header(value)) for name, value in response.raw_headers]
-        )
+        response = self._response = await self._exchange
+        headers, set_cookies = _gather(response.raw_headers)
+        content = response.content
         return _Answer(
             status=response.status,
             headers=headers,
             set_cookies=set_cookies,
-            pieces=aiter(response.content.iter_any()),
+            take_whole=content.read_nowait if content.is_eof() else None,
+            pieces=aiter(content.iter_any()),
         )
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._exchange.__aexit__(kind, error, trace)
+    async def __aexit__(self, *_error: object) -> None:
+        if self._response.connection is not None:  # else all was read
+            self._response.release()
 
 
 class _Network:
@@ -1149,7 +1148,7 @@ class _Pretended:
         try:
             if not isinstance(response.stream, httpx.AsyncByteStream):
                 raise TypeError("The transport's answer is not asynchronous")
-            headers, set_cookies = _gather(response.headers.multi_items())
+            headers, set_cookies = _gather(response.headers.raw)
             yield _Answer(
                 status=response.status_code,
                 headers=headers,
@@ -1202,19 +1201,14 @@ async def _send_once(
         raise _ConnectionLost("connection lost") from error
 
 
-def _pairs(values: Params) -> list[tuple[str, str]]:
-    pairs = values.items() if isinstance(values, Mapping) else values
-    return [
-        (name, _text(value))
-        for name, given in pairs
-        for value in ([given] if isinstance(given, ParamValue) else given)
-        if value is not None
-    ]
-
-
 def _query(values: Params) -> str:
     """Return values as a query, or a form, holds them."""
-    return "&".join([f"{_quoted(name)}={_quoted(value)}" for name, value in _pairs(values)])
+    parts = []
+    for name, given in values.items() if isinstance(values, dict | Mapping) else values:
+        quoted = _quoted(name)
+        every = (given,) if isinstance(given, _VALUES) else given
+        parts += [f"{quoted}={_quoted(_text(value))}" for value in every if value is not None]
+    return "&".join(parts)
 
 
 def _quoted(text: str) -> str:
@@ -1249,30 +1243,26 @@ def _headers(
         headers["if-none-match"] = if_none_match
     if cookies:
         headers["cookie"] = "; ".join(f"{name}={value}" for name, value in cookies.items())
-    if given:
-        headers.update((name.lower(), value) for name, value in given.items())
+    for name, value in (given or {}).items():
+        headers[name.lower()] = value
     return headers
 
 
-def _gather(items: Iterable[tuple[str, str]]) -> tuple[dict[str, str], list[str]]:
+def _gather(items: Iterable[tuple[bytes, bytes]]) -> tuple[dict[str, str], list[str]]:
     """Return the headers by lower-case name, and apart from them the ``Set-Cookie`` values."""
     headers: dict[str, str] = {}
     set_cookies = []
-    for given_name, value in items:
-        name = given_name.lower()
+    for raw_name, raw_value in items:
+        name = raw_name.decode("latin-1").lower()
+        try:
+            value = raw_value.decode()
+        except UnicodeDecodeError:  # hardly anybody writes anything but ASCII
+            value = raw_value.decode("latin-1")
         if name == "set-cookie":
             set_cookies.append(value)
         else:
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers, set_cookies
-
-
-def _header(raw: bytes) -> str:
-    """Return a header's text, which hardly anybody writes in anything but ASCII."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw.decode("latin-1")
 
 
 def _parse_cookies(values: Iterable[str]) -> tuple[dict[str, str], frozenset[str]]:
@@ -1345,13 +1335,12 @@ def _target(location: str, *, base: Origin) -> str:
 
 
 async def _read_body(answer: _Answer, *, max_bytes: int) -> bytes:
-    encoding = answer.headers.get("content-encoding", "").strip().lower()
-    if encoding not in {"", "identity", "gzip", "x-gzip"}:
-        raise _BadBody("answered in an encoding it was not asked for")
+    gzip = _gzip_of(answer, max_bytes=max_bytes)
     declared = answer.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise _BodyTooLarge(f"answered with more than {max_bytes} bytes")
-    gzip = None if encoding in {"", "identity"} else _Gzip(max_bytes)
+    if gzip is None and answer.take_whole is not None:
+        return _bounded(answer.take_whole(), max_bytes=max_bytes)
     received, body = 0, list[bytes]()
     pieces = answer.pieces
     try:
@@ -1372,6 +1361,22 @@ async def _read_body(answer: _Answer, *, max_bytes: int) -> bytes:
     if gzip is not None:
         gzip.end()
     return b"".join(body)
+
+
+def _gzip_of(answer: _Answer, *, max_bytes: int) -> _Gzip | None:
+    """Return what decompresses an answer, if need be."""
+    encoding = answer.headers.get("content-encoding", "").strip().lower()
+    if encoding in {"", "identity"}:
+        return None
+    if encoding not in {"gzip", "x-gzip"}:
+        raise _BadBody("answered in an encoding it was not asked for")
+    return _Gzip(max_bytes)
+
+
+def _bounded(body: bytes, *, max_bytes: int) -> bytes:
+    if len(body) > max_bytes:
+        raise _BodyTooLarge(f"answered with more than {max_bytes} bytes")
+    return body
 
 
 class _Gzip:
@@ -1411,8 +1416,10 @@ class _Gzip:
 
 
 @lru_cache(maxsize=1024)
-def _template(path: str) -> str:
-    return _ID_SEGMENT.sub("{id}", path)
+def _template(url: str) -> str:
+    """Return the path of a URL without a query, as a person reads it, with ``{id}`` for ids."""
+    path = url.partition("://")[2].partition("/")[2]
+    return _ID_SEGMENT.sub("{id}", "/" + unquote(path))
 
 
 def _detail(root: BaseException) -> str:

@@ -371,13 +371,14 @@ class Resilience:
         observer: ResilienceObserver | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:
+        self._now = asyncio.get_running_loop().time
         self._terms = terms
         self._provider_id = provider_id
         self._source = source
         self._observer = observer
-        self._breaker = Breaker(terms, now=_now(), chance=chance)
+        self._breaker = Breaker(terms, now=self._now(), chance=chance)
         self._limit = Limit(concurrency)
-        self._lost = _LostTime()
+        self._lost = _LostTime(self._now)
         self._line = _Line(self._limit, max_waiting=terms.waiting_per_call * concurrency)
         self._rests_until = 0.0
         self._last_failure: ProviderError | None = None
@@ -392,7 +393,7 @@ class Resilience:
     @property
     def refuses(self) -> bool:
         """Whether a call would be refused now because the provider failed."""
-        return self._breaker.refuses(_now())
+        return self._breaker.refuses(self._now())
 
     def turn(self, kind: str, *, ends_at: float | None, counts: bool = True) -> Turn:
         """Wait for a call to be let through: ``async with resilience.turn(...) as turn:``.
@@ -411,7 +412,7 @@ class Resilience:
 
     def health(self, at: datetime) -> ProviderHealth:
         """Return how things stand, told in the time of ``at``, which is now."""
-        now, breaker, failure = _now(), self._breaker, self._last_failure
+        now, breaker, failure = self._now(), self._breaker, self._last_failure
 
         def instant(moment: float) -> datetime:
             return at + timedelta(seconds=moment - now)
@@ -436,11 +437,11 @@ class Resilience:
 
     async def begin(self, turn: Turn) -> None:
         """Wait until the turn's call may be made; see ``Turn``."""
-        asked_at = _now()
+        asked_at = self._now()
         try:
             turn.permit = await self._let_through(turn)
         finally:
-            turn.began_at = _now()
+            turn.began_at = self._now()
             note_wait(self._provider_id, turn.began_at - asked_at)
         self._lost.begin()
         turn.lost_before = self._lost.seconds
@@ -467,7 +468,7 @@ class Resilience:
         if not permit.success:
             self._count_success(permit)
         if self._limit.is_rising(turn.kind, seconds):
-            self._limit.note_overload(began_at=turn.began_at, now=_now())
+            self._limit.note_overload(began_at=turn.began_at, now=self._now())
         else:
             self._limit.note_calm()
 
@@ -476,11 +477,11 @@ class Resilience:
     ) -> None:
         """Take note of a failure of the provider; lateness of our own making is none."""
         is_late = isinstance(error, ProviderTimeout)
-        if is_late and self._seconds_of(turn) < (_now() - turn.began_at) / 2:
+        if is_late and self._seconds_of(turn) < (self._now() - turn.began_at) / 2:
             self.release(permit)
             return
         if is_late or is_overloaded or isinstance(error, ProviderRateLimited):
-            self._limit.note_overload(began_at=turn.began_at, now=_now())
+            self._limit.note_overload(began_at=turn.began_at, now=self._now())
         self._count_failure(permit, error)
 
     def take_back(self, permit: Permit, error: ProviderError) -> None:
@@ -510,7 +511,7 @@ class Resilience:
                     take_call(self._provider_id)
                     return None
                 self._require_in_reach()
-                if _now() >= self._rests_until:
+                if self._now() >= self._rests_until:
                     take_call(self._provider_id)
                     return self._admitted()
             except ProviderError:
@@ -519,7 +520,7 @@ class Resilience:
             self._line.leave()
 
     def _admitted(self) -> Permit:
-        permit = self._breaker.admit(_now())
+        permit = self._breaker.admit(self._now())
         if permit.is_probe:
             self._tell_state()
         return permit
@@ -533,15 +534,15 @@ class Resilience:
 
     def _require_in_reach(self) -> None:
         breaker = self._breaker
-        if breaker.state is not BreakerState.CLOSED and breaker.refuses(_now()):
+        if breaker.state is not BreakerState.CLOSED and breaker.refuses(self._now()):
             raise self._out_of_reach()
 
     async def _rest(self, ends_at: float | None) -> None:
-        while (seconds := self._rests_until - _now()) > 0:
+        while (seconds := self._rests_until - self._now()) > 0:
             if self._line.is_full:
                 raise self._full()
             if seconds > self._terms.patience_seconds or (
-                ends_at is not None and _now() + seconds >= ends_at
+                ends_at is not None and self._now() + seconds >= ends_at
             ):
                 self._tell_refusal(RefusalReason.RESTING)
                 raise ProviderRateLimited(
@@ -557,7 +558,7 @@ class Resilience:
 
     def _out_of_reach(self) -> ProviderUnavailable:
         self._tell_refusal(RefusalReason.OPEN)
-        seconds = max(ceil(self._breaker.seconds_to_probe(_now())), 1)
+        seconds = max(ceil(self._breaker.seconds_to_probe(self._now())), 1)
         problem = self._source if self._last_failure is None else self._last_failure.message
         return ProviderUnavailable(
             f"The provider failed before and is tried again in {seconds} s: {problem}",
@@ -576,7 +577,7 @@ class Resilience:
     # After a call.
 
     def _judge_cut_short(self, turn: Turn, permit: Permit) -> None:
-        now, terms = _now(), self._terms
+        now, terms = self._now(), self._terms
         seconds = self._seconds_of(turn)
         by_deadline = turn.ends_at is not None and now >= turn.ends_at - _DEADLINE_SLACK_SECONDS
         if seconds >= (terms.cut_seconds if by_deadline else terms.slow_seconds):
@@ -588,15 +589,15 @@ class Resilience:
 
     def _seconds_of(self, turn: Turn) -> float:
         """Return how long the provider has had, but for the time this process lost meanwhile."""
-        return _now() - turn.began_at - (self._lost.seconds - turn.lost_before)
+        return self._now() - turn.began_at - (self._lost.seconds - turn.lost_before)
 
     def _count_success(self, permit: Permit) -> None:
-        self._breaker.succeed(permit, _now())
+        self._breaker.succeed(permit, self._now())
         if permit.is_probe:
             self._tell_state()
 
     def _count_failure(self, permit: Permit, error: ProviderError) -> None:
-        now, era = _now(), self._breaker.era
+        now, era = self._now(), self._breaker.era
         self._last_failure, self._failed_at = error, now
         self._failures += 1
         rest = 0.0
@@ -722,9 +723,13 @@ class _LostTime:
 
     Whoever waits for a provider sees it late then, by no fault of the provider. How late a timer is
     tells it, eight times a second.
+
+    Args:
+        clock: The loop's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._now = clock
         self._seconds = 0.0
         self._calls = 0
         self._due_at: float | None = None
@@ -751,11 +756,11 @@ class _LostTime:
             self._look_later()
 
     def _look_later(self) -> None:
-        self._due_at = _now() + _LOOK_SECONDS
+        self._due_at = self._now() + _LOOK_SECONDS
         asyncio.get_running_loop().call_at(self._due_at, self._look)
 
     def _late_now(self) -> float:
-        return 0.0 if self._due_at is None else max(_now() - self._due_at, 0.0)
+        return 0.0 if self._due_at is None else max(self._now() - self._due_at, 0.0)
 
 
 class _Line:
@@ -858,7 +863,3 @@ class _Window:
     def clear(self) -> None:
         """Forget all of them."""
         self._parts.clear()
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

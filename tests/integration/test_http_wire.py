@@ -281,6 +281,18 @@ async def test_two_gigabytes_are_refused_before_they_come() -> None:
             await http.request("GET", "/")
 
 
+async def test_an_answer_that_comes_at_once_and_does_not_say_how_long_it_is_is_measured() -> None:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    body = b"64\r\n" + bytes(100) + b"\r\n0\r\n\r\n"
+
+    async with upstream(head + body) as server, http_to(server) as http:
+        fits = await http.request("GET", "/", max_body_bytes=100)
+        with pytest.raises(ProviderBadResponse, match="more than 99 bytes"):
+            await http.request("GET", "/", max_body_bytes=99)
+
+    assert fits.body == bytes(100)
+
+
 async def test_an_endless_answer_is_cut_at_the_limit() -> None:
     sent = 0
 
