@@ -15,7 +15,7 @@ from resolvers.matching.candidates import Blocks, Candidates
 from resolvers.matching.clustering import log_odds
 from resolvers.matching.columns import UNSEEN, Columns, Floats, Ints, Vocabulary
 from resolvers.matching.explaining import Suggestion, evidence_of
-from resolvers.matching.groups import GroupLinks
+from resolvers.matching.groups import Circles, GroupLinks
 from resolvers.matching.scoring import AT, STEPS, Model, compare, contributions, evidence_bits
 from resolvers.matching.shipped import SHIPPED
 from resolvers.matching.spreading import spread
@@ -32,7 +32,7 @@ _SUPPOSED: Final = 20
 """Accounts whose overlap of one half is supposed beside that of those that are there."""
 _CONFIDENT: Final = 0.8
 _SLICES_TO_SPREAD: Final = 4
-_PAIRS_AT_ONCE: Final = 1 << 20
+_PAIRS_AT_ONCE: Final = 1 << 16
 _SUGGESTED_AT_ONCE: Final = 1000
 _GROUPED_AT_ONCE: Final = 1 << 18
 
@@ -258,7 +258,7 @@ def match_columns(
     pairs, weight = (pairs[0][kept], pairs[1][kept]), weight[kept]
     score = probabilities(model, pairs, weight, find_doubles(columns, pairs, weight, model))
     score[np.isin(_codes(columns, *pairs), _codes(columns, *_decided_so(decided, same=True)))] = 1.0
-    order = np.lexsort((pairs[1], pairs[0], -weight, -score))
+    order = np.lexsort((-weight, -score))  # of equals, the pairs in the order they are in
     say(1.0)
     return Matches(
         left=pairs[0][order],
@@ -395,15 +395,19 @@ def _fitting_prior(found: _Found, prior: float, model: Model, sizes: tuple[int, 
 
 def _expected_matches(found: _Found, prior: float, model: Model, sizes: tuple[int, int]) -> float:
     """Return the sum of the pairs' probabilities, without more than a part of them in memory."""
-    odds, chances = _Rivalry(found, sizes), _Rivalry(found, sizes)
+    sums, chances = _Rivalry(found, sizes), _Rivalry(found, sizes)
     both = 0.0
+    # Steps are few, and pairs are many: the odds of each step are worked out once.
+    least, most = (int(edge(found.steps, initial=0)) for edge in (np.min, np.max))
+    bits = model.slope * (np.arange(least, most + 1) / STEPS + prior) + model.shift
+    odds = _odds(bits)
 
     def chances_of(part: slice) -> Floats:
-        bits = model.slope * (found.steps[part] / STEPS + prior) + model.shift
-        return _chances(model, bits, np.add(*odds.rivals(part, _odds(bits))))
+        steps = found.steps[part] - least
+        return _chances(model, bits[steps], np.add(*sums.rivals(part, odds[steps])))
 
     for part in found.parts():
-        odds.add(part, _odds(model.slope * (found.steps[part] / STEPS + prior) + model.shift))
+        sums.add(part, odds[found.steps[part] - least])
     for part in found.parts():
         chances.add(part, chances_of(part))
     for part in found.parts():
@@ -441,17 +445,18 @@ def _with_groups(
     """
     near = np.nonzero(weight > _NEAR_BITS)[0]
     some = (pairs[0][near], pairs[1][near])
-    links = _learnt(columns, some, weight[near], model)
+    circles = (Circles(columns[0]), Circles(columns[1]))
+    links = _learnt(circles, some, weight[near], model)
     better = weight[near] + _bits_of_groups(links, some, model)
-    links = _learnt(columns, some, better, model)
+    links = _learnt(circles, some, better, model)
     return weight + _bits_of_groups(links, pairs, model), links
 
 
 def _learnt(
-    columns: tuple[Columns, Columns], pairs: tuple[Ints, Ints], weight: Floats, model: Model
+    circles: tuple[Circles, Circles], pairs: tuple[Ints, Ints], weight: Floats, model: Model
 ) -> GroupLinks:
     score = probabilities(model, pairs, weight)
-    return GroupLinks(columns, _one_to_one(pairs, score, score > _CONFIDENT))
+    return GroupLinks(circles, _one_to_one(pairs, score, score > _CONFIDENT))
 
 
 def _bits_of_groups(links: GroupLinks, pairs: tuple[Ints, Ints], model: Model) -> Floats:

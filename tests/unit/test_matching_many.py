@@ -11,7 +11,7 @@ from generated_pools import Pools, pools_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resolvers.matching import Matches, Means, match
+from resolvers.matching import Matches, Means, groups, match
 from resolvers.matching.candidates import Blocks, candidates
 from resolvers.matching.columns import Columns, Vocabulary, keys_of
 from resolvers.matching.matches import Weighed
@@ -91,6 +91,18 @@ def test_pairs_that_share_a_key_few_share_are_compared_and_no_others(pools: Pool
     assert list(zip(first.tolist(), second.tolist(), strict=True)) == [
         (i, j) for i, here in enumerate(keys[0]) for j, there in enumerate(keys[1]) if here & there
     ]
+
+
+@given(POOLS)
+@settings(max_examples=20, deadline=None)
+def test_company_is_counted_alike_where_much_of_it_is_kept_and_where_little(pools: Pools) -> None:
+    counted_at_once = match(*pools)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(groups, "_MAX_MET", -1)
+        counted_one_by_one = match(*pools)
+
+    assert _told(counted_one_by_one) == _told(counted_at_once)
 
 
 @FORKS
