@@ -449,7 +449,7 @@ def count_values(answer: object) -> int:
                 continue
             if issubclass(kind, Row):
                 total += count * kind.values
-                if not kind.containers:
+                if not (kind.optional or kind.containers):
                     continue
             alike = waiting
             if count < len(waiting):
@@ -462,9 +462,15 @@ def count_values(answer: object) -> int:
 
 
 def _looked_into(kind: type, alike: Sequence[Any]) -> tuple[int, Iterable[Any]]:
-    """Return how many values things of a kind hold, and them; those of rows are counted already."""
+    """Return how many values things of a kind hold, and those that one has to look into.
+
+    What rows hold in any case is counted already.
+    """
     if issubclass(kind, Row):
-        return 0, chain.from_iterable(map(attrgetter(name), alike) for name in kind.containers)
+        nulls = {name: [*map(attrgetter(name), alike)].count(None) for name in kind.optional}
+        counted = sum(values * (len(alike) - nulls[name]) for name, values in kind.optional.items())
+        inside = chain.from_iterable(map(attrgetter(name), alike) for name in kind.containers)
+        return counted, inside
     if kind is Written:
         return sum(one.values for one in alike), ()
     if kind is list:

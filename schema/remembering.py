@@ -9,6 +9,9 @@ the same document, variables and rights, until one of these is no longer so:
 - the icons known are the same;
 - a minute has passed, for a cursor tells when its walk began.
 
+A long answer is kept when it is asked for a second time: what is exported once does not take the
+place of what is asked for again and again.
+
 What is checked before and counted after an operation is checked and counted for these as well.
 Requests on behalf of users, and learners', are never answered so.
 """
@@ -37,6 +40,8 @@ _CURSOR_SHARE: Final = 100
 _ANSWER_BYTES: Final = 2_000
 _MAX_REQUESTS: Final = 500
 _MAX_REQUEST_BYTES: Final = 4_000
+_LONG_SHARE: Final = 64
+_MOST_LONG: Final = 1000
 
 Key: TypeAlias = tuple[str, str | None, bytes, str, frozenset[str]]
 """Document, operation, variables, the caller's key and what it may do."""
@@ -127,6 +132,7 @@ class Remembered:
         self.max_bytes = max_bytes
         self.held_bytes = 0
         self._answers: OrderedDict[Key, _Answer] = OrderedDict()
+        self._long: OrderedDict[int, None] = OrderedDict()
 
     def recall(
         self,
@@ -171,6 +177,18 @@ class Remembered:
         answer = self._answers.pop(key, None)
         if answer is not None:
             self.held_bytes -= answer.size
+
+    def room_for(self, key: Key) -> int:
+        """Return how long an answer may be to be kept: a long one was asked for before."""
+        is_known = key in self._answers or hash(key) in self._long
+        return self.max_bytes if is_known else self.max_bytes // _LONG_SHARE
+
+    def note_long(self, key: Key) -> None:
+        """Take note that an answer was too long to be kept at once."""
+        self._long[hash(key)] = None
+        self._long.move_to_end(hash(key))
+        if len(self._long) > _MOST_LONG:
+            self._long.popitem(last=False)
 
     def note_use(self, key: Key) -> None:
         """Have what is remembered outlast others."""
@@ -217,13 +235,15 @@ class Recall:
         longest = min(_LONGEST_SECONDS, self._context.limits.cursor_seconds / _CURSOR_SHARE)
         until = monotonic() + longest
         size = _ANSWER_BYTES + len(self.key[0]) + basis.size_bytes
+        room = self._remembered.room_for(self.key)
         pieces: list[bytes] = []
         for piece in pieces_of(data):
             if pieces:
                 await asyncio.sleep(0)  # others have their turn while a long one is written
             pieces.append(piece)
             size += len(piece)
-            if size > self._remembered.max_bytes:
+            if size > room:
+                self._remembered.note_long(self.key)
                 return data
         answer = _Answer(
             written=Written(pieces, count_values(data)),

@@ -485,10 +485,12 @@ class Row(msgspec.Struct, gc=False):
 
     Attributes:
         values: How many fields it has, and those of the objects inside that are always there.
-        containers: Names of the attributes that may hold other things with values.
+        optional: How many values are in what an attribute holds, by its name, if that is not null.
+        containers: Names of the attributes that may hold any number of values.
     """
 
     values: ClassVar[int] = 0
+    optional: ClassVar[Mapping[str, int]] = {}
     containers: ClassVar[Sequence[str]] = ()
 
 
@@ -496,32 +498,39 @@ def _maker(fields: Sequence[Field], rows: Rows, name: str) -> Callable[..., Any]
     keys = [found.key for found in fields]
     if rows is Rows.DICTS:
         return lambda *values: dict(zip(keys, values, strict=True))
-    values, containers = len(fields), []
+    values, optional, containers = len(fields), {}, []
     for place, found in enumerate(fields):
         inside = _values_inside(found)
         if inside is None:
             containers.append(f"f{place}")
-        else:
+        elif found.shape.nonnull or not inside:
             values += inside
+        else:
+            optional[f"f{place}"] = inside
     return msgspec.defstruct(
         name,
         [(f"f{place}", Any) for place in range(len(keys))],
         bases=(Row,),
-        namespace={"values": values, "containers": tuple(containers)},
+        namespace={"values": values, "optional": optional, "containers": tuple(containers)},
         rename={f"f{place}": key for place, key in enumerate(keys)},
         gc=False,
     )
 
 
 def _values_inside(found: Field) -> int | None:
-    """Return how many values what a field gives holds; ``None`` when one has to look."""
+    """Return how many values are in what a field gives, if it is not null.
+
+    ``None`` when one has to look.
+    """
     shape = found.shape
     if shape.kind is Kind.LEAF:
         return None if _is_open(shape) else 0
-    if shape.kind is not Kind.OBJECT or not shape.nonnull:
+    if shape.kind is not Kind.OBJECT:
         return None
     below = found._blocks[shape.type.name].make  # noqa: SLF001 - compiled before
-    if not isinstance(below, type) or not issubclass(below, Row) or below.containers:
+    if not isinstance(below, type) or not issubclass(below, Row):
+        return None
+    if below.optional or below.containers:
         return None
     return below.values
 

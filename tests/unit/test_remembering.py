@@ -67,3 +67,22 @@ def test_of_requests_those_used_last_are_known() -> None:
         repeated.find(b"0")
 
     assert [number for number in range(5) if repeated.find(b"%d" % number)] == [0, 3, 4]
+
+
+def test_a_long_answer_is_kept_once_it_was_asked_for_before() -> None:
+    remembered = Remembered(64_000)
+    keys: list[Key] = [
+        (f"query {number}", None, b"", "key", frozenset()) for number in range(1_002)
+    ]
+    at_first = remembered.room_for(keys[0])
+
+    remembered.note_long(keys[0])
+    remembered.put(keys[1], an_answer(2_000))
+    noted = [remembered.room_for(key) for key in keys[:3]]
+    for key in keys[2:]:
+        remembered.note_long(key)
+
+    assert at_first == 1_000
+    assert noted == [64_000, 64_000, 1_000]
+    assert remembered.room_for(keys[0]) == 1_000
+    assert remembered.room_for(keys[-1]) == 64_000
