@@ -545,16 +545,19 @@ class _Writer:
     """Writes the function that makes rows of the answer out of objects.
 
     What objects hold whose fields are all attributes is made in the same function, down to a few
-    levels; in lists, and further down, it is made by a function of its own.
+    levels; in lists, and further down, it is made by a function of its own. What comes again, with
+    no more than one other in between, is made once: the roles in a course are those of students
+    and of teachers.
 
     Args:
         view: What shows the objects, when they are records.
     """
 
     def __init__(self, view: type[View] | None = None) -> None:
-        self._globals: dict[str, Any] = {"Surprise": Surprise}
+        self._globals: dict[str, Any] = {"Surprise": Surprise, "nothing": object()}
         self._variables = 0
         self._view = view
+        self._before: list[str] | None = None
 
     def of_many(self, block: Block) -> str:
         """Return the text of a function that takes objects, and a column for each field fetched."""
@@ -564,12 +567,15 @@ class _Writer:
         if values:
             each = f"o, {', '.join(values)}"
             among = f"zip(objects, {', '.join(columns)})"
+        self._before = []
         lines, made = self._made(block, "o", 0)
         body = "".join(f"        {line}\n" for line in [*lines, f"add({made})"])
+        before = "".join(f"    {line}\n" for line in self._before)
         return (
             f"def made({', '.join(['objects', *columns])}):\n"
             "    rows = []\n"
             "    add = rows.append\n"
+            f"{before}"
             f"    for {each} in {among}:\n{body}"
             "    return rows\n"
         )
@@ -634,13 +640,26 @@ class _Writer:
             yield f"    {value} = {coerced}"
             return
         if shape.kind is Kind.OBJECT:
-            yield f"if {self._is_object(shape, value)}:"
+            word, kept = "if", ""
+            if self._before is not None:
+                last, kept, other, other_kept = (self._variable() for _ in range(4))
+                self._before.append(f"{last} = {kept} = {other} = {other_kept} = nothing")
+                yield f"if {value} is {last}:"
+                yield f"    {value} = {kept}"
+                yield f"elif {value} is {other}:"
+                yield f"    {value} = {other_kept}"
+                word = "elif"
+            yield f"{word} {self._is_object(shape, value)}:"
             below = found._blocks[shape.type.name]  # noqa: SLF001 - compiled before
             if depth < _MAX_INLINE:
                 lines, made = self._made(below, value, depth + 1)
                 yield from (f"    {line}" for line in lines)
             else:
                 made = f"{self._named('row', below.row)}({value})"
+            if kept:
+                yield f"    {other}, {other_kept} = {last}, {kept}"
+                yield f"    {last}, {kept} = {value}, {made}"
+                made = kept
             yield f"    {value} = {made}"
         else:
             listed = self._named("is_list", _list_check(nonnull=shape.nonnull))
