@@ -6,7 +6,7 @@ import asyncio
 import gc
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any, Final, TypeAlias
@@ -26,9 +26,10 @@ from starlette.types import Scope as AsgiScope
 from gateway import explorer, graphql_http, media, oauth, rest
 from gateway.access import KeyAccess
 from gateway.assembly import Gateway, open_gateway
+from gateway.bodies import Received, header_of
 from gateway.browsers import CrossOrigin
 from gateway.graphql_ws import Sockets
-from gateway.logs import configure_logs
+from gateway.logs import NamedInLogs, configure_logs
 from gateway.memory import give_back_memory
 from gateway.problems import (
     SAFE_HEADERS,
@@ -61,10 +62,6 @@ _RETRY_AFTER_SECONDS: Final = 5
 _FIRST_OF_A_SOCKET: Final = frozenset({"websocket.accept", "websocket.http.response.start"})
 _LAST_OF_A_SOCKET: Final = frozenset({"websocket.close", "websocket.http.response.body"})
 _MAX_REASON_CHARACTERS: Final = 123  # what a close frame has room for
-
-_SAFE_HEADERS: Final = tuple(
-    (name.lower().encode(), value.encode()) for name, value in SAFE_HEADERS.items()
-)
 
 _log = structlog.get_logger(__name__)
 
@@ -154,19 +151,11 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
 
 
 def _routes(schema: strawberry.Schema, sockets: Sockets, settings: Settings) -> list[BaseRoute]:
-    async def graphql(scope: AsgiScope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive, send)
-        if settings.graphiql and graphql_http.wants_page(request):
-            answer: Response = explorer.page(request)
-        else:
-            access = await _access(request)
-            answer = await graphql_http.answer(_gateway(request), schema, request, access)
-        await answer(scope, receive, send)
-
-    return [
-        Route("/", _home, methods=["GET"], name="home"),
-        Route("/graphql", _Plain(graphql), methods=["GET", "POST"], name="graphql"),
+    graphql = _GraphQL(schema, has_page=settings.graphiql)
+    return [  # in this order they are tried
+        Route("/graphql", graphql, methods=["GET", "POST"], name="graphql"),
         WebSocketRoute("/graphql", sockets.serve, name="graphql-ws"),
+        Route("/", _home, methods=["GET"], name="home"),
         Route("/api/users", _keyed(rest.list_users), methods=["GET"], name="users"),
         Route("/api/courses", _keyed(rest.list_courses), methods=["GET"], name="courses"),
         Route("/api/content", _keyed(rest.list_courses), methods=["GET"], name="content"),
@@ -183,14 +172,27 @@ def _routes(schema: strawberry.Schema, sockets: Sockets, settings: Settings) -> 
     ]
 
 
-class _Plain:
-    """An endpoint as ASGI has it: a function would have exceptions looked after once more."""
+class _GraphQL:
+    """The endpoint of nearly every request: an application, so that Starlette puts nothing around.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    Args:
+        schema: From ``build_schema``.
+        has_page: Whether browsers that come to look are shown GraphiQL.
+    """
+
+    def __init__(self, schema: strawberry.Schema, *, has_page: bool) -> None:
+        self._schema = schema
+        self._has_page = has_page
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        await self._app(scope, receive, send)
+        response = await self._response(Received(scope, receive))
+        await response(scope, receive, send)
+
+    async def _response(self, request: Request) -> Response:
+        if self._has_page and graphql_http.wants_page(request):
+            return explorer.page(request)
+        access = await _access(request)
+        return await graphql_http.answer(_gateway(request), self._schema, request, access)
 
 
 def _keyed(handler: _Handler) -> Callable[[Request], Awaitable[Response]]:
@@ -345,7 +347,7 @@ class _Requests:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        request_id = request_id_of(_given_id(scope))
+        request_id = request_id_of(header_of(scope, b"x-request-id").decode("latin-1"))
         scope.setdefault("state", {})["request_id"] = request_id
         if scope["type"] == "websocket":
             await self._serve_socket(scope, receive, send, request_id)
@@ -357,14 +359,11 @@ class _Requests:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = int(message["status"])
-                headers = [*message["headers"], (b"x-request-id", request_id.encode())]
-                named = {name for name, _ in headers}
-                headers += [pair for pair in _SAFE_HEADERS if pair[0] not in named]
-                message["headers"] = headers
+                message["headers"] = _marked(message.get("headers", ()), request_id)
             await send(message)
 
         with (
-            structlog.contextvars.bound_contextvars(request_id=request_id),
+            NamedInLogs(request_id),
             gathering() as members,
             self._metered(scope) as meter,
             self._traced(scope),
@@ -400,7 +399,7 @@ class _Requests:
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        with NamedInLogs(request_id):
             try:
                 await self._app(scope, receive, send_marked)
             except Exception as error:  # noqa: BLE001 - the same mask
@@ -413,12 +412,12 @@ class _Requests:
     def _metered(scope: AsgiScope) -> AbstractContextManager[Meter | None]:
         """Count the calls of the REST surface; GraphQL counts those of each operation itself."""
         is_rest = scope["path"].startswith(_REST_PREFIX)
-        return metering(Meter()) if is_rest else nullcontext()
+        return metering(Meter()) if is_rest else _NOTHING
 
     @staticmethod
     def _traced(scope: AsgiScope) -> AbstractContextManager[None]:
         tracing = getattr(getattr(scope["app"].state, "gateway", None), "tracing", None)
-        return nullcontext() if tracing is None else tracing.receiving(scope)
+        return _NOTHING if tracing is None else tracing.receiving(scope)
 
     def _note(
         self,
@@ -443,10 +442,20 @@ class _Requests:
         )
 
 
-def _given_id(scope: AsgiScope) -> str:
-    return next(
-        (value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), ""
-    )
+_NOTHING: Final = nullcontext()
+_SAFE_HEADERS: Final = [
+    (name.lower().encode(), value.encode()) for name, value in SAFE_HEADERS.items()
+]
+
+
+def _marked(
+    headers: Iterable[tuple[bytes, bytes]], request_id: str
+) -> Sequence[tuple[bytes, bytes]]:
+    """Return an answer's headers, with those that every answer has."""
+    marked = [*headers, (b"x-request-id", request_id.encode())]
+    given = {name for name, _ in marked}
+    marked += [pair for pair in _SAFE_HEADERS if pair[0] not in given]
+    return marked
 
 
 class _CutShort(Exception):

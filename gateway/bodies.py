@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cached_property
 from itertools import accumulate
 from math import isfinite
 from typing import Any, Final
 
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Scope
 
 from resolvers.errors import BadInput, RequestLimitExceeded
 
@@ -17,6 +20,52 @@ _OPENING: Final = "[{"
 _STEP: Final = {"[": 1, "{": 1, "]": -1, "}": -1}
 _BETWEEN: Final = re.compile(r"[^\[\]{}]+")
 _STRING: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+
+
+class Received(Request):
+    """A request whose headers are looked up by name, not searched for each time.
+
+    Source:
+        https://www.starlette.io/requests/
+    """
+
+    @cached_property
+    def headers(self) -> Headers:
+        """What the caller sent."""
+        return _Headers(self.scope["headers"])
+
+
+class _Headers(Headers):
+    """Headers by name, each with its values in order."""
+
+    def __init__(self, raw: list[tuple[bytes, bytes]]) -> None:
+        super().__init__(raw=raw)
+        self._values: dict[str, list[str]] = {}
+        for name, value in raw:
+            self._values.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
+
+    def __getitem__(self, key: str) -> str:
+        return self._values[key.lower()][0]
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and key.lower() in self._values
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the first value of a name."""
+        values = self._values.get(key.lower())
+        return default if values is None else values[0]
+
+    def getlist(self, key: str) -> list[str]:
+        """Return all values of a name."""
+        return self._values.get(key.lower(), [])
+
+
+def header_of(scope: Scope, name: bytes) -> bytes:
+    """Return a header's first value; nothing when there is none. ``name`` is in lower case."""
+    for found, value in scope["headers"]:
+        if found == name:
+            return value  # type: ignore[no-any-return]  # ASGI says so
+    return b""
 
 
 async def read_body(request: Request, *, max_bytes: int) -> bytes:
@@ -30,9 +79,8 @@ async def read_body(request: Request, *, max_bytes: int) -> bytes:
     if declared.isascii() and declared.isdigit() and int(declared[:18]) > max_bytes:
         raise _too_large(max_bytes)
     parts: list[bytes] = []
-    size = 0
-    more = True
-    while more:
+    size, is_whole = 0, False
+    while not is_whole:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
@@ -41,7 +89,7 @@ async def read_body(request: Request, *, max_bytes: int) -> bytes:
         if size > max_bytes:
             raise _too_large(max_bytes)
         parts.append(part)
-        more = message.get("more_body", False)
+        is_whole = not message.get("more_body", False)
     return b"".join(parts)
 
 

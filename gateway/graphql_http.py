@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncGenerator, Collection, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
+from functools import cache
 from itertools import chain
 from typing import Any, Final
 
@@ -357,13 +358,36 @@ def _respond(
     *,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    told = {"Vary": "Accept", "Cache-Control": "no-store", **(headers or {})}
-    media_type = f"{media_type}; charset=utf-8"
     pieces = pieces_of(body)
     first, second = next(pieces), next(pieces, None)
+    if second is None and headers is None:
+        return _Short(first, status, media_type)
+    told = {"Vary": "Accept", "Cache-Control": "no-store", **(headers or {})}
+    media_type = f"{media_type}; charset=utf-8"
     if second is None:
         return Response(first, status, headers=told, media_type=media_type)
     return LongAnswer(chain((first, second), pieces), status, headers=told, media_type=media_type)
+
+
+class _Short(Response):
+    """An answer in one piece with the usual headers, which are not made anew each time."""
+
+    def __init__(self, body: bytes, status_code: int, media_type: str) -> None:
+        self.status_code = status_code
+        self.body = body
+        self.background = None
+        length = (b"content-length", str(len(body)).encode())
+        self.raw_headers = [length, *_usual_headers(media_type)]
+
+
+@cache
+def _usual_headers(media_type: str) -> Sequence[tuple[bytes, bytes]]:
+    """Return what is said of an answer of one of the few types there are."""
+    return [
+        (b"content-type", f"{media_type}; charset=utf-8".encode()),
+        (b"vary", b"Accept"),
+        (b"cache-control", b"no-store"),
+    ]
 
 
 def _unauthenticated(request: Request, forms: Forms) -> Response:

@@ -27,6 +27,7 @@ from gateway.assembly import Gateway
 from gateway.bodies import decode_object
 from gateway.documents import DocumentNotTrusted
 from gateway.graphql_http import PUTTING_OFF, SUBSCRIPTION, mentions
+from gateway.logs import NamedInLogs
 from gateway.problems import problem
 from gateway.shedding import HOLD_SECONDS, LONGEST_RETRY_SECONDS, OVERLOADED, STRANGERS
 from gateway.tokens import NO_KEY_SET, KeySetUnavailable
@@ -302,7 +303,7 @@ class _Connection:
         """Answer one operation, with a log line and a metric as a request has them."""
         started = time.perf_counter()
         status = _CLIENT_LEFT
-        with structlog.contextvars.bound_contextvars(request_id=request_id), gathering() as members:
+        with NamedInLogs(request_id), gathering() as members:
             try:
                 status = await self._answer(operation_id, asked, request_id)
             finally:

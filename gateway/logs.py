@@ -6,6 +6,7 @@ import logging
 import re
 import sys
 from collections.abc import Mapping, MutableMapping
+from contextvars import Token
 from typing import Any, Final, TextIO
 
 import structlog
@@ -82,11 +83,33 @@ def configure_logs(*, level: str, form: str, stream: TextIO | None = None) -> No
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "alembic"):
+    for name in ("uvicorn", "uvicorn.error", "alembic"):
         logging.getLogger(name).handlers = []
         logging.getLogger(name).propagate = True
-    logging.getLogger("uvicorn.access").setLevel(logging.CRITICAL)  # ours says more, and no query
+    # Ours says more, and no query. Without handlers, uvicorn does not even put a line together.
+    logging.getLogger("uvicorn.access").handlers = []
+    logging.getLogger("uvicorn.access").propagate = False
     logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+class NamedInLogs:
+    """Has every line of a block, in this task and those it starts, name the request it is of.
+
+    Made by hand because it is on the path of every request, as ``sessions.inside.Inside``.
+    """
+
+    __slots__ = ("_request_id", "_tokens")
+
+    def __init__(self, request_id: str) -> None:
+        self._request_id = request_id
+        self._tokens: Mapping[str, Token[Any]] = {}
+
+    def __enter__(self) -> None:
+        """Begin."""
+        self._tokens = structlog.contextvars.bind_contextvars(request_id=self._request_id)
+
+    def __exit__(self, *_error: object) -> None:
+        structlog.contextvars.reset_contextvars(**self._tokens)
 
 
 def add_trace(

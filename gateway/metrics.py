@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
-from typing import Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -225,10 +225,10 @@ class Metrics:
 
     def _of(self, metric: M, *labels: str | int) -> M:
         """Return the series of some labels; prometheus-client takes a lock to look it up."""
-        series = self._series.get((metric, labels))
+        series: Any = self._series.get((metric, labels))
         if series is None:
             series = self._series[metric, labels] = metric.labels(*labels)
-        return cast("M", series)
+        return series  # type: ignore[no-any-return]  # of the same type as the metric
 
     def on_request(
         self, route: str, status: int, *, seconds: float, calls: int | None = None
@@ -251,8 +251,8 @@ class Metrics:
             is_trusted: Whether its document is registered, so that its name is no caller's.
         """
         name = self._operation_names.label_of(operation, is_trusted=is_trusted)
-        kind = "unknown" if operation.kind is None else operation.kind.value
-        self._of(self._operation_seconds, name, kind, operation.outcome.value).observe(seconds)
+        kind = operation.kind or "unknown"
+        self._of(self._operation_seconds, name, kind, operation.outcome).observe(seconds)
         self._of(self._operation_calls, name, kind).inc(calls)
         if operation.executed_by is not None:
             self._of(self._executions, operation.executed_by).inc()
@@ -267,9 +267,9 @@ class Metrics:
         """Take note of a request sent to a provider."""
         provider = call.provider_id or "product"
         outcome = call.error or str(call.status)
-        self._calls.labels(provider, call.method, call.path, outcome).inc()
-        self._call_seconds.labels(provider).observe(call.seconds)
-        self._call_bytes.labels(provider).inc(call.body_bytes)
+        self._of(self._calls, provider, call.method, call.path, outcome).inc()
+        self._of(self._call_seconds, provider).observe(call.seconds)
+        self._of(self._call_bytes, provider).inc(call.body_bytes)
 
     def on_transition(
         self,

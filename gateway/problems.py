@@ -6,8 +6,8 @@ Source:
 
 from __future__ import annotations
 
-import os
 import re
+import secrets
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
@@ -68,7 +68,7 @@ _STATUS_BY_CODE: Final = {
 
 def request_id_of(given: str) -> str:
     """Return the id of a request: the caller's own, if it is a sane one."""
-    return given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
+    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
 
 
 def problem(

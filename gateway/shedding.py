@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from gateway.admission import Admission, Refused, Slot
+from gateway.bodies import header_of
 from gateway.graphql_http import refusal
 from gateway.problems import SAFE_HEADERS, AnswerCutShort, Interrupted, problem, request_id_of
 from sessions.timeouts import Timeouts
@@ -69,7 +70,7 @@ class LoadShedding:
             await self._app(scope, receive, send)
             return
         admission: Admission = scope["app"].state.gateway.admission
-        shown = sha256(_header(scope, b"authorization")).digest()
+        shown = sha256(header_of(scope, b"authorization")).digest()
         key = self._keys.get(shown, STRANGERS)
         is_export = scope["path"] in _EXPORTS
         try:
@@ -147,10 +148,11 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            media_type = _content_type(message)
+            headers = {name.lower(): value for name, value in message["headers"]}
+            media_type = headers.get(b"content-type", b"")
             if media_type.startswith(_EVENT_STREAM) or _SUBSCRIPTION in media_type:
                 self._become_subscription()
-            elif media_type.startswith(_PARTS) or not _has_length(message):
+            elif media_type.startswith(_PARTS) or b"content-length" not in headers:
                 self.bound()
         if self._ends_at is None:
             await self._send(message)
@@ -175,22 +177,9 @@ def _is_open(path: str) -> bool:
     return path in _OPEN_PATHS or path.startswith(_OPEN_PREFIX)
 
 
-def _header(scope: AsgiScope, name: bytes) -> bytes:
-    return next((value for found, value in scope["headers"] if found == name), b"")
-
-
 def _accepts(scope: AsgiScope) -> bytes:
     """Return the header ``Accept``; several lines of it are one list."""
     return b", ".join(value for found, value in scope["headers"] if found == b"accept")
-
-
-def _has_length(message: Message) -> bool:
-    return any(name.lower() == b"content-length" for name, _ in message["headers"])
-
-
-def _content_type(message: Message) -> bytes:
-    headers = message["headers"]
-    return next((value for name, value in headers if name.lower() == b"content-type"), b"")
 
 
 async def _refuse(scope: AsgiScope, send: Send) -> None:
@@ -200,7 +189,7 @@ async def _refuse(scope: AsgiScope, send: Send) -> None:
     unless the caller waits to be asked for it, and may then send it or not.
     """
     seconds = str(random.randint(1, LONGEST_RETRY_SECONDS)).encode()  # noqa: S311 - spreads load only
-    given_id = _header(scope, b"x-request-id").decode("latin-1")
+    given_id = header_of(scope, b"x-request-id").decode("latin-1")
     request_id = request_id_of(given_id).encode()
     is_graphql = scope["path"] == _GRAPHQL
     headers, body = _template(_accepts(scope) if is_graphql else None)
@@ -211,7 +200,7 @@ async def _refuse(scope: AsgiScope, send: Send) -> None:
         (b"retry-after", seconds),
         (b"x-request-id", request_id),
     ]
-    if _header(scope, b"expect"):
+    if header_of(scope, b"expect"):
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": 503, "headers": headers})
     await send({"type": "http.response.body", "body": body})

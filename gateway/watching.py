@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
@@ -46,25 +46,23 @@ class Watching:
         self._is_trusted = is_trusted
         self._slow_seconds = slow_seconds
 
-    @contextmanager
-    def watch(self, context: RequestContext) -> Iterator[Operation]:
+    def watch(self, context: RequestContext) -> AbstractContextManager[Operation]:
         """Watch over an operation, as ``OperationWatcher`` has it.
 
         Its calls are counted by the meter around, or by one of its own.
         """
-        operation = Operation()
-        meter = current_meter() or Meter()
-        began_at = time.perf_counter()
-        tracing = self._tracing
-        with metering(meter), tracing.operation(context, operation) if tracing else nullcontext():
-            try:
-                yield operation
-            finally:
-                self._tell(context, operation, meter, seconds=time.perf_counter() - began_at)
+        watch = _Watch(self, context)
+        return watch if self._tracing is None else self._traced(watch, self._tracing)
 
-    def _tell(
+    @contextmanager
+    def _traced(self, watch: _Watch, tracing: Tracing) -> Iterator[Operation]:
+        with tracing.operation(watch.context, watch.operation), watch as operation:
+            yield operation
+
+    def tell(
         self, context: RequestContext, operation: Operation, meter: Meter, *, seconds: float
     ) -> None:
+        """Tell of an operation that ended."""
         self._metrics.on_operation(
             operation,
             seconds=seconds,
@@ -83,6 +81,33 @@ class Watching:
                 key_id=context.access.key_id,
                 request_id=context.request_id,
             )
+
+
+class _Watch:
+    """Watches over one operation; made by hand because it is on the path of every request."""
+
+    __slots__ = ("_began_at", "_meter", "_metering", "_watching", "context", "operation")
+
+    def __init__(self, watching: Watching, context: RequestContext) -> None:
+        self.context = context
+        self._watching = watching
+        self.operation = Operation()
+        around = current_meter()
+        self._meter = around or Meter()
+        self._metering = None if around else metering(self._meter)
+        self._began_at = time.perf_counter()
+
+    def __enter__(self) -> Operation:
+        """Begin."""
+        if self._metering is not None:
+            self._metering.__enter__()
+        return self.operation
+
+    def __exit__(self, *error: object) -> None:
+        if self._metering is not None:
+            self._metering.__exit__(*error)
+        seconds = time.perf_counter() - self._began_at
+        self._watching.tell(self.context, self.operation, self._meter, seconds=seconds)
 
 
 def gathering() -> Inside[dict[str, Any]]:

@@ -14,7 +14,8 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, null
 from dataclasses import InitVar, dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 
@@ -53,6 +54,7 @@ NOT_FOR_USERS = (
 
 _DEFAULT_PAGE_SIZE = 100
 _PROVIDER_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_MADE_WHEN_WANTED: Final = ("loaders", "reading", "last_import", "person_of", "matches_of")
 
 _log = structlog.get_logger("context")
 
@@ -75,7 +77,9 @@ class Scope(StrEnum):
 
 
 class Access(Protocol):
-    """What the caller's key allows."""
+    """What the caller's key allows; what is equal allows the same."""
+
+    def __hash__(self) -> int: ...
 
     @property
     def key_id(self) -> str:
@@ -353,7 +357,7 @@ class SourceFailure:
     path: tuple[str | int, ...]
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(kw_only=True)
 class RequestContext:
     """Everything one request may use; made for it and thrown away with it.
 
@@ -387,8 +391,6 @@ class RequestContext:
             for a learner without accounts.
         watcher: Hears of the operations it executes; ``None`` where nobody does.
         failures: Providers that failed so far without failing the request.
-        loaders: This request's batches.
-        reading: How it reads providers.
     """
 
     access: Access
@@ -410,16 +412,7 @@ class RequestContext:
     subjects: Mapping[str, str] = field(default_factory=dict)
     watcher: OperationWatcher | None = None
     failures: list[SourceFailure] = field(default_factory=list)
-    reading: Reading = field(init=False)
     _sessions: Sessions = field(init=False, repr=False)
-    _loaders: Loaders | None = field(default=None, init=False, repr=False)
-    _last_import: BatchLoader[str, ImportRun] | None = field(default=None, init=False, repr=False)
-    _person_of: BatchLoader[ExternalKey, PersonRecord] | None = field(
-        default=None, init=False, repr=False
-    )
-    _matches_of: BatchLoader[MatchesWanted, Sequence[MatchRecord]] | None = field(
-        default=None, init=False, repr=False
-    )
     _providers_by_id: dict[str, Provider] | None = field(default=None, init=False, repr=False)
     _nested_rows: int = field(default=0, init=False, repr=False)
 
@@ -430,52 +423,78 @@ class RequestContext:
         if self.access.accounts is not None:
             self.subjects = self.access.accounts
         self._sessions = sessions
-        self._begin_reading()
 
     def watched(self) -> AbstractContextManager[Operation]:
         """Have an operation watched over for as long as the block lasts."""
         return nullcontext(Operation()) if self.watcher is None else self.watcher.watch(self)
 
-    @property
+    @cached_property
     def loaders(self) -> Loaders:
-        """The batches of the request, made when the first is wanted."""
-        if self._loaders is None:
-            self._loaders = Loaders(
-                self._sessions,
-                self.icons,
-                reading=self.reading,
-                page_size_of=self.page_size_of,
-                max_collected_rows=self.limits.max_collected_rows,
-                own=self.access.accounts,
-            )
-        return self._loaders
+        """The batches of the request, made when the first is wanted, as all that follows."""
+        return Loaders(
+            self._sessions,
+            self.icons,
+            reading=self.reading,
+            page_size_of=self.page_size_of,
+            max_collected_rows=self.limits.max_collected_rows,
+            own=self.access.accounts,
+        )
 
-    @property
+    @cached_property
+    def reading(self) -> Reading:
+        """How the request reads providers."""
+        return Reading(
+            self.session,
+            self.cache,
+            terms=self.terms,
+            find=self.get_provider,
+            subject_of=self.subject_of,
+        )
+
+    @cached_property
     def last_import(self) -> BatchLoader[str, ImportRun]:
-        """The last run of each provider."""
-        if self._last_import is None:
-            self._last_import = self._new_last_import()
-        return self._last_import
+        """The last run of a provider."""
 
-    @property
+        async def fetch(_group: str, provider_ids: Sequence[str]) -> Mapping[str, ImportRun]:
+            return {} if self.imports is None else await self.imports.list_last_runs(provider_ids)
+
+        return BatchLoader(group_of=_in_one, fetch=fetch)
+
+    @cached_property
     def person_of(self) -> BatchLoader[ExternalKey, PersonRecord]:
-        """The person of each account."""
-        if self._person_of is None:
-            self._person_of = self._new_person_of()
-        return self._person_of
+        """The person of an account."""
 
-    @property
+        async def fetch(
+            _group: str, keys: Sequence[ExternalKey]
+        ) -> Mapping[ExternalKey, PersonRecord]:
+            return {} if self.people is None else await self.people.find_persons_of(self, keys)
+
+        return BatchLoader(group_of=_in_one, fetch=fetch)
+
+    @cached_property
     def matches_of(self) -> BatchLoader[MatchesWanted, Sequence[MatchRecord]]:
-        """Who else each account may be."""
-        if self._matches_of is None:
-            self._matches_of = self._new_matches_of()
-        return self._matches_of
+        """Who else an account may be."""
+
+        async def fetch(
+            _group: str, keys: Sequence[MatchesWanted]
+        ) -> Mapping[MatchesWanted, Sequence[MatchRecord]]:
+            return {} if self.people is None else await self.people.find_matches_of(self, keys)
+
+        return BatchLoader(group_of=_in_one, fetch=fetch)
 
     def give_up(self) -> None:
-        """End every call under way, at the end of the request, and let go of what was read."""
-        if self._loaders is not None:
-            self._loaders.cancel()
-        self.reading.give_up()
+        """End every call under way, at the end of the request, and let go of what was read.
+
+        What is asked for afterwards is read anew. Nothing is left that refers back to the request:
+        such circles would stay until the garbage collector comes by.
+        """
+        made = self.__dict__
+        if "loaders" in made:
+            self.loaders.cancel()
+        if "reading" in made:
+            self.reading.give_up()
+        for name in _MADE_WHEN_WANTED:
+            made.pop(name, None)
 
     @property
     def acts_for_users(self) -> bool:
@@ -632,7 +651,6 @@ class RequestContext:
     def forget_loaded(self) -> None:
         """Ask for everything anew when next asked: a mutation changed it, or time has passed."""
         self.give_up()
-        self._begin_reading()
 
     async def note_write(self, provider_id: str) -> None:
         """Have everything read anew, by every request: a mutation wrote at a provider.
@@ -650,38 +668,11 @@ class RequestContext:
                 self.cache.drop(provider_id)
         self.forget_loaded()
 
-    def _begin_reading(self) -> None:
-        self.reading = Reading(
-            self.session,
-            self.cache,
-            terms=self.terms,
-            find=self.get_provider,
-            subject_of=self.subject_of,
-        )
-        self._loaders = self._last_import = self._person_of = self._matches_of = None
-
-    def _new_last_import(self) -> BatchLoader[str, ImportRun]:
-        async def fetch(_group: str, provider_ids: Sequence[str]) -> Mapping[str, ImportRun]:
-            return {} if self.imports is None else await self.imports.list_last_runs(provider_ids)
-
-        return BatchLoader(group_of=lambda _key: "", fetch=fetch)
-
-    def _new_person_of(self) -> BatchLoader[ExternalKey, PersonRecord]:
-        async def fetch(
-            _group: str, keys: Sequence[ExternalKey]
-        ) -> Mapping[ExternalKey, PersonRecord]:
-            return {} if self.people is None else await self.people.find_persons_of(self, keys)
-
-        return BatchLoader(group_of=lambda _key: "", fetch=fetch)
-
-    def _new_matches_of(self) -> BatchLoader[MatchesWanted, Sequence[MatchRecord]]:
-        async def fetch(
-            _group: str, keys: Sequence[MatchesWanted]
-        ) -> Mapping[MatchesWanted, Sequence[MatchRecord]]:
-            return {} if self.people is None else await self.people.find_matches_of(self, keys)
-
-        return BatchLoader(group_of=lambda _key: "", fetch=fetch)
-
     def _sees(self, provider_id: str) -> bool:
         is_meant = not self.acts_for_users or provider_id in self.subjects
         return is_meant and self.access.sees(provider_id)
+
+
+def _in_one(_key: object) -> str:
+    """Put all keys into one group."""
+    return ""

@@ -67,6 +67,9 @@ class Operation:
     def note_answer(self, answer: Mapping[str, Any]) -> None:
         """Take note of the answer, as GraphQL has it."""
         errors: Iterable[Mapping[str, Any]] = answer.get("errors", ())
+        if not errors and answer.get("data") is not None:  # as nearly always
+            self.limits, self.outcome = frozenset(), Outcome.OK
+            return
         told = [error.get("extensions", {}) for error in errors]
         self.limits = frozenset(one["limit"] for one in told if "limit" in one)
         if any(one.get("code") == "INTERNAL" for one in told):

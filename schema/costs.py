@@ -133,9 +133,10 @@ class Estimate:
 
     def among(self, sizes: Mapping[str, int | None]) -> int:
         """Return the cost for these values of the variables."""
-        return self.number + sum(
-            count * size.among(sizes) * item.among(sizes) for count, size, item in self.lists
-        )
+        cost = self.number
+        for count, size, item in self.lists:
+            cost += count * size.among(sizes) * item.among(sizes)
+        return cost
 
 
 @dataclass(frozen=True, slots=True)

@@ -526,8 +526,11 @@ def _unexecuted(
 def _tell(watched: Operation, operation: OperationDefinitionNode | None) -> None:
     """Tell whoever watches which operation it is."""
     if operation is not None:
-        watched.kind = OperationKind(operation.operation.value)
+        watched.kind = _KINDS[operation.operation]
         watched.name = None if operation.name is None else operation.name.value
+
+
+_KINDS = {kind: OperationKind(kind.value) for kind in OperationType}
 
 
 def _answer(result: ExecutionResult, context: RequestContext) -> Answer:

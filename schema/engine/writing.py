@@ -16,8 +16,6 @@ from schema.engine.plans import Row
 _ROWS: Final = 64
 _PIECE_BYTES: Final = 64 * 1024
 
-_ENCODER: Final = msgspec.json.Encoder()
-
 
 class Written:
     """JSON that stands in an answer as it is.
@@ -32,6 +30,16 @@ class Written:
     def __init__(self, pieces: Sequence[bytes], values: int) -> None:
         self.pieces = pieces
         self.values = values
+
+
+def _as_it_is(value: object) -> msgspec.Raw:
+    """Have the encoder take over what is written already."""
+    if not isinstance(value, Written):
+        raise TypeError(f"{type(value).__name__} cannot be in an answer")
+    return msgspec.Raw(b"".join(value.pieces))
+
+
+_ENCODER: Final = msgspec.json.Encoder(enc_hook=_as_it_is)
 
 
 def pieces_of(
@@ -92,4 +100,4 @@ def _is_long(value: Any, rows: int) -> bool:
         return any(_is_long(getattr(value, name), rows) for name in value.containers)
     if isinstance(value, dict):
         return any(_is_long(inside, rows) for inside in value.values())
-    return isinstance(value, Written)
+    return isinstance(value, Written) and len(value.pieces) > 1
