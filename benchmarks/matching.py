@@ -495,28 +495,60 @@ def _tiers(found: Sequence[tuple[Pools, Matches]]) -> list[str]:
 
 
 def _scripts(campus: Any, found: Sequence[tuple[Pools, Matches]]) -> list[str]:
-    """Tell how many pairs written in two scripts are found, without groups."""
-    right, wanted = Counter[str](), Counter[str]()
+    """Tell how many pairs written in two scripts are found, without groups.
+
+    And how many people: those of whom all accounts on one side are in one kind of script, and all
+    on the other side in another; some have two on a side, of which one can be linked at most.
+    """
+    pairs, people = _Found(), _Found()
     for pool, matches in found:
         chosen = matches.one_to_one()
         chosen = chosen[matches.score[chosen] > 0.5]
         linked = set(
             zip(matches.left[chosen].tolist(), matches.right[chosen].tolist(), strict=True)
         )
-        positions = {person: j for j, person in enumerate(pool.people[1].tolist())}
-        for i, person in enumerate(pool.people[0].tolist()):
-            j = positions.get(person)
+        rows: list[dict[int, list[int]]] = [{}, {}]
+        for held, numbers in zip(rows, pool.people, strict=True):
+            for at, person in enumerate(numbers.tolist()):
+                held.setdefault(person, []).append(at)
+        for person in rows[0].keys() & rows[1].keys():
             script = NATIVE.get(campus.people[person].locale)
-            if j is None or script is None:
+            if script is None:
                 continue
-            one, two = (any(pool.accounts[n][at].scripts) for n, at in ((0, i), (1, j)))
-            if one != two:
-                wanted[script] += 1
-                right[script] += (i, j) in linked
-    cells = [
-        f"{name} {right[name] / wanted[name]:.2f} of {wanted[name]}" for name in sorted(wanted)
+            one, two = rows[0][person], rows[1][person]
+            native = [
+                [any(side[at].scripts) for at in held]
+                for side, held in zip(pool.accounts, (one, two), strict=True)
+            ]
+            for i, here in zip(one, native[0], strict=True):
+                if here != native[1][-1]:
+                    pairs.count(script, right=(i, two[-1]) in linked)
+            if len(set(native[0])) == len(set(native[1])) == 1 and native[0][0] != native[1][0]:
+                people.count(script, right=any((i, j) in linked for i in one for j in two))
+    return [
+        f"Recall of pairs written in two scripts, without groups: {pairs.told()}.",
+        "",
+        f"Recall of people who are written so: {people.told()}.",
     ]
-    return ["Recall of pairs written in two scripts, without groups: " + ", ".join(cells) + "."]
+
+
+class _Found:
+    """How many of some kinds were found, of how many."""
+
+    def __init__(self) -> None:
+        self._right, self._wanted = Counter[str](), Counter[str]()
+
+    def count(self, kind: str, *, right: bool) -> None:
+        """Count one."""
+        self._wanted[kind] += 1
+        self._right[kind] += right
+
+    def told(self) -> str:
+        """Return the shares by kind."""
+        return ", ".join(
+            f"{kind} {self._right[kind] / wanted:.2f} of {wanted}"
+            for kind, wanted in sorted(self._wanted.items())
+        )
 
 
 def persons() -> None:

@@ -10,9 +10,9 @@ from typing import Final
 import msgspec
 from anyascii import anyascii
 
-from resolvers.matching.names import LATIN, Token, read_tokens
+from resolvers.matching.names import LATIN, Token, is_spelling, read_tokens, skeleton
 
-VERSION: Final = 3
+VERSION: Final = 4
 """Of the normaliser: what another version prepared is made anew, and so are its keys."""
 
 _MAX_HANDLES: Final = 2
@@ -133,9 +133,9 @@ def _completed(tokens: tuple[Token, ...], handles: list[str]) -> tuple[Token, ..
     A name of one whole token and perhaps initials is completed from a handle that has that
     token beside another one, such as ``amina`` or ``amina o`` with ``amina.okello``.
     """
-    whole = [token.text for token in tokens if len(token.text) > 1]
+    whole = [token for token in tokens if len(token.text) > 1]
     initials = {token.text for token in tokens if len(token.text) == 1}
-    if len(whole) != 1 or len(whole[0]) < 3:
+    if len(whole) != 1 or len(whole[0].text) < 3:
         return tokens
     for handle in handles:
         other = _beside(whole[0], _LETTERS.findall(handle))
@@ -145,18 +145,28 @@ def _completed(tokens: tuple[Token, ...], handles: list[str]) -> tuple[Token, ..
     return tokens
 
 
-def _beside(known: str, pieces: list[str]) -> str | None:
+def _beside(token: Token, pieces: list[str]) -> str | None:
     """Return what a handle in pieces has beside a known token."""
-    if known in pieces:
-        others = [piece for piece in pieces if piece != known and len(piece) > 2]
+    known = token.text
+    own = [piece for piece in pieces if is_spelling(piece, token)]
+    if own:
+        others = [piece for piece in pieces if piece not in own and len(piece) > 2]
         return others[0] if others else None
     for piece in pieces:
         for rest in (piece.removeprefix(known), piece.removesuffix(known)):
             if rest != piece and len(rest) > 2:
                 return rest
-        if len(piece) > 4 and piece[0] == known[0]:
+        if len(piece) > 4 and piece[0] == known[0] and not _begins_alike(piece, token):
             return piece[1:]
     return None
+
+
+def _begins_alike(piece: str, token: Token) -> bool:
+    """Whether a piece of a handle begins as a token, and so is not an initial before a name."""
+    sounds = skeleton(token.text, token.script)[:2]
+    return piece[:2] == token.text[:2] or (
+        token.script != LATIN and skeleton(piece, LATIN).startswith(sounds)
+    )
 
 
 def _plain(text: str | None) -> str:

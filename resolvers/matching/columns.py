@@ -33,10 +33,14 @@ _HANDLES: Final = 2
 _IDS: Final = 3
 _BASE: Final = 0x9E3779B97F4A7C15
 EASTERN: Final = frozenset({HAN, HANGUL})
+_WHOLE_LETTERS: Final = EASTERN | {ABJAD}
+"""Scripts of which a token of one letter is no initial."""
 _NONE: Final = [-1] * WIDTH
 _ROWS_AT_ONCE: Final = 1 << 13
 _NO_LETTERS: Final = re.compile(r"[^a-z]+")
 _MIN_STEM: Final = 3
+# Two digits at the end, or four that are a year; -1 is what a handle without them has.
+_YEAR: Final = re.compile(r"(?<!\d)(?:19|20)?(\d\d)$")
 _ORDERED: Final = tuple((a, b) for a in range(_KEYED) for b in range(_KEYED) if a != b)
 _UNORDERED: Final = tuple((a, b) for a in range(_KEYED) for b in range(a))
 
@@ -143,9 +147,11 @@ class Vocabulary:
             stem=text_hashes,
             stem_length=(np.int32, 0),
             letters=_letters,
+            year=(np.int16, 0),
             count=(np.int32, 0),
         )
         self.stems: list[str] = []
+        self.readings: list[tuple[str, ...]] = []
         self.years = np.zeros(1 << 11, np.int64)
         self.words = _Table(hash=(np.uint64, 0), count=(np.int32, 0))
         self.canonicals = _Table(hash=text_hashes)
@@ -159,6 +165,7 @@ class Vocabulary:
             return found
         sound = skeleton(text, script)
         names = canonical_names(text) if script == LATIN else ()
+        self.readings.append(readings)
         canonicals = [self._canonical(name) for name in names]
         found = self.tokens.ids[key] = self.tokens.append(
             text,
@@ -172,7 +179,7 @@ class Vocabulary:
             (canonicals + [-1] * _CANONICALS)[:_CANONICALS],
             text,
             len(text),
-            len(text) > 1 or script == ABJAD,
+            len(text) > 1 or script in _WHOLE_LETTERS,
             script,
             0,
         )
@@ -215,7 +222,9 @@ class Vocabulary:
         stem = _NO_LETTERS.sub("", text)
         self.stems.append(stem)
         hashed = stem if len(stem) >= _MIN_STEM else ""
-        found = self.handles.append(text, _word_hash(text), hashed, len(stem), stem, 0)
+        found = self.handles.append(
+            text, _word_hash(text), hashed, len(stem), stem, _year_in(text), 0
+        )
         self.handles.ids[text] = found
         return found
 
@@ -245,6 +254,12 @@ class Vocabulary:
     def year_information(self, years: npt.NDArray[Any]) -> Floats:
         """Return the same for birth years, among the accounts that have one."""
         return _bits(self.years[years & 0x7FF], int(self.years.sum()))
+
+
+def _year_in(handle: str) -> int:
+    """Return the last two digits of what may be a year of birth in a handle; -1 for none."""
+    found = _YEAR.search(handle)
+    return int(found.group(1)) if found else -1
 
 
 UNSEEN: Final = 200
@@ -469,18 +484,21 @@ def _keys_by_ear(
     for a, b in _UNORDERED:
         both = audible[:, a] & audible[:, b]
         yield 13, both, sounds[heard[:, a, 0]], sounds[heard[:, b, 0]]
+    if not (eastern.any() or foreign.any()):
+        return
     skeletons = table["skeleton_hash"][tokens]
     for a, b in _ORDERED:
         for n in range(1, MAX_READINGS):
             other = heard[:, a, n]
-            if eastern.any():
-                known = eastern[:, a] & audible[:, b] & (other >= 0)
+            known = eastern[:, a] & audible[:, b] & (other >= 0)
+            if known.any():
                 yield 13, known, sounds[other], sounds[heard[:, b, 0]]
-            if foreign.any():
-                known = foreign[:, a] & whole[:, b] & (other >= 0)
+            known = foreign[:, a] & whole[:, b] & (other >= 0)
+            if known.any():
                 yield 2, known, sounds[other], skeletons[:, b]
-                known = known & foreign[:, b] & (heard[:, b, n] >= 0) & (a > b)
-                yield 2, known, sounds[other], sounds[heard[:, b, n]]
+            both = known & foreign[:, b] & (heard[:, b, n] >= 0) & (a > b)
+            if both.any():
+                yield 2, both, sounds[other], sounds[heard[:, b, n]]
 
 
 WEAK_KINDS: Final = frozenset({6})

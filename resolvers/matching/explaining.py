@@ -74,6 +74,11 @@ _WORDS: Final = {
         "username is an initial and a part of the other's name",
     ),
     "handle_from_token": ("USERNAME_FROM_NAME", "username is a part of the other's name"),
+    "handle_year_same": (
+        "USERNAME_YEAR_SAME",
+        "the number in a username is the other's, or its year",
+    ),
+    "handle_year_other": ("USERNAME_YEAR_OTHER", "the number in a username is not the other's"),
     "id_same": ("IDENTIFIER_SAME", "same identifier"),
     "id_near": ("IDENTIFIER_NEAR", "identifiers differ in one character"),
     "id_other": ("IDENTIFIER_OTHER", "identifiers differ"),
@@ -94,12 +99,13 @@ _TOKEN_WORDS: Final = {
     "nickname": "a short form of the other",
     "typo": "the same but for a letter or two",
     "sound": "spelt differently, sounds alike",
-    "script": "the same in another script",
+    "script": "much the same in another script",
     "initial": "an initial of the other",
     "loose": "alike but for a few letters",
     "joined": "two parts of the other put together",
-    "reading": "characters that may be read as the other",
+    "reading": "heard the same in another script",
     "consonants": "the same consonants in another script",
+    "vowels": "the same consonants and long vowels in another script",
 }
 
 

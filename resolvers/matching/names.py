@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from functools import cache
 from itertools import islice, product
 from typing import Final, NamedTuple
@@ -14,7 +15,7 @@ from typing import Final, NamedTuple
 from anyascii import anyascii
 from nicknames import NickNamer
 
-from resolvers.matching.readings import MAX_READINGS, is_eastern, is_hangul, read_eastern
+from resolvers.matching.readings import MAX_READINGS, by_ear, is_eastern, is_hangul, read_eastern
 
 _MAX_CHARACTERS: Final = 200
 _MAX_TOKENS: Final = 12
@@ -56,20 +57,37 @@ _PARTICLES: Final = frozenset(
 _SERVANTS: Final = frozenset({"abd", "abdul", "abdel", "abdal", "abdu"})
 _SERVANT: Final = "abdul"
 
-# Consonants of the Arabic script as a Latin writer would put them; what is a vowel, or may be
-# one, is left out. Fullness of vowels is what the two writings of one name differ in.
+# Consonants of the Arabic script as a Latin writer would put them, and the letters of long vowels
+# as ``a``, ``w`` and ``y``. What stands for a short vowel, or for none, is left out.
 _ABJAD_LETTERS: Final = str.maketrans(
     dict(zip("بتثجحخدذرزسشصضطظغفقكلمنه", "bttjhktsrssSsttskfkklmnh", strict=True))
     | dict(zip("پچگژکٹڈڑھ", "bkksktdrh", strict=True))
-    | dict.fromkeys("اأإآٱءئؤعويىیےةۀـ" + "".join(map(chr, range(0x64B, 0x660))), "")
-    | {"ں": "n", "ہ": "h", "ۃ": ""}
+    | dict.fromkeys("أإءعىۀةـ" + "".join(map(chr, range(0x64B, 0x660))), "")
+    | {"ں": "n", "ہ": "h", "ۃ": "", "ا": "a", "آ": "a", "و": "w", "ؤ": "w"}
+    | dict.fromkeys("يئیے", "y")
 )
+_LONG_VOWELS: Final = {"a": "ae", "w": "ouw", "y": "iey"}
+_NOT_HEARD: Final = str.maketrans({"g": "k", "d": "t", "a": "", "w": "", "y": ""})
 _ARABIC: Final = re.compile(r"[\u0600-\u06ff\u0750-\u077f]")
 _ARABIC_ARTICLE: Final = re.compile(r"^ال(?=..)")
 # Letters that are said otherwise in some countries: beside the letter, one that is said so.
 _SAID_ELSEWHERE: Final = {"ث": "ثس", "ذ": "ذد", "ظ": "ظض", "ج": "جق"}
 _MAX_ARABIC: Final = 4
 _HEBREW: Final = re.compile(r"[\u0590-\u05ff]")
+_SILENT_ALEF: Final = re.compile(r"^[اآ]|(?<=عبد)ا(?=ل)")
+
+_CYRILLIC: Final = re.compile(r"[\u0400-\u052f]")
+# How letters are also put: in Ukrainian, and in other systems of writing Russian.
+_WRITTEN_ELSEWHERE: Final = tuple(
+    str.maketrans(letters)
+    for letters in (
+        {"г": "h", "и": "y", "є": "ye"},
+        {"х": "h", "ж": "j", "ц": "c"},
+        {"г": "h", "и": "y", "є": "ye", "х": "h", "ж": "j", "ц": "c"},
+        {"ё": "yo", "х": "h"},
+        {"ж": "j"},
+    )
+)
 
 _DEVANAGARI: Final = re.compile(r"[\u0900-\u097f]")
 _DEVANAGARI_CONSONANTS: Final = dict(
@@ -106,6 +124,7 @@ _GREEK_PAIRS: Final = (
 _DOUBLED: Final = re.compile(r"(.)\1+")
 _SOUNDS: Final = (
     ("shch", "S"),
+    ("chh", "k"),
     ("tsch", "k"),
     ("sch", "S"),
     ("tch", "k"),
@@ -129,14 +148,18 @@ _LETTERS: Final = str.maketrans(
     {"q": "k", "c": "k", "v": "f", "p": "b", "g": "k", "d": "t", "z": "s"}
     | dict.fromkeys("aeiouwy", "")
 )
+_CONSONANTS: Final = {code: sound for code, sound in _LETTERS.items() if sound}
+_VOWELS: Final = re.compile(r"[aeiouwy]+")
+_GLIDE: Final = re.compile(r"w(?=[aeiouy])")
+_SPACES_BETWEEN: Final = re.compile(r"[^aeiouwy]")
 
 
 def read_tokens(text: str) -> tuple[Token, ...]:
     """Return the name's tokens in the order written.
 
-    Tokens are in Latin letters, ``a`` to ``z``, except those of an abjad, which are consonants
-    alone. Titles, class labels, bracketed text and, where two other tokens remain, particles
-    are left out.
+    Tokens are in Latin letters, ``a`` to ``z``, except those of an abjad, which have
+    consonants and long vowels alone. Titles, class labels, bracketed text and, where two other
+    tokens remain, particles are left out.
     """
     cleaned = text[:_MAX_CHARACTERS].encode("utf-8", "ignore").decode("utf-8")
     cleaned = unicodedata.normalize("NFKC", cleaned)
@@ -185,6 +208,8 @@ def _read_word(word: str) -> list[Token]:
         return _read_arabic(word)
     elif _DEVANAGARI.search(word):
         return _read_devanagari(word)
+    elif _CYRILLIC.search(word):
+        return _read_cyrillic(word)
     else:
         script = ABJAD if _HEBREW.search(word) else _script_of(word)
         part = anyascii(_customary(word)).lower()
@@ -193,12 +218,13 @@ def _read_word(word: str) -> list[Token]:
 
 
 def _read_arabic(word: str) -> list[Token]:
-    """Return the consonants, and as other readings what Latin writers may put for them.
+    """Return consonants and long vowels, and as other readings what Latin writers may put for them.
 
-    They may join the article, and write some letters as they are said elsewhere.
+    They may join the article, and write some letters as they are said elsewhere. One letter alone
+    is an initial.
     """
     bare = _ARABIC_ARTICLE.sub("", word)
-    choices = (_SAID_ELSEWHERE.get(letter, (letter,)) for letter in bare)
+    choices = (_SAID_ELSEWHERE.get(letter, (letter,)) for letter in _SILENT_ALEF.sub("", bare))
     written = ["".join(letters) for letters in islice(product(*choices), _MAX_ARABIC)]
     said = [anyascii(text.translate(_ABJAD_LETTERS)).rstrip("h") for text in written]
     if bare != word:
@@ -207,7 +233,18 @@ def _read_arabic(word: str) -> list[Token]:
     usual, *others = parts
     if not re.fullmatch(r"[a-zS]+", usual):
         return []
+    if len(word) == 1:
+        return [Token(usual, OTHER)]
     return [Token(usual, ABJAD, tuple(others)[: MAX_READINGS - 1])]
+
+
+def _read_cyrillic(word: str) -> list[Token]:
+    """Return the usual spelling in Latin letters, and the spellings of other systems."""
+    lower = word.lower()
+    said = [anyascii(text).lower() for text in (lower, *map(lower.translate, _WRITTEN_ELSEWHERE))]
+    parts = dict.fromkeys(_NOT_A_LETTER.sub("", text)[:_MAX_TOKEN_CHARACTERS] for text in said)
+    usual, *others = parts
+    return [Token(usual, OTHER, tuple(others)[: MAX_READINGS - 1])] if usual else []
 
 
 def _read_devanagari(word: str) -> list[Token]:
@@ -277,13 +314,65 @@ def skeleton(token: str, script: int) -> str:
     Empty when there are none. ``Mohammed``, ``Muhamad`` and the Arabic spelling are ``mhmd``.
     """
     if script == ABJAD:
-        return token.replace("g", "k").replace("d", "t")
+        return _DOUBLED.sub(r"\1", token.translate(_NOT_HEARD))
+    heard = _DOUBLED.sub(r"\1", _with_sounds(token).translate(_LETTERS))
+    return heard.removesuffix("h")
+
+
+def _with_sounds(token: str) -> str:
     heard = token
     for written, sound in _SOUNDS:
         if written in heard:
             heard = heard.replace(written, sound)
-    heard = _DOUBLED.sub(r"\1", heard.translate(_LETTERS))
-    return heard.removesuffix("h")
+    return heard
+
+
+def voiced(token: str) -> str:
+    """Return the consonants of a token with its vowels but those that may be a short one.
+
+    The vowels are two: those of the lips, and the others; what is written with an a alone is left
+    out. ``Sunita`` and ``Suneeta`` are one, and so are ``Tiwari``, ``Tivari`` and ``Tewari``.
+    """
+    heard = _GLIDE.sub("f", _DOUBLED.sub(r"\1", _with_sounds(token)))
+    return _VOWELS.sub(_vowel, heard.translate(_CONSONANTS)).removesuffix("h")
+
+
+def _vowel(found: re.Match[str]) -> str:
+    run = found.group()
+    if any(letter in run for letter in "ouw"):
+        return "U"
+    return "I" if run.strip("a") else ""
+
+
+def is_spelling(latin: str, token: Token) -> bool:
+    """Whether a text in Latin letters is how a token may be written."""
+    readings = (token.text, *token.readings)
+    if token.script == LATIN:
+        return latin == token.text
+    if token.script in {HAN, HANGUL}:
+        return by_ear(latin) in map(by_ear, readings)
+    return skeleton(latin, LATIN) in {skeleton(said, token.script) for said in readings}
+
+
+def has_vowels(latin: str, readings: Iterable[str], script: int) -> bool:
+    """Whether a Latin spelling has the vowels, too, of one of a foreign token's readings."""
+    if script == ABJAD:
+        return any(_has_long_vowels(latin, said) for said in readings)
+    return voiced(latin) in map(voiced, readings)
+
+
+def _has_long_vowels(latin: str, unvowelled: str) -> bool:
+    """Whether a Latin spelling has the long vowels that an unvowelled one writes, in their places.
+
+    ``Jamal`` has those of جمال, and ``Jamil`` has not; short vowels are not asked for.
+    """
+    heard = _DOUBLED.sub(r"\1", _with_sounds(latin)).translate(_CONSONANTS).removesuffix("h")
+    here, there = (_SPACES_BETWEEN.split(text) for text in (heard, unvowelled))
+    return len(here) == len(there) and all(
+        any(vowel in run for vowel in _LONG_VOWELS[letter])
+        for run, letters in zip(here, there, strict=True)
+        for letter in letters
+    )
 
 
 @cache

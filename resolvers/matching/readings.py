@@ -36,24 +36,42 @@ _DOUBLE_SURNAMES: Final = frozenset(
 # Surnames that are enough to tell a surname from a given name where two characters stand alone.
 _CHINESE_SURNAMES: Final = frozenset(
     "王李张張刘劉陈陳杨楊黄黃赵趙吴吳周徐孙孫马馬朱胡郭何高林罗羅郑鄭梁谢謝宋唐许許韩韓冯馮邓鄧曹彭曾萧蕭"
-    "肖田董潘袁蔡蒋蔣余于杜叶葉程魏苏蘇吕呂丁任卢盧姚沈钟鍾姜崔谭譚陆陆范汪廖石金贾賈韦夏付方邹熊孟秦邱江"
-    "尹薛闫段雷侯龙龍史陶黎贺顾毛郝龚邵万钱严武戴莫孔向汤常温康施文牛樊葛邢安"
+    "肖田董潘袁蔡蒋蔣余于杜叶葉程魏苏蘇吕呂丁任卢盧姚沈钟鍾姜崔谭譚陆陸范汪廖石金贾賈韦韋夏付傅方邹鄒熊孟"
+    "秦邱江尹薛闫段雷侯龙龍史陶黎贺賀顾顧毛郝龚龔邵万萬钱錢严嚴武戴莫孔向汤湯常温溫康施文牛樊葛邢安关關易麦"
+    "麥区區欧歐甄岑伍洪庄莊纪紀颜顏柯翁阮冼骆駱游简簡凌白"
 )
 _KOREAN_SURNAMES: Final = frozenset(
-    "김이박최정강조윤장임한오서신권황안송류유전홍고문양손배백허남심노"
+    "김이박최정강조윤장임한오서신권황안송류유전홍고문양손배백허남심노곽차엄"
 )
-# How surnames are spelt beside what the characters give in today's standard spelling.
-_OTHER_SPELLINGS: Final = _table(
-    "王=wong,ong 张=cheung,teo 張=cheung,teo 刘=lau 劉=lau 陈=chan,tan 陳=chan,tan 杨=yeung "
-    "楊=yeung 黄=wong,ng 黃=wong,ng 赵=chiu 趙=chiu 吴=ng,goh 吳=ng,goh 周=chow 徐=tsui 孙=suen "
-    "孫=suen 郭=kwok,quek 何=ho 高=ko 林=lam,lim 罗=law 羅=law 郑=cheng,tay 鄭=cheng,tay "
-    "梁=leung 谢=tse 謝=tse 许=hui,koh 許=hui,koh 冯=fung 馮=fung 邓=tang 鄧=tang 彭=pang "
-    "曾=tsang,chan 萧=siu 蕭=siu 袁=yuen 蔡=choi,chua 蒋=cheung 余=yee 叶=yip 葉=yip 苏=so 蘇=so "
-    "吕=lui,loo 呂=lui,loo 卢=lo 盧=lo 姚=yiu 沈=sum,shum 金=kam 江=kong 潘=poon 关=kwan 關=kwan "
-    "钟=chung 鍾=chung 温=wan 莫=mok 易=yik 石=shek 麦=mak 麥=mak 区=au 區=au 甄=yan 岑=shum "
-    "김=kim 이=lee,yi,rhee 박=park,pak 최=choi 정=jung,chung 강=kang 조=cho 윤=yoon 임=lim,im,rim "
-    "오=oh 신=shin 권=kwon 안=ahn 유=yoo,ryu,you 류=ryu,yoo 고=ko 문=moon 백=baek,paik 노=noh,roh "
-    "허=heo,hur 우=woo 구=koo 나=na,ra 라=ra,na 배=bae,pai 여=yeo,ryo 양=yang,ryang 리=lee,ri"
+
+
+def _spellings(text: str) -> dict[str, tuple[str, ...]]:
+    """Return a table of which the keys are single characters, some with the same spellings."""
+    return {character: said for written, said in _table(text).items() for character in written}
+
+
+# How surnames are spelt beside what the characters give in today's standard spelling: in Hong
+# Kong, in Malaysia and Singapore, in Taiwan where it is heard otherwise; in Korea.
+_OTHER_SPELLINGS: Final = _spellings(
+    "王汪=wong,ong 李=lee 张張=cheung,chong,teo 刘劉=lau,low,liew 陈陳=chan,tan,chin "
+    "杨楊=yeung,yeo,yong 黄黃=wong,ng,ooi 赵趙=chiu,chew 吴吳=ng,goh,woo 周=chow,chew "
+    "徐=tsui,chee,choy 孙孫=suen,soon,sng 马馬=beh 朱=choo 胡=woo,oh,foo 郭=kwok,quek 高=ko,koh "
+    "何賀贺=ho,hoe 林=lam,lim,lum 罗羅=law,loh 郑鄭=cheng,tay,teh 梁=leung,leong,neo "
+    "谢謝=tse,chia,cheah 宋=sung,soong 唐汤湯=tong,tng 许許=hui,koh,khaw 韩韓=hon "
+    "冯馮=fung,foong,pang 邓鄧=tang,teng 曹=tso,cho 彭=pang,phang 曾=tsang,chan,chen "
+    "萧蕭肖=siu,seow 田=tin 潘=poon,phua 袁阮=yuen 蔡=choi,chua,tsoi 蒋蔣=cheung 余=yee,yue,eu "
+    "杜=to,toh 叶葉=yip,yap,ip 程=ching,thia 魏=ngai,gwee 苏蘇=so,soh 吕呂=lui,loo 丁=ting,teng "
+    "任=yam 卢盧=lo,loo 姚=yiu,yeo 沈=shum,sim,sum 钟鍾=chung,cheong,chong 姜=keung 崔=chui "
+    "谭譚=tam,tham 陆陸=luk,loke 廖=liu,liew 石=shek,chio 金=kam 贾賈=kar 韦韋=wai 夏=ha "
+    "付傅=foo,poh 方=fong,png 邹鄒=chow 熊孔=hung 孟=mang 秦=chun 邱=yau,khoo 江=kong 尹=wan "
+    "薛=sit,seet 雷=looi 侯=hau 龙龍=lung,loong 史施=sze,see 陶=to 黎=lai 顾顧=koo 毛武=mo "
+    "龚龔=kung,keng 邵=siu 万萬=man 钱錢=chin 严嚴=yim,giam 戴=tye 莫=mok 常=sheung "
+    "温溫=wan,woon 康=hong 文=man,boon 牛=ngau 安=on 关關=kwan 易=yik 麦麥=mak 区區欧歐=au,ow "
+    "甄=yan 岑=shum 伍=ng 洪=hung,ang 庄莊=chong,chng 纪紀=kee 颜顏=ngan,gan 柯=kwa 翁=yung,ong "
+    "冼=sin 骆駱=lok 游=yau 简簡=kan 白=pak,peh 김=kim 이=lee,yi,rhee 박=park,pak 최=choi "
+    "정=jung,chung 강=kang 조=cho 윤=yoon 임=lim,im,rim 오=oh 신=shin 권=kwon 안=ahn "
+    "유=yoo,ryu,you 류=ryu,yoo 고=ko 문=moon 백=baek,paik 노=noh,roh 허=heo,hur 우=woo 구=koo "
+    "나=na,ra 라=ra,na 배=bae,pai 여=yeo,ryo 양=yang,ryang 리=lee,ri"
 )
 # The most frequent Japanese surnames of which the parts below do not give the reading.
 _JAPANESE_SURNAMES: Final = _table(
@@ -192,14 +210,18 @@ def read_eastern(words: Sequence[str]) -> list[tuple[str, ...]]:
     """
     if len(words) == 1:
         return _split(words[0])
-    surnames = [_japanese_surname(word) == word for word in words]
-    japanese = any(surnames) or any(_KANA.search(word) for word in words)
+    japanese = [_japanese_surname(word) == word for word in words]
+    if any(japanese) or any(_KANA.search(word) for word in words):
+        return [
+            _read(word, japanese=True, surname=surname)
+            for word, surname in zip(words, japanese, strict=True)
+        ]
+    surnames = [
+        word in _DOUBLE_SURNAMES or word in _CHINESE_SURNAMES or word in _KOREAN_SURNAMES
+        for word in words
+    ]
     return [
-        _read(word, japanese=True, surname=surname)
-        if japanese
-        else _latin(word, surname=True)
-        if word in _DOUBLE_SURNAMES or word in _CHINESE_SURNAMES or word in _KOREAN_SURNAMES
-        else _either(word)
+        _latin(word, surname=surname) if any(surnames) else _either(word)
         for word, surname in zip(words, surnames, strict=True)
     ]
 

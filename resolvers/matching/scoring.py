@@ -29,25 +29,28 @@ from resolvers.matching.columns import (
     Vocabulary,
     handles_made,
 )
-from resolvers.matching.names import ABJAD, LATIN
+from resolvers.matching.names import ABJAD, LATIN, has_vowels
+from resolvers.matching.readings import MAX_READINGS
 
 STEPS: Final = 1024
 """Parts of a bit that contributions are rounded to."""
 
-EXACT, NICKNAME, TYPO, SOUND, SCRIPT, INITIAL, LOOSE, JOINED, READING, CONSONANTS = range(1, 11)
+EXACT, NICKNAME, TYPO, SOUND, SCRIPT, INITIAL, LOOSE, JOINED = range(1, 9)
+READING, CONSONANTS, VOWELS = range(9, 12)
 """Ways in which tokens can be the same name.
 
 LOOSE is a typing error that leaves more doubt: two edits, or one in a token of three letters.
-JOINED is one token that is two of the other name put together. Of tokens in two scripts, READING
-is one of East Asian characters that may be read as the other, CONSONANTS one without vowels.
+JOINED is one token that is two of the other name put together. Of tokens in two scripts, SCRIPT
+has the same consonants, READING is heard the same. CONSONANTS is one that is written without its
+short vowels and has the same consonants, VOWELS the same long vowels as well.
 """
 WAYS: Final = (
     *("exact", "nickname", "typo", "sound", "script", "initial", "loose", "joined"),
-    *("reading", "consonants"),
+    *("reading", "consonants", "vowels"),
 )
 
 
-_BY_SOUND: Final = np.isin(np.arange(len(WAYS) + 1), [SOUND, SCRIPT, CONSONANTS])
+_BY_SOUND: Final = np.isin(np.arange(len(WAYS) + 1), [SOUND, SCRIPT, CONSONANTS, VOWELS])
 
 
 class Feature(NamedTuple):
@@ -77,6 +80,8 @@ FEATURES: Final = (
     Feature("reading_bits", "displayName"),
     Feature("consonants_count", "displayName"),
     Feature("consonants_bits", "displayName"),
+    Feature("vowels_count", "displayName"),
+    Feature("vowels_bits", "displayName"),
     Feature("in_handle_count", "username"),
     Feature("in_handle_bits", "username"),
     Feature("conflict_one", "displayName"),
@@ -97,6 +102,8 @@ FEATURES: Final = (
     Feature("handle_from_name", "username"),
     Feature("handle_from_initial", "username"),
     Feature("handle_from_token", "username"),
+    Feature("handle_year_same", "username"),
+    Feature("handle_year_other", "username"),
     Feature("id_same", "identifiers"),
     Feature("id_near", "identifiers"),
     Feature("id_other", "identifiers"),
@@ -272,16 +279,20 @@ def _token_ways(
     heard = columns.vocabulary.skeletons["length"][sound_one]
     same_sound = (sound_one == sound_two) & ~short
     way[same_sound & ~across & (heard > 1) & same_initial] = SOUND
-    way[same_sound & across & (heard > 0)] = SCRIPT
+    eastern = _is_any(script_one, EASTERN) | _is_any(script_two, EASTERN)
+    way[same_sound & across & (heard > 0) & ~eastern] = SCRIPT
+    way[same_sound & across & (heard > 1) & eastern] = LOOSE
     foreign = np.nonzero((script_one != script_two) & ~short)[0]
     shared = _share_sounds(table["heard"][one[foreign]], table["heard"][two[foreign]])
-    eastern = _is_any(script_one, EASTERN) | _is_any(script_two, EASTERN)
     way[foreign[shared]] = SCRIPT
     way[foreign[shared & eastern[foreign]]] = READING
     unvowelled = (script_one == ABJAD) | (script_two == ABJAD)
     way[foreign[shared & unvowelled[foreign]]] = CONSONANTS
+    _hear_vowels(columns, one, two, way, (script_one == LATIN) != (script_two == LATIN))
     _find_typos(columns, one, two, way, ~short & ~(across & (way > 0)))
-    _find_near_sounds(columns, sound_one, sound_two, way, across & ~short & (heard > 2))
+    _find_near_sounds(columns, sound_one, sound_two, way, across & ~short & (heard > 2) & ~eastern)
+    if eastern.any():
+        _find_near_by_ear(columns, one, two, way, foreign[eastern[foreign]])
     nick = np.zeros(len(one), np.bool_)
     known = np.nonzero(
         (table["canonicals"][one, 0] >= 0) & (table["canonicals"][two, 0] >= 0) & ~short
@@ -301,6 +312,31 @@ def _share_sounds(one: npt.NDArray[Any], two: npt.NDArray[Any]) -> Flags:
     """Return which rows of two columns of sounds have one in common; -1 stands for none."""
     equal = (one[:, :, None] == two[:, None, :]) & (one[:, :, None] >= 0)
     return np.asarray(equal.any(axis=(1, 2)), np.bool_)
+
+
+def _hear_vowels(
+    columns: Columns,
+    one: npt.NDArray[Any],
+    two: npt.NDArray[Any],
+    way: npt.NDArray[np.int8],
+    across: Flags,
+) -> None:
+    """Tell tokens that have the same vowels, too, from those of the same consonants alone."""
+    vocabulary = columns.vocabulary
+    scripts, texts = vocabulary.tokens["script"], vocabulary.tokens.texts
+    at = np.nonzero(across & ((way == SCRIPT) | (way == CONSONANTS)))[0]
+    if not len(at):
+        return
+    first, second = one[at].astype(np.int64), two[at].astype(np.int64)
+    latin_first = scripts[first] == LATIN
+    latin, foreign = np.where(latin_first, (first, second), (second, first))
+    codes, places = np.unique((latin << 32) + foreign, return_inverse=True)
+    heard = [
+        has_vowels(texts[a], (texts[b], *vocabulary.readings[b]), int(scripts[b]))
+        for a, b in zip((codes >> 32).tolist(), (codes & 0xFFFFFFFF).tolist(), strict=True)
+    ]
+    same = at[np.array(heard, np.bool_)[places]]
+    way[same] = np.where(way[same] == SCRIPT, READING, VOWELS)
 
 
 def _is_any(scripts: npt.NDArray[Any], wanted: Iterable[int]) -> Flags:
@@ -370,6 +406,26 @@ def _find_near_sounds(
     way[at[edits <= 1]] = LOOSE
 
 
+def _find_near_by_ear(
+    columns: Columns, one: npt.NDArray[Any], two: npt.NDArray[Any], way: npt.NDArray[Any], at: Ints
+) -> None:
+    """Mark East Asian tokens and Latin ones that are heard alike but for one sound, or clipped."""
+    vocabulary = columns.vocabulary
+    heard, texts = vocabulary.tokens["heard"], vocabulary.skeletons.texts
+    lengths = vocabulary.skeletons["length"]
+    for n in range(MAX_READINGS):
+        for here, there in ((one, two), (two, one)):
+            latin = at[(vocabulary.tokens["script"][here[at]] == LATIN) & (way[at] == 0)]
+            a, b = heard[here[latin], 0], heard[there[latin], n]
+            long = (b >= 0) & (np.minimum(lengths[a], lengths[b]) >= _HEARD_ENOUGH)
+            latin, a, b = latin[long], a[long], b[long]
+            if len(latin):
+                said = ([texts[i] for i in a.tolist()], [texts[i] for i in b.tolist()])
+                edits = cpdist(*said, scorer=OSA.distance, score_cutoff=1, dtype=np.uint8)
+                clipped = [x.startswith(y) or y.startswith(x) for x, y in zip(*said, strict=True)]
+                way[latin[(edits <= 1) | np.array(clipped, np.bool_)]] = LOOSE
+
+
 def _find_prefixes(
     columns: Columns, one: npt.NDArray[Any], two: npt.NDArray[Any], way: npt.NDArray[np.int8]
 ) -> None:
@@ -389,7 +445,10 @@ def _find_prefixes(
             way[i] = NICKNAME
 
 
-_GREED: Final = np.array([0, 10, 8, 9, 5, 7, 2, 4, 0, 7, 7], np.int8)
+_HEARD_ENOUGH: Final = 4
+"""Sounds of an East Asian token, and the sign before them, of which one may be another."""
+
+_GREED: Final = np.array([0, 10, 8, 9, 5, 6, 2, 4, 0, 7, 6, 7], np.int8)
 
 
 def _align(ways: npt.NDArray[np.int8]) -> tuple[Ints, npt.NDArray[np.int8]]:
@@ -507,6 +566,29 @@ def _compare_handles(
     values[:, AT["handle_from_name"]] = alone & (crossed == FULL)
     values[:, AT["handle_from_initial"]] = alone & (crossed == SHORTENED)
     values[:, AT["handle_from_token"]] = alone & (crossed == SINGLE)
+    _compare_years_in_handles(left, right, pairs, values)
+
+
+def _compare_years_in_handles(
+    left: Columns, right: Columns, pairs: tuple[Ints, Ints], values: npt.NDArray[np.float32]
+) -> None:
+    """Compare the number behind a handle with that of another one, or with the year of birth."""
+    table = left.vocabulary.handles["year"]
+    said = []
+    for side, rows in zip((left, right), pairs, strict=True):
+        handles, years = side["handles"][rows], side["year"][rows]
+        shown = np.where(handles >= 0, table[handles], -1)
+        said.append([*shown.T, np.where(years >= 0, years % 100, -1)])
+    same, known = (np.zeros(len(pairs[0]), np.bool_) for _ in range(2))
+    for at, one in enumerate(said[0]):
+        for other_at, other in enumerate(said[1]):
+            if at < len(said[0]) - 1 or other_at < len(said[1]) - 1:
+                both = (one >= 0) & (other >= 0)
+                known |= both
+                same |= both & (one == other)
+    told = values[:, AT["handle_same"]] + values[:, AT["handle_same_built"]] == 0
+    values[:, AT["handle_year_same"]] = told & same
+    values[:, AT["handle_year_other"]] = told & known & ~same
 
 
 def _best(

@@ -374,6 +374,11 @@ def test_spellings_of_one_eastern_name_sound_alike(spellings: tuple[str, ...]) -
         ("श्वेता मिश्रा", ({"shveta", "shweta", "sweta"}, {"mishra", "misra"})),
         ("ज्योति चोपड़ा", ({"jyoti"}, {"chopara"})),
         ("पंकज लाम्बा", ({"pankaj"}, {"lamba"})),
+        ("浩伟 蒋", ({"haowei"}, {"jiang", "cheung"})),
+        ("胡晓梅", ({"hu", "woo"}, {"xiaomei"})),
+        ("Юхим Негода", ({"yukhim", "yuhym"}, {"negoda", "nehoda"})),
+        ("Жанна Цой", ({"zhanna", "janna"}, {"tsoy", "coy"})),
+        ("ف الشامي", ({"f"}, {"Samy", "lSamy"})),
     ],
 )
 def test_names_in_other_scripts_are_read_in_every_usual_way(
@@ -392,11 +397,17 @@ def test_names_in_other_scripts_are_read_in_every_usual_way(
         ("Taichi Takahashi", "高橋太一", ["NAME_EXACT", "NAME_READING"]),
         ("Chung Hoon-soo", "정훈수", ["NAME_READING", "NAME_READING"]),
         ("Cheung Yu-Ting", "张雨婷", ["NAME_EXACT", "NAME_READING"]),
-        ("Shweta Sharma", "श्वेता शर्मा", ["NAME_EXACT", "NAME_SCRIPT"]),
-        ("Ruqaya Elshamy", "رقية الشامي", ["NAME_CONSONANTS", "NAME_CONSONANTS"]),
-        ("Issa Deena", "دينا عيسى", ["NAME_CONSONANTS", "NAME_CONSONANTS"]),
-        ("Maged Awad", "ماجد عوض", ["NAME_CONSONANTS", "NAME_CONSONANTS"]),
-        ("Osman Haddad", "عثمان الحداد", ["NAME_CONSONANTS", "NAME_CONSONANTS"]),
+        ("Shweta Sharma", "श्वेता शर्मा", ["NAME_EXACT", "NAME_READING"]),
+        ("Suneeta Tewari", "सुनीता तिवारी", ["NAME_READING", "NAME_READING"]),
+        ("Sanat Tewari", "सुनीता तिवारी", ["NAME_READING", "NAME_SCRIPT"]),
+        ("Yuhym Nehoda", "Юхим Негода", ["NAME_READING", "NAME_READING"]),
+        ("Woo Yu", "胡宇", ["NAME_EXACT", "NAME_READING"]),
+        ("Ruqaya Elshamy", "رقية الشامي", ["NAME_VOWELS", "NAME_VOWELS"]),
+        ("Issa Deena", "دينا عيسى", ["NAME_VOWELS", "NAME_VOWELS"]),
+        ("Maged Awad", "ماجد عوض", ["NAME_VOWELS", "NAME_VOWELS"]),
+        ("Osman Haddad", "عثمان الحداد", ["NAME_VOWELS", "NAME_VOWELS"]),
+        ("Jamil Awad", "جمال عوض", ["NAME_CONSONANTS", "NAME_VOWELS"]),
+        ("Abdullah Khoury", "عبدالله الخوري", ["NAME_VOWELS", "NAME_VOWELS"]),
     ],
 )
 def test_all_of_a_name_is_recognised_in_another_script(
@@ -409,6 +420,52 @@ def test_all_of_a_name_is_recognised_in_another_script(
     at = list(zip(found.left.tolist(), found.right.tolist(), strict=True)).index((0, 4))
     assert sorted(each.kind for each in found.suggestions([at])[0].evidence) == kinds
     assert found.score[at] > 0.5
+
+
+@pytest.mark.parametrize("latin", ["Kim Hyun", "Kim Hyunhoom"])
+def test_characters_are_recognised_in_a_clipped_or_mistyped_reading(latin: str) -> None:
+    sides = [[_account(name, birth_year=2010)] for name in (latin, "김현훈")]
+
+    found = match(sides[0], sides[1])
+
+    kinds = [each.kind for each in found.suggestions([0])[0].evidence]
+    assert kinds == ["NAME_EXACT", "NAME_LOOSE", "BIRTH_YEAR_SAME"]
+
+
+@pytest.mark.parametrize(
+    ("name", "login", "tokens"),
+    [
+        ("Jisoo", "jisooc", ("jisoo",)),
+        ("지수", "jisooc", ("jisu",)),
+        ("지수", "jisoo.cho", ("jisu", "cho")),
+        ("سلمى", "salmaa", ("slm",)),
+        ("سلمى", "salma.awad", ("slm", "awad")),
+        ("Amina", "aokello", ("amina", "okello")),
+    ],
+)
+def test_a_missing_name_is_taken_from_the_username_but_not_what_begins_as_the_known_one(
+    name: str, login: str, tokens: tuple[str, ...]
+) -> None:
+    assert _account(name, username=login).tokens == tokens
+
+
+@pytest.mark.parametrize(
+    ("login", "details", "kinds"),
+    [
+        ("ann12", {"username": "asmith12"}, ["USERNAME_YEAR_SAME"]),
+        ("anna2012", {"birth_year": 2012}, ["USERNAME_YEAR_SAME"]),
+        ("ann12", {"username": "asmith13"}, ["USERNAME_YEAR_OTHER"]),
+        ("ann12", {"username": "ann12"}, []),
+        ("ann123", {"username": "asmith23"}, []),
+    ],
+)
+def test_a_number_behind_a_username_is_compared_with_the_other_and_with_the_year_of_birth(
+    login: str, details: dict[str, object], kinds: list[str]
+) -> None:
+    found = match([_account("Ann Smith", username=login)], [_account("Ann Smith", **details)])
+
+    said = [each.kind for each in found.suggestions([0])[0].evidence]
+    assert [kind for kind in said if kind.startswith("USERNAME_YEAR")] == kinds
 
 
 @pytest.mark.parametrize(
