@@ -28,7 +28,8 @@ class Timeouts:
         """End a block after so many seconds: ``with timeouts.within(2) as block:``.
 
         As with ``asyncio.timeout``, what the block waits for is cancelled then, and
-        ``TimeoutError`` raised in its place. To be entered once, by a task.
+        ``TimeoutError`` raised in its place; up to a millisecond early. To be entered once, by a
+        task.
         """
         return Timeout(self, seconds)
 

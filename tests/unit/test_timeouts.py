@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 
 import pytest
+import uvloop
 
 from sessions.timeouts import Timeouts
 
@@ -128,6 +131,25 @@ async def test_the_end_of_a_block_may_be_put_off() -> None:
         await asyncio.sleep(10)
 
     assert loop.time() - began_at >= 0.05
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_blocks_end_on_either_loop(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    timeouts = Timeouts()
+
+    async def wait(seconds: float) -> float:
+        began_at = time.monotonic()
+        with pytest.raises(TimeoutError), timeouts.within(seconds):
+            await asyncio.sleep(10)
+        return time.monotonic() - began_at - seconds
+
+    async def wait_all() -> list[float]:
+        return await asyncio.gather(*(wait(0.01 + place * 0.0037) for place in range(10)))
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        late = runner.run(wait_all())
+
+    assert min(late) > -0.005  # one of them counts whole milliseconds
 
 
 def test_the_same_timeouts_serve_one_loop_after_the_other() -> None:
