@@ -411,6 +411,8 @@ async def _carried_out(
         await executor.cancel_incremental_work()
         raise
     watched.executed_by = executed.fallback or "plan"
+    if executed.plan is not None:
+        del executor.async_helpers  # they hold it, so that only the garbage collector would end it
     if isinstance(executed.result, ExperimentalIncrementalExecutionResults):
         return Delivery(executed.result, executor, context)
     return await _told(executed, executed.result, context, recall, shown)
@@ -647,6 +649,18 @@ class _Read:
 _NO_DOCUMENT = DocumentNode(definitions=())
 
 
+def _loosen(node: DocumentNode) -> None:
+    """Let a document's tokens hold each other in one direction only.
+
+    Then the document goes when nobody holds it, and not when the garbage collector has come by
+    often enough to look at what is old. Nothing reads tokens backwards.
+    """
+    token = node.loc.start_token if node.loc is not None else None
+    while token is not None:
+        token.prev = None
+        token = token.next
+
+
 @dataclass(slots=True)
 class _Documents:
     """Documents parsed, limited and validated, the most recently used ones remembered."""
@@ -680,6 +694,7 @@ class _Documents:
             node = parse(text, max_tokens=self.limits.max_tokens)
         except GraphQLSyntaxError as error:
             return _Read(_NO_DOCUMENT, DocumentCosts(self.model, _NO_DOCUMENT), (error,))
+        _loosen(node)
         check_document(node, self.limits)
         errors = validate(self.schema, node, max_errors=_MAX_ERRORS)
         return _Read(node, DocumentCosts(self.model, node), errors)

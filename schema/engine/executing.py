@@ -28,7 +28,7 @@ from graphql.execution import Executor
 from schema.engine.plans import Plan, Rows
 from schema.engine.running import Execution
 
-_MAX_PLANS: Final = 1000
+_MAX_PLANS: Final = 500
 _CONDITIONS: Final = frozenset({"skip", "include"})
 _INTROSPECTION: Final = frozenset({"__schema", "__type"})
 

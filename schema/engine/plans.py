@@ -11,9 +11,10 @@ import keyword
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
-from functools import cached_property
-from types import GeneratorType, NoneType
+from functools import cached_property, lru_cache
+from types import CodeType, GeneratorType, NoneType
 from typing import Any, ClassVar, Final
+from weakref import WeakValueDictionary
 
 import msgspec
 from graphql import (
@@ -507,14 +508,33 @@ def _maker(fields: Sequence[Field], rows: Rows, name: str) -> Callable[..., Any]
             values += inside
         else:
             optional[f"f{place}"] = inside
-    return msgspec.defstruct(
-        name,
-        [(f"f{place}", Any) for place in range(len(keys))],
-        bases=(Row,),
-        namespace={"values": values, "optional": optional, "containers": tuple(containers)},
-        rename={f"f{place}": key for place, key in enumerate(keys)},
-        gc=False,
-    )
+    return _row_class(name, tuple(keys), values, tuple(optional.items()), tuple(containers))
+
+
+def _row_class(
+    name: str,
+    keys: tuple[str, ...],
+    values: int,
+    optional: tuple[tuple[str, int], ...],
+    containers: tuple[str, ...],
+) -> type[Any]:
+    """Return the class of an answer's rows; plans whose rows are alike share it."""
+    alike = (name, keys, values, optional, containers)
+    found: type[Any] | None = _row_classes.get(alike)
+    if found is None:
+        found = _row_classes[alike] = msgspec.defstruct(
+            name,
+            [(f"f{place}", Any) for place in range(len(keys))],
+            bases=(Row,),
+            namespace={"values": values, "optional": dict(optional), "containers": containers},
+            rename={f"f{place}": key for place, key in enumerate(keys)},
+            gc=False,
+        )
+    return found
+
+
+_row_classes: WeakValueDictionary[tuple[object, ...], type[Any]] = WeakValueDictionary()
+"""Those of the plans there are. A class takes as much memory as all else that a block needs."""
 
 
 def _values_inside(found: Field) -> int | None:
@@ -588,8 +608,9 @@ class _Writer:
 
     def compiled(self, source: str) -> Callable[..., Any]:
         """Return the function that was written."""
-        exec(compile(source, "<plan>", "exec"), self._globals)  # noqa: S102 - written above, of names that are checked
-        made: Callable[..., Any] = self._globals["made"]
+        exec(_compiled(source), self._globals)  # noqa: S102 - written above, of names that are checked
+        # Taken out, so that the function goes with its plan, and not when the collector comes by.
+        made: Callable[..., Any] = self._globals.pop("made")
         return made
 
     def _made(self, block: Block, of: str, depth: int) -> tuple[list[str], str]:
@@ -707,6 +728,12 @@ class _Writer:
         classes = self._named("classes", admission.classes)
         other = self._named("is_object", _object_check(admission, nonnull=shape.nonnull))
         return f"type({value}) in {classes} or {other}({value})"
+
+
+@lru_cache(maxsize=500)
+def _compiled(source: str) -> CodeType:
+    """Return the code of a text; rows that are made alike differ in what the names stand for."""
+    return compile(source, "<plan>", "exec")
 
 
 def _leaf_check(shape: Shape) -> Callable[[Any], Any]:

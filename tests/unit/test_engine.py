@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import warnings
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,13 +14,15 @@ import msgspec
 import pytest
 import strawberry
 from engine_worlds import Tally, compare_world
-from graphql import DocumentNode, ExecutionResult, Executor, parse
+from graphql import DocumentNode, ExecutionResult, Executor, Token, parse
 from hypothesis import given
 from hypothesis import strategies as st
 from strawberry.types import Info
 
+from schema import build_schema
 from schema.engine import Engine, Executed, Rows, Spread, View, batched, pieces_of, reads
 from schema.engine.executing import _MAX_PLANS
+from schema.execution import GatewaySchema
 
 LONG = 20_000
 
@@ -447,7 +451,51 @@ async def test_the_plans_used_longest_ago_are_forgotten() -> None:
     assert still is first
     assert len({id(plan) for plan in again}) == 4
     assert len(engine._plans) == len(engine._covered) == 3
-    assert _MAX_PLANS == 1000
+    assert _MAX_PLANS == 500
+
+
+async def test_a_plan_goes_when_it_is_forgotten_and_rows_that_are_alike_have_one_class() -> None:
+    engine = an_engine(max_plans=1)
+    plans = []
+    gc.disable()
+    try:
+        for number in range(3):
+            found = await executed(
+                engine, f"{{ books {{ a{number}: title author {{ name }} }} }}", rows=Rows.STRUCTS
+            )
+            row = data_of(found).f0[0]
+            plans.append((weakref.ref(found.plan), type(row), type(row.f1)))
+            del found, row
+        still = [plan() is not None for plan, _, _ in plans]
+    finally:
+        gc.enable()
+
+    assert still == [False, False, True]
+    assert len({book for _, book, _ in plans}) == 3
+    assert len({author for _, _, author in plans}) == 1
+
+
+def test_a_document_goes_when_it_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("schema.execution._MAX_CACHED_DOCUMENTS", 1)
+    schema = build_schema()
+    assert isinstance(schema, GatewaySchema)
+    schema.documents.read("{ users { nodes { id } } }")
+    gc.collect()
+    gc.disable()
+    try:
+        held = _tokens_held()
+        for number in range(5):
+            schema.documents.read(f"{{ users {{ nodes {{ a{number}: id }} }} }}")
+        left = _tokens_held() - held
+    finally:
+        gc.enable()
+
+    assert held >= 10
+    assert left == 2  # an alias has two tokens more
+
+
+def _tokens_held() -> int:
+    return sum(type(one) is Token for one in gc.get_objects())
 
 
 async def test_structs_are_written_as_dictionaries_are() -> None:
