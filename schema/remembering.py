@@ -9,8 +9,8 @@ the same document, variables and rights, until one of these is no longer so:
 - the icons known are the same;
 - a minute has passed, for a cursor tells when its walk began.
 
-A long answer is kept when it is asked for a second time: what is exported once does not take the
-place of what is asked for again and again.
+A long answer that would take the place of others is kept when it is asked for a second time: what
+is exported once does not push out what is asked for again and again.
 
 What is checked before and counted after an operation is checked and counted for these as well.
 Requests on behalf of users, and learners', are never answered so.
@@ -179,9 +179,16 @@ class Remembered:
             self.held_bytes -= answer.size
 
     def room_for(self, key: Key) -> int:
-        """Return how long an answer may be to be kept: a long one was asked for before."""
-        is_known = key in self._answers or hash(key) in self._long
-        return self.max_bytes if is_known else self.max_bytes // _LONG_SHARE
+        """Return how long an answer may be to be kept: at first, as long as there is free room."""
+        if key in self._answers or hash(key) in self._long:
+            return self.max_bytes
+        return max(self.max_bytes - self.held_bytes, self.max_bytes // _LONG_SHARE)
+
+    def forget_old(self) -> None:
+        """Forget all that is too old to be given again."""
+        now = monotonic()
+        for key in [key for key, answer in self._answers.items() if answer.until < now]:
+            self.forget(key)
 
     def note_long(self, key: Key) -> None:
         """Take note that an answer was too long to be kept at once."""
@@ -242,6 +249,9 @@ class Recall:
                 await asyncio.sleep(0)  # others have their turn while a long one is written
             pieces.append(piece)
             size += len(piece)
+            if size > room:
+                self._remembered.forget_old()
+                room = self._remembered.room_for(self.key)
             if size > room:
                 self._remembered.note_long(self.key)
                 return data

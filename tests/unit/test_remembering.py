@@ -1,5 +1,6 @@
 """How much of answers is remembered, and of what asked for them."""
 
+from dataclasses import replace
 from math import inf
 
 from resolvers.caching import Basis
@@ -69,20 +70,36 @@ def test_of_requests_those_used_last_are_known() -> None:
     assert [number for number in range(5) if repeated.find(b"%d" % number)] == [0, 3, 4]
 
 
-def test_a_long_answer_is_kept_once_it_was_asked_for_before() -> None:
+def test_a_long_answer_takes_the_place_of_others_once_it_was_asked_for_before() -> None:
     remembered = Remembered(64_000)
     keys: list[Key] = [
-        (f"query {number}", None, b"", "key", frozenset()) for number in range(1_002)
+        (f"query {number}", None, b"", "key", frozenset()) for number in range(1_003)
     ]
     at_first = remembered.room_for(keys[0])
 
-    remembered.note_long(keys[0])
     remembered.put(keys[1], an_answer(2_000))
-    noted = [remembered.room_for(key) for key in keys[:3]]
-    for key in keys[2:]:
+    beside_another = remembered.room_for(keys[0])
+    remembered.put(keys[2], an_answer(62_000))
+    when_full = remembered.room_for(keys[0])
+    remembered.note_long(keys[0])
+    noted = [remembered.room_for(key) for key in keys[:4]]
+    for key in keys[3:]:
         remembered.note_long(key)
 
-    assert at_first == 1_000
-    assert noted == [64_000, 64_000, 1_000]
-    assert remembered.room_for(keys[0]) == 1_000
+    assert (at_first, beside_another, when_full) == (64_000, 62_000, 1_000)
+    assert noted == [64_000, 64_000, 64_000, 1_000]
+    assert remembered.room_for(keys[0]) == 1_000  # of so many, the last thousand are known
     assert remembered.room_for(keys[-1]) == 64_000
+
+
+def test_what_is_too_old_to_be_given_again_makes_room() -> None:
+    remembered = Remembered(64_000)
+    old: Key = ("old", None, b"", "key", frozenset())
+    young: Key = ("young", None, b"", "key", frozenset())
+    remembered.put(old, replace(an_answer(40_000), until=0.0))
+    remembered.put(young, an_answer(4_000))
+
+    remembered.forget_old()
+
+    assert (remembered.get(old), remembered.held_bytes) == (None, 4_000)
+    assert remembered.get(young) is not None
