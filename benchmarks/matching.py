@@ -54,7 +54,7 @@ T = TypeVar("T")
 
 HELD_OUT_SEEDS: Final = (22, 23)
 PEOPLE: Final = 8000
-TIERS: Final = (0.95, 0.97, 0.98, 0.99)
+TIERS: Final = (0.95, 0.96, 0.97, 0.98, 0.99)
 NATIVE: Final = {"el": "Greek", "hi": "Devanagari", "ar": "Arabic", "ru": "Cyrillic"} | {
     "uk": "Cyrillic",
     "zh": "CJK",

@@ -50,7 +50,7 @@ WAYS: Final = (
 )
 
 
-_BY_SOUND: Final = np.isin(np.arange(len(WAYS) + 1), [SOUND, SCRIPT, CONSONANTS, VOWELS])
+_BY_SOUND: Final = np.isin(np.arange(len(WAYS) + 1), [SOUND, SCRIPT])
 
 
 class Feature(NamedTuple):
