@@ -1,6 +1,7 @@
 """The batches of a request, over providers in memory."""
 
 import asyncio
+from collections.abc import Awaitable
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from pretend_roster import PLATFORM, World, a_context, a_course, an_enrollment
 
 from resolvers import roster
 from resolvers.caching import RecordCache
+from resolvers.context import RequestContext
 from resolvers.loaders import USERS, Loaders, when_there
 from resolvers.paging import Connection
 from resolvers.reading import Reading
@@ -138,3 +140,35 @@ async def test_nothing_is_at_hand_of_a_provider_the_request_acts_for_nobody_at(
     )
 
     assert context.reading.kept("a", USERS.page, ["any"]) == {}
+
+
+async def test_the_rows_of_a_list_that_is_read_again_are_had_by_one_look(
+    sqlite_database: Database,
+) -> None:
+    world = World()
+    school = world.add("a", user_count=60, course_count=3)
+    school.enrollments = [an_enrollment("a", f"u{n % 60}", f"c{n % 3}") for n in range(90)]
+    ids = [user.external_id for user in school.users]
+    cache = RecordCache(CacheStore(sqlite_database))
+
+    async def a_request() -> tuple[bool, list[list[str]], RequestContext]:
+        context = a_context(world, cache=cache)
+        await context.visible_providers()
+        context.reading.note_max_age(60)
+        soon = roster.enrollments_of_users(context, "a", ids)
+        found = await when_there(soon)
+        return isinstance(soon, Awaitable), list(map(rows_of, found)), context
+
+    live, kept, together = [await a_request() for _ in range(3)]
+    hits = cache.counts.hits
+    await a_request()
+    basis = together[2].reading.basis
+    cache.drop("a")
+    anew = await a_request()
+
+    assert [one[0] for one in (live, kept, together, anew)] == [True, True, False, True]
+    assert live[1] == kept[1] == together[1] == anew[1]
+    assert [len(basis.entries), basis.hits["a"], cache.counts.hits - hits] == [0, 60, 60]
+    assert not cache.still_stands(basis)
+    assert [name for name, _ in school.calls] == ["fetch_enrollments_by_user"] * 2
+    await cache.aclose()
