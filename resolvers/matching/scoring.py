@@ -183,7 +183,8 @@ class Compared(NamedTuple):
 def compare(left: Columns, right: Columns, pairs: tuple[Ints, Ints]) -> Compared:
     """Return the values of pairs of rows of two columns that share a vocabulary."""
     count = len(pairs[0])
-    values = np.zeros((count, len(FEATURES)), np.float32)
+    # One feature after the other in memory, as they are written.
+    values = np.zeros((len(FEATURES), count), np.float32).T
     if not count:
         return Compared(values, np.zeros((0, WIDTH), np.int8), np.zeros((0, WIDTH), np.int8))
     partner, way = _compare_names(left, right, pairs, values)
@@ -200,18 +201,11 @@ def _compare_names(
     ways = _token_ways(left, first, second)
     partner, way = _align(ways)
     aligned = way > 0
-    rows = np.arange(len(first))[:, None]
-    other = second[rows, partner]
-    bits = np.minimum(vocabulary.information(first), vocabulary.information(other))
-    sounds = vocabulary.tokens["skeleton"]
-    sound_bits = vocabulary.skeleton_information(sounds[first])
     present_left, present_right = first >= 0, second >= 0
     used = np.zeros(present_right.shape, np.bool_)
     for column in range(WIDTH):
         used[np.arange(len(first)), partner[:, column]] |= aligned[:, column]
-    said = np.where(_BY_SOUND[way], sound_bits, bits)
-    said = np.where(way == READING, _heard_bits(vocabulary, first, other), said)
-    counts, sums = _by_way(way), _by_way(way, said)
+    counts, sums = _by_way(way, _said(vocabulary, (first, second), (partner, way)))
     for kind, name in enumerate(WAYS, 1):
         if kind == JOINED:
             continue
@@ -250,12 +244,34 @@ def _compare_names(
     return np.where(aligned, partner, -1).astype(np.int8), way
 
 
-def _by_way(way: npt.NDArray[np.int8], bits: Floats | None = None) -> npt.NDArray[Any]:
-    """Return, by pair and way, how many tokens are aligned so, or the sum of their bits."""
+def _said(
+    vocabulary: Vocabulary,
+    tokens: tuple[npt.NDArray[Any], npt.NDArray[Any]],
+    alignment: tuple[Ints, npt.NDArray[np.int8]],
+) -> Floats:
+    """Return the bits of the tokens that are aligned, in order."""
+    partner, way = alignment
+    at, column = np.nonzero(way)
+    first, second = tokens[0][at, column], tokens[1][at, partner[at, column]]
+    kinds = way[at, column]
+    bits = np.minimum(vocabulary.information(first), vocabulary.information(second))
+    heard = np.nonzero(_BY_SOUND[kinds])[0]
+    sounds = vocabulary.tokens["skeleton"][first[heard]]
+    bits[heard] = vocabulary.skeleton_information(sounds)
+    read = np.nonzero(kinds == READING)[0]
+    if len(read):
+        bits[read] = _heard_bits(vocabulary, first[read], second[read])
+    return bits
+
+
+def _by_way(way: npt.NDArray[np.int8], bits: Floats) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return, by pair and way, how many tokens are aligned so, and the sum of their bits."""
     kinds = len(WAYS) + 1
-    cells = (np.arange(len(way))[:, None] * kinds + way).ravel()
-    weights = None if bits is None else bits.ravel()
-    return np.bincount(cells, weights, minlength=len(way) * kinds).reshape(-1, kinds)
+    at, column = np.nonzero(way)
+    cells = at * kinds + way[at, column]
+    size = len(way) * kinds
+    counts = np.bincount(cells, minlength=size).reshape(-1, kinds)
+    return counts, np.bincount(cells, bits, minlength=size).reshape(-1, kinds)
 
 
 def _token_ways(
@@ -263,12 +279,8 @@ def _token_ways(
 ) -> npt.NDArray[np.int8]:
     """Return how each token of one name is the same as each of the other, 0 for not."""
     table = columns.vocabulary.tokens
-    a = np.repeat(first[:, :, None], WIDTH, axis=2)
-    b = np.repeat(second[:, None, :], WIDTH, axis=1)
-    result = np.zeros(a.shape, np.int8)
-    valid = (a >= 0) & (b >= 0)
-    cells = np.nonzero(valid)
-    one, two = a[cells], b[cells]
+    result = np.zeros((len(first), WIDTH, WIDTH), np.int8)
+    cells, one, two = _worth_comparing(columns, first, second)
     way = np.zeros(len(one), np.int8)
     same_initial = table["initial"][one] == table["initial"][two]
     short = ~(table["whole"][one] & table["whole"][two])
@@ -308,6 +320,24 @@ def _token_ways(
     return result
 
 
+def _worth_comparing(
+    columns: Columns, first: npt.NDArray[Any], second: npt.NDArray[Any]
+) -> tuple[tuple[Ints, Ints, Ints], npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return where tokens are that may be the same in some way, and both tokens.
+
+    Not those in Latin letters that begin otherwise, are too far apart for a typing error and not
+    both known as forms of names, which are most.
+    """
+    table = columns.vocabulary.tokens
+    at, i, j = np.nonzero((first >= 0)[:, :, None] & (second >= 0)[:, None, :])
+    one, two = first[at, i], second[at, j]
+    script, initial, known = table["script"], table["initial"], table["canonicals"][:, 0] >= 0
+    worth = (initial[one] == initial[two]) | ((script[one] | script[two]) != LATIN)
+    worth |= (known[one] & known[two]) | _may_be_typos(columns, one, two)
+    kept = np.nonzero(worth)[0]
+    return (at[kept], i[kept], j[kept]), one[kept], two[kept]
+
+
 def _share_sounds(one: npt.NDArray[Any], two: npt.NDArray[Any]) -> Flags:
     """Return which rows of two columns of sounds have one in common; -1 stands for none."""
     equal = (one[:, :, None] == two[:, None, :]) & (one[:, :, None] >= 0)
@@ -340,7 +370,7 @@ def _hear_vowels(
 
 
 def _is_any(scripts: npt.NDArray[Any], wanted: Iterable[int]) -> Flags:
-    return np.asarray(np.isin(scripts, [*wanted]), np.bool_)
+    return np.asarray(np.logical_or.reduce([scripts == each for each in wanted]), np.bool_)
 
 
 def _heard_bits(
@@ -361,14 +391,10 @@ def _find_typos(
 ) -> None:
     """Mark tokens of one edit from each other, or two if both are long; loosely, of one more."""
     table = columns.vocabulary.tokens
-    shorter = np.minimum(table["length"][one], table["length"][two])
-    apart = np.abs(table["length"][one] - table["length"][two])
-    allowed = np.where(shorter >= 8, 3, np.where(shorter >= 5, 2, 1))
-    letters = np.bitwise_count(table["letters"][one] ^ table["letters"][two])
-    worth = eligible & (one != two) & (shorter >= 3) & (apart <= allowed)
-    at = np.nonzero(worth & (letters <= 2 * allowed))[0]
+    at = np.nonzero(eligible & (one != two) & _may_be_typos(columns, one, two))[0]
     if not len(at):
         return
+    shorter = np.minimum(table["length"][one[at]], table["length"][two[at]])
     texts = table.texts
     edits = cpdist(
         [texts[i] for i in one[at].tolist()],
@@ -377,10 +403,23 @@ def _find_typos(
         score_cutoff=3,
         dtype=np.uint8,
     )
-    near = edits <= allowed[at]
-    sure = edits <= np.where(shorter[at] >= 8, 2, np.where(shorter[at] >= 4, 1, 0))
+    near = edits <= _EDITS[np.minimum(shorter, 8)]
+    sure = edits <= np.where(shorter >= 8, 2, np.where(shorter >= 4, 1, 0))
     way[at[near & ~sure & (way[at] == 0)]] = LOOSE
     way[at[sure]] = TYPO
+
+
+_EDITS: Final = np.array([-1, -1, -1, 1, 1, 2, 2, 2, 3], np.int8)
+"""How many edits two tokens may be apart, by the length of the shorter one, up to 8."""
+
+
+def _may_be_typos(columns: Columns, one: npt.NDArray[Any], two: npt.NDArray[Any]) -> Flags:
+    """Return which tokens have lengths and letters that so few edits could make the same."""
+    table = columns.vocabulary.tokens
+    here, there = table["length"][one], table["length"][two]
+    allowed = _EDITS[np.minimum(np.minimum(here, there), 8)]
+    letters = np.bitwise_count(table["letters"][one] ^ table["letters"][two])
+    return np.asarray((np.abs(here - there) <= allowed) & (letters <= 2 * allowed), np.bool_)
 
 
 def _find_near_sounds(
@@ -433,7 +472,7 @@ def _find_prefixes(
     table = columns.vocabulary.tokens
     length_one, length_two = table["length"][one], table["length"][two]
     worth = (
-        (table["initial"][one] == table["initial"][two])
+        (table["beginning"][one] == table["beginning"][two])
         & (np.minimum(length_one, length_two) >= 3)
         & (length_one != length_two)
         & ((way == 0) | (way == SOUND) | (way == LOOSE))
@@ -485,6 +524,14 @@ def _join(
     numbers = tuple(over.sum(axis=1) for over in left_over)
     for whole, parts in ((0, 1), (1, 0)):
         at = np.nonzero((numbers[whole] > 0) & (numbers[parts] > 1))[0]
+        letters = [
+            np.where(left_over[side][at], table["letters"][tokens[side][at]], 0)
+            for side in (whole, parts)
+        ]
+        lacking = letters[0] & ~np.bitwise_or.reduce(letters[1], axis=1)[:, None]
+        at = at[((lacking == 0) & (letters[0] > 0)).any(axis=1)]
+        if not len(at):
+            continue
         one, two = tokens[whole][at], tokens[parts][at]
         hashes, powers = table["hash"][two], table["power"][two]
         for a in range(WIDTH):
@@ -528,44 +575,43 @@ def _in_handles(
         pairs = zip(named[worth].tolist(), handle[worth].tolist(), strict=True)
         inside = [texts[token] in stems[other] for token, other in pairs]
         found[at[worth], column[worth]] |= np.array(inside, np.bool_)
-    bits = np.where(found, vocabulary.information(tokens), 0.0).sum(axis=1)
-    return found, found.sum(axis=1).astype(np.float64), bits
+    at, column = np.nonzero(found)
+    bits = np.bincount(at, vocabulary.information(tokens[at, column]), minlength=len(rows))
+    return found, found.sum(axis=1).astype(np.float64), np.asarray(bits, np.float64)
 
 
 def _compare_handles(
     left: Columns, right: Columns, pairs: tuple[Ints, Ints], values: npt.NDArray[np.float32]
 ) -> None:
-    handles = left.vocabulary.handles
     one, two = left["handles"][pairs[0]], right["handles"][pairs[1]]
-    made_left, kinds = handles_made(left, pairs[0])
-    made_right, _ = handles_made(right, pairs[1])
-    same = np.zeros(len(one), np.bool_)
-    stem, built = same.copy(), same.copy()
-    crossed = np.zeros(len(one), np.int8)
-    ranks = np.array(kinds, np.int8)
+    stems_one, stems_two = _stems(left, one), _stems(right, two)
+    same, stem = np.zeros(len(one), np.bool_), np.zeros(len(one), np.bool_)
     for i in range(one.shape[1]):
-        stems_one = np.where(one[:, i] >= 0, handles["stem"][one[:, i]], 0)
-        stems_two = np.where(two[:, i] >= 0, handles["stem"][two[:, i]], 0)
-        crossed = np.maximum(crossed, _best(made_right, stems_one, ranks))
-        crossed = np.maximum(crossed, _best(made_left, stems_two, ranks))
-        built |= _best(made_left, stems_one, ranks) > 0
-        built |= _best(made_right, stems_two, ranks) > 0
         for j in range(two.shape[1]):
-            present = (one[:, i] >= 0) & (two[:, j] >= 0)
-            other = np.where(two[:, j] >= 0, handles["stem"][two[:, j]], 0)
-            same |= present & (one[:, i] == two[:, j])
-            stem |= present & (stems_one == other) & (stems_one > 0)
+            same |= (one[:, i] >= 0) & (one[:, i] == two[:, j])
+            stem |= (stems_one[:, i] > 0) & (stems_one[:, i] == stems_two[:, j])
     stem &= ~same
+    alike = np.nonzero(same | stem)[0]
+    built = np.zeros(len(one), np.bool_)
+    for side, rows, stems in ((left, pairs[0], stems_one), (right, pairs[1], stems_two)):
+        built[alike] |= _made_of(side, rows[alike], stems[alike]) > 0
     present = (one[:, 0] >= 0) & (two[:, 0] >= 0)
+    alone = ~same & ~stem
+    crossed = np.zeros(len(one), np.int8)
+    for side, rows, handles, stems in (
+        (right, pairs[1], one, stems_one),
+        (left, pairs[0], two, stems_two),
+    ):
+        at = np.nonzero(alone & _may_be_made_of(side, rows, handles))[0]
+        crossed[at] = np.maximum(crossed[at], _made_of(side, rows[at], stems[at]))
     values[:, AT["handle_same"]] = same & ~built
     values[:, AT["handle_same_built"]] = same & built
     values[:, AT["handle_stem"]] = stem & ~built
     values[:, AT["handle_stem_built"]] = stem & built
-    values[:, AT["handle_other"]] = present & ~same & ~stem
-    alone = ~same & ~stem
-    values[:, AT["handle_from_name"]] = alone & (crossed == FULL)
-    values[:, AT["handle_from_initial"]] = alone & (crossed == SHORTENED)
-    values[:, AT["handle_from_token"]] = alone & (crossed == SINGLE)
+    values[:, AT["handle_other"]] = present & alone
+    values[:, AT["handle_from_name"]] = crossed == FULL
+    values[:, AT["handle_from_initial"]] = crossed == SHORTENED
+    values[:, AT["handle_from_token"]] = crossed == SINGLE
     _compare_years_in_handles(left, right, pairs, values)
 
 
@@ -589,6 +635,29 @@ def _compare_years_in_handles(
     told = values[:, AT["handle_same"]] + values[:, AT["handle_same_built"]] == 0
     values[:, AT["handle_year_same"]] = told & same
     values[:, AT["handle_year_other"]] = told & known & ~same
+
+
+def _stems(columns: Columns, handles: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    """Return the stems of handles; 0 stands for none."""
+    stems = columns.vocabulary.handles["stem"]
+    return np.asarray(np.where(handles >= 0, stems[handles], 0), np.uint64)
+
+
+def _may_be_made_of(columns: Columns, rows: Ints, handles: npt.NDArray[Any]) -> Flags:
+    """Return which accounts' names have all letters of one of some handles."""
+    tokens, letters = columns["tokens"][rows], columns.vocabulary.tokens["letters"]
+    named = np.bitwise_or.reduce(np.where(tokens >= 0, letters[tokens], 0), axis=1)
+    lacking = columns.vocabulary.handles["letters"][handles] & ~named[:, None]
+    return np.asarray(((lacking == 0) & (handles >= 0)).any(axis=1), np.bool_)
+
+
+def _made_of(columns: Columns, rows: Ints, stems: npt.NDArray[np.uint64]) -> npt.NDArray[np.int8]:
+    """Return how accounts' names make one of some stems, the best way, and 0 for not."""
+    if not len(rows):
+        return np.zeros(0, np.int8)
+    made, kinds = handles_made(columns, rows)
+    ranks = np.array(kinds, np.int8)
+    return np.asarray(np.maximum.reduce([_best(made, each, ranks) for each in stems.T]), np.int8)
 
 
 def _best(
@@ -630,8 +699,10 @@ def _compare_ids(
 ) -> None:
     one, two = left["ids"][pairs[0]], right["ids"][pairs[1]]
     numbered = (one[:, 0] >= 0) & (two[:, 0] >= 0)
-    equal = (one[:, :, None] == two[:, None, :]) & (one[:, :, None] >= 0)
-    same = equal.any(axis=(1, 2))
+    same = np.zeros(len(one), np.bool_)
+    for here in one.T:
+        for there in two.T:
+            same |= (here >= 0) & (here == there)
     near = np.zeros(len(one), np.bool_)
     at = np.nonzero(numbered & ~same)[0]
     if len(at):

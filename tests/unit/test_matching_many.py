@@ -11,7 +11,7 @@ from generated_pools import Pools, pools_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resolvers.matching import Matches, Means, groups, match
+from resolvers.matching import Matches, Means, groups, match, scoring
 from resolvers.matching.candidates import Blocks, candidates
 from resolvers.matching.columns import Columns, Vocabulary, keys_of
 from resolvers.matching.matches import Weighed
@@ -103,6 +103,28 @@ def test_company_is_counted_alike_where_much_of_it_is_kept_and_where_little(pool
         counted_one_by_one = match(*pools)
 
     assert _told(counted_one_by_one) == _told(counted_at_once)
+
+
+def _all_cells(columns: Columns, *names: np.ndarray) -> object:
+    """Return where all tokens are, in place of those worth comparing."""
+    at, i, j = np.nonzero((names[0] >= 0)[:, :, None] & (names[1] >= 0)[:, None, :])
+    return (at, i, j), names[0][at, i], names[1][at, j]
+
+
+@given(POOLS)
+@settings(max_examples=20, deadline=None)
+def test_what_is_passed_over_early_would_have_said_nothing(pools: Pools) -> None:
+    vocabulary = Vocabulary()
+    left, right = (Columns.of(pool, vocabulary) for pool in pools)
+    every = np.indices((left.count, right.count)).reshape(2, -1)
+    some = scoring.compare(left, right, (every[0], every[1]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "_worth_comparing", _all_cells)
+        patch.setattr(scoring, "_may_be_made_of", lambda *_: np.ones(every.shape[1], np.bool_))
+        everything = scoring.compare(left, right, (every[0], every[1]))
+
+    assert [column.tolist() for column in some] == [column.tolist() for column in everything]
 
 
 @FORKS
