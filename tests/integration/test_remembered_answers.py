@@ -1,6 +1,7 @@
 """Answers that are given again: as they would be made anew, and for as long as that is so."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from random import Random
@@ -10,6 +11,7 @@ import httpx
 import pytest
 from running_gateway import RunningGateway, running_gateway
 
+from resolvers.context import RequestContext
 from simulators.kolibri.app import running
 from simulators.kolibri.population import build_population
 from simulators.kolibri.state import Kolibri
@@ -86,6 +88,24 @@ async def test_other_variables_scopes_and_keys_have_answers_of_their_own(
     assert len(of_one["data"]["users"]["nodes"]) == 1
     assert without["data"]["users"]["nodes"][0]["enrollments"] is None
     assert {error["extensions"]["code"] for error in without["errors"]} == {"FORBIDDEN"}
+
+
+async def test_an_answer_given_again_leaves_nothing_to_the_garbage_collector(
+    gateway: RunningGateway,
+) -> None:
+    for _ in range(4):
+        await asked(gateway, NESTED, first=5)
+    gc.collect()
+
+    gc.disable()
+    try:
+        await asked(gateway, NESTED, first=5)
+        left = [one for one in gc.get_objects() if isinstance(one, RequestContext)]
+    finally:
+        gc.enable()
+
+    assert await from_memory(gateway) == 3
+    assert not left
 
 
 async def test_a_request_known_by_its_body_is_another_keys_own_and_is_watched_as_ever(
