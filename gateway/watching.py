@@ -90,17 +90,20 @@ class _Watch:
 
     def __init__(self, watching: Watching, context: RequestContext) -> None:
         self.context = context
-        self._watching = watching
         self.operation = Operation()
-        around = current_meter()
-        self._meter = around or Meter()
-        self._metering = None if around else metering(self._meter)
-        self._began_at = time.perf_counter()
+        self._watching = watching
+        self._metering: Inside[Meter] | None = None
+        self._meter: Meter
+        self._began_at: float
 
     def __enter__(self) -> Operation:
         """Begin."""
-        if self._metering is not None:
+        around = current_meter()
+        self._meter = around or Meter()
+        if around is None:
+            self._metering = metering(self._meter)
             self._metering.__enter__()
+        self._began_at = time.perf_counter()
         return self.operation
 
     def __exit__(self, *error: object) -> None:
