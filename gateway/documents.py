@@ -207,11 +207,11 @@ def _named(body: Mapping[str, Any]) -> _Named | None:
         if body.get(argument) is not None
     ]
     extensions = body.get("extensions")
-    if extensions is not None and isinstance(extensions, Mapping):  # seen sooner than asked
+    if isinstance(extensions, Mapping):
         automatic = extensions.get("persistedQuery")
         if automatic is not None:
             found.append(_automatic(automatic))
-    if len(found) > 1 and len({named.hash for named in found}) > 1:
+    if len({named.hash for named in found}) > 1:
         arguments = " and ".join(named.argument for named in found)
         raise BadInput(arguments, "They name different documents")
     return found[-1] if found else None

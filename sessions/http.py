@@ -818,7 +818,6 @@ _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 _patience: ContextVar[float | None] = ContextVar("patience", default=None)
 
 _BUDGET_SECONDS = 10.0
-_VALUES = (str, int, float, bool, type(None))
 _KEEP_ALIVE_SECONDS = 4.0  # under the 5 s after which common servers close an idle connection
 _PIECE_BYTES = 1024 * 1024
 _GZIP = zlib.MAX_WBITS | 16
@@ -1204,9 +1203,9 @@ async def _send_once(
 def _query(values: Params) -> str:
     """Return values as a query, or a form, holds them."""
     parts = []
-    for name, given in values.items() if isinstance(values, dict | Mapping) else values:
+    for name, given in values.items() if isinstance(values, Mapping) else values:
         quoted = _quoted(name)
-        every = (given,) if isinstance(given, _VALUES) else given
+        every = (given,) if isinstance(given, ParamValue) else given
         parts += [f"{quoted}={_quoted(_text(value))}" for value in every if value is not None]
     return "&".join(parts)
 
