@@ -862,24 +862,11 @@ class _EnrollmentPager:
     ) -> Outcomes[Connection[Enrollment]]:
         """Return the page of each, counted for each place that it goes to."""
         distinct = dict(zip(ids, found, strict=True))
-        pages = self._pages_of(distinct)
+        pages = [*map(self._page_of, distinct.items())]
         if len(distinct) < len(ids):
             by_id = dict(zip(distinct, pages, strict=True))
             pages = [*map(by_id.__getitem__, ids)]
         return _counted(self._context, pages, _length_of_page)
-
-    def _pages_of(
-        self, found: Mapping[str, Sequence[Enrollment] | BaseException | None]
-    ) -> list[Connection[Enrollment] | BaseException | None]:
-        if self._matches is None and self._page.after is None:
-            first = self._page.first
-            return [
-                rows
-                if rows is None or isinstance(rows, BaseException)
-                else _FirstPage(rows[:first], rows, of, self)
-                for of, rows in found.items()
-            ]
-        return [*map(self._page_of, found.items())]
 
     def _page_of(
         self, item: tuple[str, Sequence[Enrollment] | BaseException | None]
