@@ -109,20 +109,21 @@ class ProviderRegistration:
         if isinstance(checked, Refusal):
             return checked
         found, grant = checked
-        stored = await self._providers.add(
-            id=judged.id,
-            platform=judged.platform,
-            name=judged.name or found.name or judged.id,
-            base_url=judged.base_url,
-            account_id=judged.account_id,
-            options=judged.options,
-            credentials=draft.credentials,
-            state=ProviderState.ACTIVE,
-            version=found.version,
-            problem=_problem(found),
-            checked_at=datetime.now(UTC),
-        )
-        await self._start_over(stored, grant)
+        async with self._sessions.starting_over(judged.id):
+            stored = await self._providers.add(
+                id=judged.id,
+                platform=judged.platform,
+                name=judged.name or found.name or judged.id,
+                base_url=judged.base_url,
+                account_id=judged.account_id,
+                options=judged.options,
+                credentials=draft.credentials,
+                state=ProviderState.ACTIVE,
+                version=found.version,
+                problem=_problem(found),
+                checked_at=datetime.now(UTC),
+            )
+            await self._start_over(stored, grant)
         _log.info("provider_registered", provider_id=stored.id, platform=stored.platform)
         if self._callback is not None:
             self._callback.wake(stored.id)
@@ -157,21 +158,24 @@ class ProviderRegistration:
                 return checked
             found, grant = checked
         try:
-            stored = await self._providers.update(
-                provider_id,
-                expected_revision=known.revision
-                if changes.expected_revision is None
-                else changes.expected_revision,
-                credentials=credentials,
-                name=wanted.name,
-                base_url=wanted.base_url,
-                account_id=wanted.account_id,
-                options=wanted.options,
-                state=wanted.state,
-                version=found.version if found else known.version,
-                problem=_problem(found) if found else known.problem,
-                checked_at=datetime.now(UTC) if found else known.checked_at,
-            )
+            async with self._sessions.starting_over(provider_id):
+                stored = await self._providers.update(
+                    provider_id,
+                    expected_revision=known.revision
+                    if changes.expected_revision is None
+                    else changes.expected_revision,
+                    credentials=credentials,
+                    name=wanted.name,
+                    base_url=wanted.base_url,
+                    account_id=wanted.account_id,
+                    options=wanted.options,
+                    state=wanted.state,
+                    version=found.version if found else known.version,
+                    problem=_problem(found) if found else known.problem,
+                    checked_at=datetime.now(UTC) if found else known.checked_at,
+                )
+                if stored is not None and not renamed:
+                    await self._start_over(stored, grant)
         except RevisionConflict:
             await self._drop(wanted, grant)
             return Refusal(
@@ -183,8 +187,6 @@ class ProviderRegistration:
         if stored is None:
             await self._drop(wanted, grant)
             return _NOT_FOUND
-        if not renamed:
-            await self._start_over(stored, grant)
         _log.info("provider_updated", provider_id=stored.id, revision=stored.revision)
         return stored
 

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from sessions.addresses import AddressPolicy
 from sessions.authorization import (
+    STARTING_JOB,
     SessionObserver,
     SessionSettings,
     SilentObserver,
     log_out_quietly,
+    starting_key,
 )
 from sessions.base import (
     SERVICE,
@@ -181,6 +183,25 @@ class SessionManager:
                 exports=_NoExports(),
             )
             await log_out_quietly(session, grant)
+
+    @asynccontextmanager
+    async def starting_over(self, provider_id: str) -> AsyncIterator[None]:
+        """Have nobody log in to a provider, in any gateway, while it is stored anew.
+
+        Inside, it is stored and the grant it was checked with is adopted; whoever finds it stored
+        meanwhile waits for that grant. If this process dies, they wait until its lease is over.
+
+        Raises:
+            StorageError: The database could not do it; nothing has begun.
+        """
+        key = starting_key(provider_id)
+        await self._leases.ensure_job(STARTING_JOB, key)
+        await self._leases.claim_job(STARTING_JOB, key, lease_seconds=self._settings.lease_seconds)
+        try:
+            yield
+        finally:
+            with suppress(StorageError):  # then it runs out by itself
+                await self._leases.remove_jobs(STARTING_JOB, key_prefix=key)
 
     async def adopt(self, provider_id: str, grant: NewGrant) -> None:
         """Store the grant a check obtained, so that no second login is needed.

@@ -23,7 +23,7 @@ from pretend_platform import (
 from sqlalchemy import event
 from structlog.testing import capture_logs
 
-from sessions.authorization import SessionSettings
+from sessions.authorization import STARTING_JOB, SessionSettings, starting_key
 from sessions.base import Grant, NewGrant, TokenRotation
 from sessions.errors import (
     NotSupported,
@@ -1110,6 +1110,40 @@ async def test_a_checked_providers_grant_is_adopted_without_a_second_login(
     assert [(line.transition, line.outcome) for line in status.transitions] == [
         ("adopt", "committed")
     ]
+
+
+async def test_nobody_logs_in_to_a_provider_whose_checked_grant_is_about_to_be_adopted(
+    manager: SessionManager,
+    sqlite_database: Database,
+    key_ring: KeyRing,
+    providers: ProviderStore,
+    server: PretendServer,
+) -> None:
+    provider = await providers.get("1")
+    assert provider is not None
+    _, grant = await manager.check(provider, Secret({"password": PASSWORD}))
+
+    async with open_gateway(sqlite_database, key_ring) as other:
+        async with manager.starting_over("1"):
+            early = [asyncio.create_task(read(one)) for one in [manager, other] * 10]
+            await asyncio.sleep(0.3)
+            assert (server.logins, server.reads) == (1, 1)  # the check's
+            await manager.adopt("1", grant)
+        await asyncio.gather(*early)
+
+    assert (server.logins, server.reads, server.log_outs) == (1, 21, 0)
+
+
+async def test_a_gateway_that_dies_while_it_stores_a_provider_is_not_waited_for_long(
+    manager: SessionManager, sqlite_database: Database, key_ring: KeyRing, server: PretendServer
+) -> None:
+    leases = LeaseStore(sqlite_database, key_ring, owner="died")
+    await leases.ensure_job(STARTING_JOB, starting_key("1"))
+    assert await leases.claim_job(STARTING_JOB, starting_key("1"), lease_seconds=0.3)
+
+    await asyncio.gather(*(read(manager) for _ in range(10)))
+
+    assert (server.logins, server.reads) == (1, 10)
 
 
 async def test_a_check_that_fails_leaves_no_session_behind(
