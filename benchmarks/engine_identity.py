@@ -80,6 +80,7 @@ def _table(seed: int, worlds: int, total: Tally, seconds: float) -> Sequence[str
         f"| random schemas | {worlds} |",
         f"| operations compared | {total.operations} |",
         f"| answers that differ in a byte | {len(total.failures)} |",
+        f"| equal to graphql-core's with the same promises only | {total.as_promised} |",
         f"| executed by a plan | {total.by_plan} |",
         f"| with errors in the answer | {total.with_errors} |",
         f"| of a world with coroutines, promises and streams | {total.with_promises} |",

@@ -707,11 +707,16 @@ class Writer:
 
 @dataclass
 class Tally:
-    """What was compared."""
+    """What was compared.
+
+    Answers to a world with promises are compared with graphql-core's to its twin without;
+    ``as_promised`` counts those that only graphql-core's to the world itself is equal to.
+    """
 
     operations: int = 0
     with_errors: int = 0
     with_promises: int = 0
+    as_promised: int = 0
     by_plan: int = 0
     redone: int = 0
     refused: int = 0
@@ -722,6 +727,7 @@ class Tally:
         self.operations += other.operations
         self.with_errors += other.with_errors
         self.with_promises += other.with_promises
+        self.as_promised += other.as_promised
         self.by_plan += other.by_plan
         self.redone += other.redone
         self.refused += other.refused
@@ -794,7 +800,13 @@ async def _compare(
     assert isinstance(found.result, ExecutionResult)
     # What graphql-core executes of promises has its own order of errors.
     if (is_calm or not found.fallback) and (answer := _bytes(found.result)) != wanted:
-        return f"{case.rows}\n core {wanted!r}\n plan {answer!r}"
+        # No type's promised verdict is waited for once another type claims the object, so what
+        # would be raised in there is not told.
+        if not is_calm:
+            expected = await _by_core(case, *wild)
+        if answer != _bytes(expected):
+            return f"{case.rows}\n core {wanted!r}\n plan {answer!r}"
+        tally.as_promised += 1
     if problem := _miswritten(found.result.data):
         return problem
     if not is_calm and case.root_seed % 4 == 0:  # it takes long

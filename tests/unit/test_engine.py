@@ -244,6 +244,17 @@ async def test_random_operations_are_answered_as_graphql_core_answers_them() -> 
     assert total.redone > 100
 
 
+async def test_a_promised_verdict_about_a_type_is_not_waited_for_when_another_type_says_yes() -> (
+    None
+):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as above
+        found = await compare_world(1001576, documents=6)
+
+    assert found.failures == []
+    assert found.as_promised == 1
+
+
 async def test_random_operations_are_answered_alike_in_slices_of_two(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
