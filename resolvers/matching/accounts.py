@@ -121,9 +121,9 @@ def prepare(account: Account) -> Prepared:
 
 def _tokens(account: Account) -> tuple[Token, ...]:
     parts = [account.given_name, account.middle_name, account.family_name]
-    named = read_tokens(" ".join(part for part in parts if part))
-    shown = read_tokens(account.display_name or "")
-    chosen = named if account.given_name and account.family_name and named else shown or named
+    chosen = named = read_tokens(" ".join(part for part in parts if part))
+    if not (named and account.given_name and account.family_name):
+        chosen = read_tokens(account.display_name or "") or named
     return tuple(dict.fromkeys(chosen))
 
 
@@ -171,7 +171,10 @@ def _begins_alike(piece: str, token: Token) -> bool:
 
 def _plain(text: str | None) -> str:
     """Return text in small ASCII letters, digits and signs, clipped."""
-    cleaned = (text or "")[:_MAX_TEXT].encode("utf-8", "ignore").decode("utf-8")
+    clipped = (text or "")[:_MAX_TEXT]
+    if clipped.isascii() and clipped.isprintable():
+        return clipped.lower().strip()
+    cleaned = clipped.encode("utf-8", "ignore").decode("utf-8")
     plain = anyascii(unicodedata.normalize("NFKC", cleaned)).lower()
     return "".join(character for character in plain if " " <= character <= "~").strip()
 

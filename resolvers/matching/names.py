@@ -38,6 +38,7 @@ class Token(NamedTuple):
 
 _BRACKETED: Final = re.compile(r"[(\[{<（【][^)\]}>）】]*[)\]}>）】]")
 _NOT_A_LETTER: Final = re.compile(r"[^a-z]+")
+_UNUSUAL: Final = re.compile(r"[^A-Za-z0-9 ]")
 # Korean and Chinese given names of two syllables: Ho-joon is Hojoon.
 _HYPHENED: Final = re.compile(r"\b([A-Z][a-z]{1,5})-([a-z]{2,6})\b")
 _SYLLABLE: Final = "[bcdfghjklmnpqrstwxyz]{0,2}[aeiouwy]{1,3}(?:ng|[nmkltphr])?"
@@ -50,12 +51,15 @@ _LABELS: Final = frozenset(
     "class grade group year form klasse kelas sinif clase turma classe grado gr yr std "
     "student teacher learner test demo user account guest section room period primary".split()
 )
+_NO_NAMES: Final = _TITLES | _LABELS
 _PARTICLES: Final = frozenset(
     "de da do dos das del della di du la le las los van von der den ten ter zu y e "
     "al el ul bin ibn bint ben abu san st".split()
 )
 _SERVANTS: Final = frozenset({"abd", "abdul", "abdel", "abdal", "abdu"})
 _SERVANT: Final = "abdul"
+_DAUGHTER: Final = "bt"
+_JOINING: Final = _SERVANTS | {_DAUGHTER}
 
 # Consonants of the Arabic script as a Latin writer would put them, and the letters of long vowels
 # as ``a``, ``w`` and ``y``. What stands for a short vowel, or for none, is left out.
@@ -161,11 +165,10 @@ def read_tokens(text: str) -> tuple[Token, ...]:
     consonants and long vowels alone. Titles, class labels, bracketed text and, where two other
     tokens remain, particles are left out.
     """
-    cleaned = text[:_MAX_CHARACTERS].encode("utf-8", "ignore").decode("utf-8")
-    cleaned = unicodedata.normalize("NFKC", cleaned)
-    cleaned = _APOSTROPHES.sub("", _BRACKETED.sub(" ", cleaned)).replace("_", " ")
-    words = _words(_SYLLABLES.sub(r"\1\2", _HYPHENED.sub(r"\1\2", cleaned)))
-    eastern = [word for word in words if is_eastern(word) and not _has_digit(word)]
+    words = _words(text[:_MAX_CHARACTERS])
+    eastern = [
+        word for word in words if not word.isascii() and is_eastern(word) and not _has_digit(word)
+    ]
     tokens = _eastern_tokens(eastern)
     at = next((n for n, word in enumerate(words) if word in eastern), len(words))
     tokens = [
@@ -193,28 +196,33 @@ def _has_digit(word: str) -> bool:
 
 def _words(text: str) -> list[str]:
     """Return runs of letters, marks and digits; a mark belongs to its letter."""
-    if text.isascii():
-        return re.findall(r"[A-Za-z0-9]+", text)
-    kept = (c if unicodedata.category(c)[0] in "LMN" else " " for c in text)
+    if not _UNUSUAL.search(text):
+        return text.split()
+    cleaned = unicodedata.normalize("NFKC", text.encode("utf-8", "ignore").decode("utf-8"))
+    cleaned = _APOSTROPHES.sub("", _BRACKETED.sub(" ", cleaned)).replace("_", " ")
+    cleaned = _SYLLABLES.sub(r"\1\2", _HYPHENED.sub(r"\1\2", cleaned))
+    if cleaned.isascii():
+        return re.findall(r"[A-Za-z0-9]+", cleaned)
+    kept = (c if unicodedata.category(c)[0] in "LMN" else " " for c in cleaned)
     return "".join(kept).split()
 
 
 def _read_word(word: str) -> list[Token]:
-    if not word or _has_digit(word):
+    if word.isascii() and word.isalpha():
+        part = word.lower()[:_MAX_TOKEN_CHARACTERS]
+        return [] if part in _NO_NAMES else [Token(part, LATIN)]
+    if _has_digit(word):
         return []
-    if word.isascii():
-        script, part = LATIN, word.lower()
-    elif _ARABIC.search(word):
+    if _ARABIC.search(word):
         return _read_arabic(word)
-    elif _DEVANAGARI.search(word):
+    if _DEVANAGARI.search(word):
         return _read_devanagari(word)
-    elif _CYRILLIC.search(word):
+    if _CYRILLIC.search(word):
         return _read_cyrillic(word)
-    else:
-        script = ABJAD if _HEBREW.search(word) else _script_of(word)
-        part = anyascii(_customary(word)).lower()
+    script = ABJAD if _HEBREW.search(word) else _script_of(word)
+    part = anyascii(_customary(word)).lower()
     part = _NOT_A_LETTER.sub("", part)[:_MAX_TOKEN_CHARACTERS]
-    return [Token(part, script)] if part and part not in _TITLES | _LABELS else []
+    return [Token(part, script)] if part and part not in _NO_NAMES else []
 
 
 def _read_arabic(word: str) -> list[Token]:
@@ -290,14 +298,16 @@ def _script_of(word: str) -> int:
 
 def _joined_servants(tokens: list[Token]) -> list[Token]:
     """Join ``abd al rahman`` and ``abdel-rahman`` into one token."""
+    if _JOINING.isdisjoint(token.text for token in tokens):
+        return tokens
     joined: list[Token] = []
     for token in tokens:
         before = joined[-1] if joined else Token("", LATIN)
         if before.text in _SERVANTS and token.script == LATIN:
             if token.text not in {"al", "el", "ul"}:
                 joined[-1] = Token(_SERVANT + token.text, LATIN)
-        elif before.text == "bt" and token.script == before.script == ABJAD:
-            joined[-1] = Token(_DOUBLED.sub(r"\1", "btl" + token.text), ABJAD)
+        elif before.text == _DAUGHTER and token.script == before.script == ABJAD:
+            joined[-1] = Token(_DOUBLED.sub(r"\1", f"{_DAUGHTER}l{token.text}"), ABJAD)
         else:
             joined.append(token)
     return joined

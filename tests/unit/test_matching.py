@@ -110,6 +110,11 @@ def test_keys_are_the_same_in_every_process_of_one_version() -> None:
     assert sum(keys) == -13988080211178107314
 
 
+@given(st.text("abelr ABDT7", max_size=60))
+def test_brackets_after_a_plain_name_change_nothing(name: str) -> None:
+    assert read_tokens(f"{name} (7b)") == read_tokens(name)
+
+
 @given(st.lists(PEOPLE, max_size=6), st.lists(PEOPLE, max_size=6))
 @settings(max_examples=120, deadline=None)
 def test_the_evidence_and_the_prior_add_up_to_the_weight_exactly(
