@@ -25,7 +25,7 @@ import asyncio
 import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import Context
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -51,6 +51,7 @@ from sessions.errors import (
 from sessions.http import deadline, patience
 from sessions.metering import current_meter
 from sessions.sharing import read_since
+from sessions.timeouts import Timeouts
 from sessions.tracing import Span, current_span, link_to
 from storage.cache import CacheStore, KeptAnswer
 from storage.errors import StorageError
@@ -85,7 +86,10 @@ _LAND_SECONDS: Final = 0.005
 _LANDED_AT_ONCE: Final = 500
 _SWEEP_SECONDS: Final = 3600.0
 _LENGTHS: Final = 10_000
+_SHELVES: Final = 10_000
 _NONE: Final = b""
+
+_encoded: Final = msgspec.msgpack.Encoder().encode
 
 _log = structlog.get_logger("caching")
 
@@ -234,6 +238,9 @@ class CacheCounts:
 
 _Name: TypeAlias = tuple[str, str, str]
 
+_ShelfName: TypeAlias = tuple[str, str, str]
+"""Provider id, subject and name of the kind."""
+
 
 class Basis:
     """What a request was answered from, as long as that was nothing but memory.
@@ -358,6 +365,7 @@ class _Flight:
     """One read under way.
 
     Attributes:
+        shelf: Whose answers it reads, and of what kind.
         span: What it belongs to; ``None`` when it is not traced, or nobody's.
         waiting: How many readers wait for it.
         outlives: Whether it goes on when nobody waits: somebody lost patience, or nobody asked.
@@ -365,6 +373,7 @@ class _Flight:
     """
 
     place: Place
+    shelf: _ShelfName
     began_at: float
     task: asyncio.Task[Mapping[str, Any]]
     span: Span | None
@@ -408,6 +417,8 @@ class RecordCache:
         self._flights: dict[_Name, _Flight] = {}
         self._running: set[asyncio.Task[Mapping[str, Any]]] = set()
         self._landing: dict[_Flight, None] = {}
+        self._newest: dict[_ShelfName, float] = {}
+        self._newest_of_others = -inf
         self._lengths: dict[tuple[Place, str], int] = {}
         self._series: OrderedDict[_SeriesName, _Series] = OrderedDict()
         self._in_series = 0
@@ -416,6 +427,7 @@ class RecordCache:
         self._saved_at: OrderedDict[_Name, float] = OrderedDict()
         self._to_save = asyncio.Event()
         self._silent = False
+        self._timeouts = Timeouts()
 
     async def read(
         self,
@@ -448,7 +460,7 @@ class RecordCache:
             found = self._sorted(place, kind, names, wish)
         self._note_hits(place, len(found.answers))
         if found.aging:
-            self._refresh(place, found.aging, wish=wish, fetch=fetch)
+            self._refresh(place, kind, found.aging, wish=wish, fetch=fetch)
         if found.missing:
             read = await self._read_now(place, kind, found.missing, wish=wish, fetch=fetch)
             found.answers.update(read)
@@ -470,8 +482,11 @@ class RecordCache:
         found: dict[str, Kept[V]] = {}
         served: list[_Entry] = []
         oldest_at, held = wish.oldest_at, self._entries
+        shelf = _shelf_name(place, kind)
+        if self._newest_of(shelf) < oldest_at:
+            return found
         names = _names(place, kind, keys)
-        self._land_those_of(names)
+        self._land_those_of(shelf, names)
         for key, name in names.items():
             entry = held.get(name)
             if entry is not None and entry.serves(place, oldest_at):
@@ -567,11 +582,11 @@ class RecordCache:
         be served that was read before it was asked for.
         """
         names = _names(place, kind, [key])
-        self._land_those_of(names)
+        self._land_those_of(_shelf_name(place, kind), names)
         entry = self._entries.get(names[key])
         is_young = entry is not None and entry.serves(place, wish.oldest_at)
         if not is_young and wish.oldest_at < wish.began_at:
-            self._refresh(place, names, wish=wish, fetch=fetch)
+            self._refresh(place, kind, names, wish=wish, fetch=fetch)
 
     def length_of(self, place: Place, kind: Kind[Any]) -> int:
         """Return how long a list was when last seen, or at least was; 0 when never seen."""
@@ -724,14 +739,21 @@ class RecordCache:
         self,
         place: Place,
         kind: Kind[V],
-        names: Mapping[str, _Name],
+        names: dict[str, _Name],
         wish: Wish,
         basis: Basis | None = None,
     ) -> _Sorted[V]:
         found: _Sorted[V] = _Sorted()
         served: list[_Entry] = []
         oldest_at, oldest_while_read_anew = wish.oldest_at, wish.oldest_while_read_anew
-        self._land_those_of(names)
+        shelf = _shelf_name(place, kind)
+        self._land_those_of(shelf, names)
+        newest_at = self._newest_of(shelf)
+        if newest_at < oldest_while_read_anew and oldest_while_read_anew >= wish.began_at:
+            found.missing = names
+            if basis is not None:
+                basis.is_whole = False
+            return found
         held, registration = self._entries, place.registration
         for key, name in names.items():
             entry = held.get(name)
@@ -750,6 +772,20 @@ class RecordCache:
             basis.is_whole = basis.is_whole and not (found.missing or found.aging)
         return found
 
+    def _newest_of(self, shelf: _ShelfName) -> float:
+        """Return when the newest may have been read of what there is of a kind.
+
+        So what must be newer is known to be missing without a look for every key.
+        """
+        return self._newest.get(shelf, self._newest_of_others)
+
+    def _note_newest(self, shelf: _ShelfName, read_at: float) -> None:
+        if read_at > self._newest_of(shelf):
+            if len(self._newest) >= _SHELVES:
+                self._newest.clear()
+                self._newest_of_others = self.clock()
+            self._newest[shelf] = read_at
+
     def _held(self, place: Place, name: _Name) -> _Entry | None:
         entry = self._entries.get(name)
         if entry is None:
@@ -760,19 +796,19 @@ class RecordCache:
         return entry
 
     def _hold(self, entries: Mapping[_Name, _Entry]) -> None:
-        """Hold answers in the places of earlier ones, and let those go that were used least."""
+        """Hold encoded answers in the places of earlier ones; those used least are let go."""
         held, counts = self._entries, self.counts
         more_bytes = 0
         for name, entry in entries.items():
             earlier = held.pop(name, None)
-            if earlier is not None:
+            if earlier is None:
+                counts.held += 1
+                more_bytes += _size(name, entry)
+            else:
                 earlier.is_held = False
-                counts.held -= 1
-                more_bytes -= _size(name, earlier)
+                more_bytes += entry.length - _content_size(earlier)
             held[name] = entry
-            more_bytes += _size(name, entry)
         self._changes += 1
-        counts.held += len(entries)
         counts.held_bytes += more_bytes
         while counts.held_bytes > self._terms.max_bytes:
             self._forget(next(iter(held)))
@@ -817,6 +853,7 @@ class RecordCache:
             if is_news and registration == place.registration and _is_readable(entry, kind):
                 recalled[names[resource]] = entry
         if recalled:
+            self._note_newest(_shelf_name(place, kind), max(map(_read_at, recalled.values())))
             self._hold(recalled)
 
     # Reading at the provider.
@@ -842,7 +879,7 @@ class RecordCache:
 
         def begin(some: Mapping[str, _Name]) -> _Flight:
             seconds = ends_at - asyncio.get_running_loop().time()
-            return self._start(place, some, wish=wish, fetch=fetch, patience_seconds=seconds)
+            return self._start(place, kind, some, wish=wish, fetch=fetch, patience_seconds=seconds)
 
         waits: list[Awaitable[dict[str, Kept[V] | ProviderError]]] = [
             self._landed(flight, some, ends_at=ends_at, begin=begin)
@@ -859,9 +896,11 @@ class RecordCache:
 
     def _under_way(
         self, place: Place, names: Mapping[str, _Name], *, oldest_at: float
-    ) -> tuple[dict[_Flight, dict[str, _Name]], dict[str, _Name]]:
+    ) -> tuple[dict[_Flight, dict[str, _Name]], Mapping[str, _Name]]:
         """Return what is being read already, by flight, and what is not."""
         joined: dict[_Flight, dict[str, _Name]] = {}
+        if self._flights.keys().isdisjoint(names.values()):
+            return joined, names
         alone: dict[str, _Name] = {}
         for key, name in names.items():
             flight = self._flights.get(name)
@@ -876,6 +915,7 @@ class RecordCache:
     def _start(
         self,
         place: Place,
+        kind: Kind[V],
         names: Mapping[str, _Name],
         *,
         wish: Wish,
@@ -890,7 +930,8 @@ class RecordCache:
             self._fly(fetch, [*names], since=since, patience_seconds=patience_seconds),
             context=context,
         )
-        flight = _Flight(place, began_at, task, span=None if context else current_span())
+        span = None if context else current_span()
+        flight = _Flight(place, _shelf_name(place, kind), began_at, task, span)
         self._flights.update(dict.fromkeys(names.values(), flight))
         self._running.add(task)
         task.add_done_callback(lambda done: self._end(flight, done, names))
@@ -919,6 +960,7 @@ class RecordCache:
                 if self._flights.get(name) is flight:
                     del self._flights[name]
             return
+        self._note_newest(flight.shelf, flight.began_at)
         flight.aboard = [*names.items()]
         self._landing[flight] = None
         asyncio.get_running_loop().call_later(_LAND_SECONDS, self._land_in_turns, flight)
@@ -932,9 +974,9 @@ class RecordCache:
         for flight in [*self._landing]:
             self._land(flight)
 
-    def _land_those_of(self, names: Mapping[str, _Name]) -> None:
+    def _land_those_of(self, shelf: _ShelfName, names: Mapping[str, _Name]) -> None:
         """Hold at once what flights brought that somebody asks for."""
-        if self._landing:
+        if any(flight.shelf == shelf for flight in self._landing):
             for flight in self._landing.keys() & set(map(self._flights.get, names.values())):
                 self._land(flight)
 
@@ -943,18 +985,19 @@ class RecordCache:
         flights, held = self._flights, self._entries
         some = flight.aboard[:at_most]
         del flight.aboard[: len(some)]
-        mine = [(key, name) for key, name in some if flights.get(name) is flight]
-        for _, name in mine:
-            del flights[name]
         if not flight.aboard:
             self._landing.pop(flight, None)
         found, began_at = flight.task.result(), flight.began_at
         registration, writes = flight.place.registration, flight.place.writes
         landed: dict[_Name, _Entry] = {}
-        for key, name in mine:
+        for key, name in some:
+            if flights.get(name) is not flight:
+                continue
+            del flights[name]
             if key in found:
-                body = _encoded(found[key])
-                if body is None:
+                try:
+                    body = _encoded(found[key])
+                except OverflowError:  # a number larger than any can mean: nothing to keep
                     continue
             elif name in held:
                 body = _NONE
@@ -977,11 +1020,10 @@ class RecordCache:
 
         Such a flight may have failed for a reason that was its starter's only.
         """
-        seconds = ends_at - asyncio.get_running_loop().time()
         flight.waiting += 1
         left = True
         try:
-            await asyncio.wait({flight.task}, timeout=max(seconds, 0))
+            await self._until(flight.task, ends_at)
             left = False
         finally:
             flight.waiting -= 1
@@ -1012,6 +1054,25 @@ class RecordCache:
             raise error
         return dict.fromkeys(names, error)
 
+    async def _until(self, task: asyncio.Task[Any], ends_at: float) -> None:
+        """Wait for a task as ``asyncio.wait`` does, without a timer and a set for it alone."""
+        loop = asyncio.get_running_loop()
+        seconds = ends_at - loop.time()
+        if task.done() or seconds <= 0:
+            return
+        bell = loop.create_future()
+
+        def ring(_task: asyncio.Task[Any]) -> None:
+            if not bell.done():
+                bell.set_result(None)
+
+        task.add_done_callback(ring)
+        try:
+            with suppress(TimeoutError), self._timeouts.within(seconds):
+                await bell
+        finally:
+            task.remove_done_callback(ring)
+
     async def _with_stale(
         self,
         place: Place,
@@ -1039,14 +1100,20 @@ class RecordCache:
         return answers
 
     def _refresh(
-        self, place: Place, names: Mapping[str, _Name], *, wish: Wish, fetch: Fetch[V]
+        self,
+        place: Place,
+        kind: Kind[V],
+        names: Mapping[str, _Name],
+        *,
+        wish: Wish,
+        fetch: Fetch[V],
     ) -> None:
         """Read in the background what is not being read already."""
         due = {key: name for key, name in names.items() if name not in self._flights}
         if due:
             self.counts.revalidations += len(due)
             # A context of its own: it is no part of the request that happened to come by.
-            flight = self._start(place, due, wish=wish, fetch=fetch, context=Context())
+            flight = self._start(place, kind, due, wish=wish, fetch=fetch, context=Context())
             flight.outlives = True
 
     # Saving.
@@ -1089,18 +1156,14 @@ async def open_cache(
         await cache.aclose()
 
 
-def _encoded(value: object) -> bytes | None:
-    """Return a record to keep; ``None`` for one with a number larger than any can mean."""
-    try:
-        return msgspec.msgpack.encode(value)
-    except OverflowError:
-        return None
-
-
 def _names(place: Place, kind: Kind[Any], keys: Iterable[str]) -> dict[str, _Name]:
     """Return what answers are held under, by key."""
     provider_id, subject, kind_name = place.provider_id, place.subject, kind.name
     return {key: (provider_id, subject, f"{kind_name}:{key}") for key in keys}
+
+
+def _shelf_name(place: Place, kind: Kind[Any]) -> _ShelfName:
+    return place.provider_id, place.subject, kind.name
 
 
 def _series_name(place: Place, kind: Kind[Any], keys: tuple[str, ...]) -> _SeriesName:
@@ -1108,8 +1171,11 @@ def _series_name(place: Place, kind: Kind[Any], keys: tuple[str, ...]) -> _Serie
 
 
 def _size(name: _Name, entry: _Entry) -> int:
-    factor = 1 if entry.kept is None else _RECORD_FACTOR
-    return factor * entry.length + len(name[2]) + _ENTRY_BYTES
+    return _content_size(entry) + len(name[2]) + _ENTRY_BYTES
+
+
+def _content_size(entry: _Entry) -> int:
+    return entry.length if entry.kept is None else _RECORD_FACTOR * entry.length
 
 
 def _is_readable(entry: _Entry, kind: Kind[Any]) -> bool:

@@ -193,11 +193,14 @@ class BatchLoader(Generic[K, V]):
         """Return what each of several keys comes to, in their order: now, if it can be had now."""
         keys = [*keys]
         found = self._found
-        with suppress(KeyError):
-            return list(map(found.__getitem__, keys))
+        if found:
+            with suppress(KeyError):
+                return list(map(found.__getitem__, keys))
         if len(keys) > MOST_AT_ONCE:
             return self._arrived_in_turns(keys)
-        missing = [key for key in dict.fromkeys(keys) if key not in found]
+        missing = [*dict.fromkeys(keys)]
+        if found:
+            missing = [key for key in missing if key not in found]
         if missing and self._at_hand is not None:
             missing = self._without_those_at_hand(missing, self._at_hand)
         return self._arrived(keys, missing) if missing else [found[key] for key in keys]
@@ -219,16 +222,21 @@ class BatchLoader(Generic[K, V]):
         """Remember what is at hand, and return the other keys."""
         found = self._found
         unasked = [key for key in keys if key not in self._batches] if self._batches else keys
-        groups = [*map(self._group_of, unasked)]
-        keys_by_group: dict[str, Sequence[K]] = dict.fromkeys(groups, unasked)
+        known = len(found)
+        for group, some in self._by_group(unasked).items():
+            found.update(at_hand(group, some))
+        return [*keys] if len(found) == known else [key for key in keys if key not in found]
+
+    def _by_group(self, keys: Sequence[K]) -> Mapping[str, Sequence[K]]:
+        """Return keys by the group that they are fetched with; most often it is one for all."""
+        groups = [*map(self._group_of, keys)]
+        keys_by_group: dict[str, Sequence[K]] = dict.fromkeys(groups, keys)
         if len(keys_by_group) > 1:
             lists: dict[str, list[K]] = {group: [] for group in keys_by_group}
-            for key, group in zip(unasked, groups, strict=True):
+            for key, group in zip(keys, groups, strict=True):
                 lists[group].append(key)
             keys_by_group = {**lists}
-        for group, some in keys_by_group.items():
-            found.update(at_hand(group, some))
-        return [key for key in keys if key not in found]
+        return keys_by_group
 
     async def _arrived_in_turns(self, keys: Sequence[K]) -> Outcomes[V]:
         """Do the same for very many keys; others have their turn in between."""
@@ -254,16 +262,12 @@ class BatchLoader(Generic[K, V]):
 
     def _want(self, keys: Sequence[K]) -> set[_Batch[K]]:
         """Have keys fetched, each with others of its group, unless they are on their way."""
-        on_their_way, group_of = self._batches, self._group_of
+        on_their_way = self._batches
         batches: set[_Batch[K]] = set()
-        more: dict[str, list[K]] = {}
-        for key in keys:
-            batch = on_their_way.get(key)
-            if batch is None:
-                more.setdefault(group_of(key), []).append(key)
-            else:
-                batches.add(batch)
-        for group, some in more.items():
+        if on_their_way:
+            batches.update(on_their_way[key] for key in keys if key in on_their_way)
+            keys = [key for key in keys if key not in on_their_way]
+        for group, some in self._by_group(keys).items():
             batch = self._forming_batch(group)
             batch.keys += some
             on_their_way.update(dict.fromkeys(some, batch))
@@ -773,7 +777,10 @@ class Loaders:
             return {}
         external_ids = [external_id for _provider_id, external_id in keys]
         found = await self._reading.answers(provider_id, kind, external_ids, ask)
-        return {(provider_id, key): value for key, value in _values(found).items()}
+        return {
+            (provider_id, key): answer.value if type(answer) is Kept else answer  # type: ignore[misc]  # or an error
+            for key, answer in found.items()
+        }
 
     def _shelf_of(self, kind: Kind[V]) -> Shelf[V] | None:
         """Return what tells which answers of a kind are kept, and young enough.

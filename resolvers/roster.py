@@ -242,7 +242,7 @@ async def users(
         )
     query = ListQuery(
         kind=USERS,
-        fingerprint=[dataclasses.astuple(filter), order, descending],
+        fingerprint=[_fingerprint_of(filter), order, descending],
         provider_ids=_providers_named(filter.provider_ids, filter.user_ids),
         selection=selection,
     )
@@ -282,7 +282,7 @@ async def courses(
         )
     query = ListQuery(
         kind=COURSES,
-        fingerprint=[dataclasses.astuple(filter), order, descending],
+        fingerprint=[_fingerprint_of(filter), order, descending],
         provider_ids=filter.provider_ids,
         selection=selection,
     )
@@ -331,7 +331,7 @@ async def enrollments(
         )
     query = ListQuery(
         kind=ENROLLMENTS,
-        fingerprint=[dataclasses.astuple(filter), order, descending],
+        fingerprint=[_fingerprint_of(filter), order, descending],
         provider_ids=_providers_named(filter.provider_ids, filter.user_ids or filter.course_ids),
         selection=selection,
     )
@@ -659,6 +659,11 @@ def _providers_named(
     return [provider_id for provider_id in provider_ids if provider_id in of_keys]
 
 
+def _fingerprint_of(filter: UserFilter | CourseFilter | EnrollmentFilter) -> Sequence[object]:  # noqa: A002 - as in the API
+    """Return what a filter says, in a form that is the same for equal ones."""
+    return [getattr(filter, each.name) for each in dataclasses.fields(filter)]
+
+
 def _user_matcher(filter: UserFilter) -> Callable[[User], bool]:  # noqa: A002 - as in the API
     searched = fold(filter.search or "")
     roles = None if filter.roles is None else frozenset(filter.roles)
@@ -854,7 +859,7 @@ class _EnrollmentPager:
         self._provider_id = provider_id
         self._page = page
         self._name = f"of {of}"
-        self._fingerprint = dataclasses.astuple(filter)
+        self._filter = filter
         self._matches = None if filter == ANY_ENROLLMENT else _enrollment_matcher(filter)
 
     def pages(
@@ -891,7 +896,7 @@ class _EnrollmentPager:
             BadInput: The cursor is none of this list.
         """
         provider_id = self._provider_id
-        ground = [(provider_id, of), self._fingerprint]
+        ground = [(provider_id, of), _fingerprint_of(self._filter)]
         return page_of_rows(
             [CollectedRow(row=row, key=(row.id,), provider_id=provider_id) for row in rows],
             sources=self.sources,

@@ -18,8 +18,10 @@ from weakref import WeakValueDictionary
 
 import msgspec
 from graphql import (
+    BooleanValueNode,
     DocumentNode,
     FieldNode,
+    FloatValueNode,
     GraphQLEnumType,
     GraphQLField,
     GraphQLList,
@@ -27,6 +29,9 @@ from graphql import (
     GraphQLObjectType,
     GraphQLScalarType,
     GraphQLSchema,
+    IntValueNode,
+    NullValueNode,
+    StringValueNode,
     Undefined,
     is_abstract_type,
     specified_scalar_types,
@@ -55,6 +60,15 @@ _IN_RANGE: Final = {
     "Int": f"or not {-_MAX_INT} <= {{0}} < {_MAX_INT} ",
     "Float": "or {0} - {0} != 0.0 ",  # neither endless nor not a number
 }
+
+
+_CONSTANTS: Final = (
+    BooleanValueNode,
+    FloatValueNode,
+    IntValueNode,
+    NullValueNode,
+    StringValueNode,
+)
 
 
 class Surprise(Exception):
@@ -167,6 +181,7 @@ class Field:
         view: What shows the records that it gives; ``None`` when it gives objects.
         is_inline: Whether it is read where the row is made.
         is_placeless: Whether what comes of it is the same wherever its object stands.
+        arguments: What its resolver is given, once that is known to be the same every time.
     """
 
     key: str
@@ -183,12 +198,19 @@ class Field:
     is_lasting: bool = True
     is_inline: bool = False
     is_placeless: bool = False
+    arguments: dict[str, Any] | None = None
     _blocks: dict[str, Block] = field(default_factory=dict)
 
     @property
     def nodes(self) -> list[FieldNode]:
         """The field's nodes in the document."""
         return [details.node for details in self.details]
+
+    @property
+    def names_no_variables(self) -> bool:
+        """Whether the document gives its arguments as they are; some that it does may be missed."""
+        given = self.details[0].node.arguments or ()
+        return all(isinstance(argument.value, _CONSTANTS) for argument in given)
 
 
 @dataclass(eq=False)

@@ -441,7 +441,7 @@ class Execution:
         if field.method is not None:
             return _called_each(field.method, rows)
         resolve = field.definition.resolve or self._executor.field_resolver
-        shared = self._shared_arguments(field)
+        shared = self._shared_arguments(field) if len(rows) > 1 else None
         raws: list[Any] = []
         for place, row in enumerate(rows):
             info = self._info(field, path_at(place))
@@ -531,13 +531,15 @@ class Execution:
             self._in_turn(len(rows), partial(receive, [0], [loading]))
 
     def _arguments(self, field: Field) -> dict[str, Any]:
-        node = field.details[0].node
-        if not field.definition.args and not node.arguments:
-            return {}
-        executor = self._executor
-        return get_argument_values(
+        if field.arguments is not None:
+            return field.arguments
+        executor, node = self._executor, field.details[0].node
+        arguments = get_argument_values(
             field.definition, node, executor.variable_values, None, executor.hide_suggestions
         )
+        if field.names_no_variables and _are_immutable(arguments):
+            field.arguments = arguments
+        return arguments
 
     def _shared_arguments(self, field: Field) -> dict[str, Any] | None:
         """Return the arguments, if they can be given to every object's resolver as they are."""
@@ -545,9 +547,7 @@ class Execution:
             arguments = self._arguments(field)
         except GraphQLError:
             return None  # each object has this error
-        if all(type(value) in _IMMUTABLE for value in arguments.values()):
-            return arguments
-        return None
+        return arguments if _are_immutable(arguments) else None
 
     def _info(self, field: Field, path: Path) -> Any:
         return self._executor.build_resolve_info(
@@ -847,6 +847,10 @@ class Execution:
 
 def _given(run: _Run) -> list[list[Any]]:
     return [run.columns[place] or [] for place in run.block.fetched]
+
+
+def _are_immutable(arguments: dict[str, Any]) -> bool:
+    return all(type(value) in _IMMUTABLE for value in arguments.values())
 
 
 def _called(function: Callable[..., Any], *arguments: Any) -> Any:

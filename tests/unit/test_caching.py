@@ -804,6 +804,21 @@ async def test_memory_is_bounded_and_keeps_what_was_used_last(
     assert ("1", "service", "user:u1") not in cache._entries
 
 
+async def test_what_was_read_is_served_after_very_many_others_were_read_for_their_subjects(
+    cache: RecordCache, clock: Clock
+) -> None:
+    upstream = Upstream()
+    await read(cache, upstream, clock.wish())
+    for number in range(10_001):
+        cache._note_newest(("1", f"user:{number}", "user"), clock.now)
+
+    found = await read(cache, upstream, clock.wish())
+
+    assert shown(found) == {"a": ("a1", DataSource.CACHE)}
+    assert len(upstream.calls) == 1
+    assert len(cache._newest) < 10_000
+
+
 @pytest.mark.parametrize("body_bytes", [30, 300, 20_000])
 async def test_memory_takes_no_more_than_is_reckoned_with(
     cache: RecordCache, clock: Clock, body_bytes: int
@@ -833,6 +848,7 @@ async def test_records_take_no_more_than_is_reckoned_with_and_share_what_is_the_
         body = msgspec.msgpack.encode(tuple(an_enrollment(name, place) for place in range(5)))
         entry = _Entry(body, len(body), HERE.registration, 0, clock.now)
         cache._hold({("1", "service", f"enrollments_by_user:{name}"): entry})
+    cache._note_newest(("1", "service", "enrollments_by_user"), clock.now)
     encoded = cache.counts.held_bytes
     tracemalloc.start()
     try:

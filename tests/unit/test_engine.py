@@ -449,6 +449,19 @@ async def test_a_document_has_one_plan_for_each_truth_of_its_conditions() -> Non
     assert len(engine._plans) == 2
 
 
+async def test_arguments_of_variables_are_read_each_time_and_others_once() -> None:
+    engine = an_engine()
+    document = parse(
+        "query ($times: Int!) { a: books(times: 2) { title } b: books(times: $times) { title } }"
+    )
+
+    answers = [data_of(await executed(engine, document, times=times)) for times in (1, 3)]
+
+    assert [[len(one["a"]), len(one["b"])] for one in answers] == [[6, 3], [6, 9]]
+    [plan] = engine._plans.values()
+    assert [field.arguments for field in plan.root.fields] == [{"times": 2}, None]
+
+
 async def test_the_plans_used_longest_ago_are_forgotten() -> None:
     engine = an_engine(max_plans=3)
     documents = [parse(f"{{ books {{ a{number}: title }} }}") for number in range(5)]
