@@ -50,7 +50,7 @@ from sessions.errors import (
 )
 from sessions.http import deadline, patience
 from sessions.metering import current_meter
-from sessions.sharing import read_since
+from sessions.sharing import read_since, until_done
 from sessions.timeouts import Timeouts
 from sessions.tracing import Span, current_span, link_to
 from storage.cache import CacheStore, KeptAnswer
@@ -806,7 +806,8 @@ class RecordCache:
                 more_bytes += _size(name, entry)
             else:
                 earlier.is_held = False
-                more_bytes += entry.length - _content_size(earlier)
+                factor = 1 if earlier.kept is None else _RECORD_FACTOR
+                more_bytes += entry.length - factor * earlier.length
             held[name] = entry
         self._changes += 1
         counts.held_bytes += more_bytes
@@ -943,8 +944,7 @@ class RecordCache:
         # Not under its starter's deadline: it reads for all who join, and for those who come later.
         # But a provider that puts off for longer than the starter waits is told of in time.
         with (
-            deadline(None),
-            deadline(self._terms.flight_seconds),
+            deadline(self._terms.flight_seconds, nested=False),
             patience(patience_seconds),
             read_since(since),
         ):
@@ -1020,10 +1020,13 @@ class RecordCache:
 
         Such a flight may have failed for a reason that was its starter's only.
         """
+        seconds = ends_at - asyncio.get_running_loop().time()
         flight.waiting += 1
         left = True
         try:
-            await self._until(flight.task, ends_at)
+            if seconds > 0:
+                with suppress(TimeoutError), self._timeouts.within(seconds):
+                    await until_done(flight.task)
             left = False
         finally:
             flight.waiting -= 1
@@ -1054,25 +1057,6 @@ class RecordCache:
             raise error
         return dict.fromkeys(names, error)
 
-    async def _until(self, task: asyncio.Task[Any], ends_at: float) -> None:
-        """Wait for a task as ``asyncio.wait`` does, without a timer and a set for it alone."""
-        loop = asyncio.get_running_loop()
-        seconds = ends_at - loop.time()
-        if task.done() or seconds <= 0:
-            return
-        bell = loop.create_future()
-
-        def ring(_task: asyncio.Task[Any]) -> None:
-            if not bell.done():
-                bell.set_result(None)
-
-        task.add_done_callback(ring)
-        try:
-            with suppress(TimeoutError), self._timeouts.within(seconds):
-                await bell
-        finally:
-            task.remove_done_callback(ring)
-
     async def _with_stale(
         self,
         place: Place,
@@ -1080,7 +1064,11 @@ class RecordCache:
         answers: dict[str, Kept[V] | ProviderError],
     ) -> Answers[V]:
         """Put old answers in the places of errors that allow it."""
-        failed = {key: error for key, error in answers.items() if isinstance(error, _SERVED_STALE)}
+        failed = {
+            key: error
+            for key, error in answers.items()
+            if type(error) is not Kept and isinstance(error, _SERVED_STALE)
+        }
         if not failed:
             return answers
         names = _names(place, kind, failed)
@@ -1171,11 +1159,8 @@ def _series_name(place: Place, kind: Kind[Any], keys: tuple[str, ...]) -> _Serie
 
 
 def _size(name: _Name, entry: _Entry) -> int:
-    return _content_size(entry) + len(name[2]) + _ENTRY_BYTES
-
-
-def _content_size(entry: _Entry) -> int:
-    return entry.length if entry.kept is None else _RECORD_FACTOR * entry.length
+    factor = 1 if entry.kept is None else _RECORD_FACTOR
+    return factor * entry.length + len(name[2]) + _ENTRY_BYTES
 
 
 def _is_readable(entry: _Entry, kind: Kind[Any]) -> bool:

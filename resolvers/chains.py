@@ -49,20 +49,11 @@ def follow(
     wanted: Wanted,
     provider_id: str,
     rows: Sequence[User | Course | Enrollment],
-    *,
-    is_alone: bool = False,
 ) -> None:
     """Begin to read what is wanted of one provider's rows, all of a kind, and of what that is.
 
-    What cannot be had is told by the fields that ask for it.
-
-    Args:
-        context: Of the request.
-        wanted: What to begin.
-        provider_id: Whose rows they are.
-        rows: All of one kind.
-        is_alone: Whether no other provider holds up the rows' own fields: of what is in memory
-            nothing is followed then, for they are about to ask.
+    What cannot be had is told by the fields that ask for it. Where no other provider holds up the
+    rows' own fields, they are about to ask, and need no chain.
     """
     if not rows or wanted == NOTHING:
         return
@@ -76,15 +67,15 @@ def follow(
     if isinstance(rows[0], Enrollment):
         if wanted.user is not None and reads(Scope.READ_USERS):
             users = loaders.user_by_id.load_of(provider_id, ids("user_id"))
-            _follow(context, wanted.user, provider_id, users, _there, is_alone=is_alone)
+            _follow(context, wanted.user, provider_id, users, _there)
         if wanted.course is not None and reads(Scope.READ_COURSES):
             courses = loaders.course_by_id.load_of(provider_id, ids("course_id"))
-            _follow(context, wanted.course, provider_id, courses, _there, is_alone=is_alone)
+            _follow(context, wanted.course, provider_id, courses, _there)
     elif wanted.enrollments is not None and reads(Scope.READ_ENROLLMENTS):
         of_users = isinstance(rows[0], User)
         loader = loaders.enrollments_by_user if of_users else loaders.enrollments_by_course
         lists = loader.load_of(provider_id, ids("external_id"))
-        _follow(context, wanted.enrollments, provider_id, lists, _joined, is_alone=is_alone)
+        _follow(context, wanted.enrollments, provider_id, lists, _joined)
 
 
 def _follow(
@@ -93,18 +84,16 @@ def _follow(
     provider_id: str,
     found: Soon[Outcomes[V]],
     rows_of: Callable[[Outcomes[V]], Sequence[User | Course | Enrollment]],
-    *,
-    is_alone: bool,
 ) -> None:
     """Follow what was found, at once or in a task of its own."""
     if isinstance(found, Awaitable):
 
         async def follow_later(found: Awaitable[Outcomes[V]]) -> None:
             with suppress(ProviderError, RequestRefused):
-                follow(context, wanted, provider_id, rows_of(await found), is_alone=is_alone)
+                follow(context, wanted, provider_id, rows_of(await found))
 
         context.loaders.start(follow_later(found))
-    elif not is_alone and wanted != NOTHING:
+    elif wanted != NOTHING:
         follow(context, wanted, provider_id, rows_of(found))
 
 

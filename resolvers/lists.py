@@ -366,6 +366,7 @@ class _Chains(Generic[T]):
         self._providers = providers
         self._page = page
         self._wanted = wanted
+        self._is_idle = wanted == NOTHING or page.after is not None or len(providers) == 1
         self._seen: set[str] = set()
 
     def following(self, fetch_page: FetchPage[T]) -> FetchPage[T]:
@@ -382,10 +383,9 @@ class _Chains(Generic[T]):
     def follow(self, provider_id: str, rows: Sequence[T]) -> None:
         """Follow a provider's whole list, unless some of it may be left for another page."""
         self._seen.add(provider_id)
-        if self._wanted != NOTHING and self._page.after is None and self._holds_all():
+        if not self._is_idle and self._holds_all():
             rows_of_its_kind = cast("Sequence[Any]", rows)
-            is_alone = len(self._providers) == 1
-            follow(self._context, self._wanted, provider_id, rows_of_its_kind, is_alone=is_alone)
+            follow(self._context, self._wanted, provider_id, rows_of_its_kind)
 
     def _holds_all(self) -> bool:
         """Whether the page is as long as all lists together, as far as is known of every one."""

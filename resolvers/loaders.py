@@ -30,6 +30,7 @@ from resolvers.errors import Forbidden, RequestLimitExceeded
 from resolvers.reading import Ask, Reading
 from sessions.base import ListOrder, Page, Pair, ProviderSession
 from sessions.errors import ProviderBadResponse, ProviderError
+from sessions.sharing import until_done
 from storage.leases import SessionStatus
 from storage.records import (
     Activity,
@@ -187,7 +188,8 @@ class BatchLoader(Generic[K, V]):
         for task in self._tasks:
             task.cancel()
         self._found.clear()
-        self._batches = {key: row for key, row in self._batches.items() if not row.done.done()}
+        batches = self._batches if self._tasks or self._forming else {}
+        self._batches = {key: row for key, row in batches.items() if not row.done.done()}
 
     def load_each(self, keys: Iterable[K]) -> Soon[Outcomes[V]]:
         """Return what each of several keys comes to, in their order: now, if it can be had now."""
@@ -254,8 +256,8 @@ class BatchLoader(Generic[K, V]):
     async def _arrived(self, keys: Sequence[K], missing: Sequence[K]) -> Outcomes[V]:
         """Have missing keys fetched; return what all came to once they have arrived."""
         batches = self._want(missing)
-        if batches:
-            await asyncio.wait([batch.done for batch in batches])
+        for batch in batches:
+            await until_done(batch.done)
         if any(batch.done.cancelled() for batch in batches):
             raise asyncio.CancelledError
         return list(map(self._found.__getitem__, keys))
@@ -372,7 +374,7 @@ class RowLoader(BatchLoader[ExternalKey, V]):
         """
         ids = tuple(ids)
         if self._shelf is None or len(ids) < _LEAST_TOGETHER:
-            return self.load_each((provider_id, key) for key in ids)
+            return self.load_each([(provider_id, key) for key in ids])
         known = self._together.get(provider_id)
         if known is not None and known[0] == ids:
             return known[1]
@@ -410,7 +412,7 @@ class RowLoader(BatchLoader[ExternalKey, V]):
     ) -> Outcomes[V]:
         """Have many keys arrive; if all were in memory, the next request has them by one look."""
         under_way = len(self._batches)
-        outcomes = await when_there(self.load_each((provider_id, key) for key in ids))
+        outcomes = await when_there(self.load_each([(provider_id, key) for key in ids]))
         if len(self._batches) == under_way:
             await shelf.put_together(provider_id, ids)
         return outcomes

@@ -264,7 +264,7 @@ class Writes:
             if (meter := current_meter()) is not None:
                 meter.require_call(write.provider_id)
             # A deadline of its own: the request's must not leave it half done, nor its budget.
-            with deadline(None), deadline(seconds), uncapped():
+            with deadline(seconds, nested=False), uncapped():
                 async with asyncio.timeout(seconds):
                     return await write.act(), True
         except ProviderError as error:

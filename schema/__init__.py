@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime
+from functools import lru_cache
 
 import strawberry
 from strawberry.schema.config import StrawberryConfig
+from strawberry.schema.name_converter import NameConverter
 
 from resolvers.context import RequestContext
 from schema.access import check_rules
@@ -36,13 +38,24 @@ def build_schema(
         subscription=Subscription,
         types=[Provider, User, Course, Enrollment, Person],
         config=StrawberryConfig(
-            scalar_map={datetime: DATE_TIME}, enable_experimental_incremental_execution=True
+            scalar_map={datetime: DATE_TIME},
+            name_converter=_Names(),
+            enable_experimental_incremental_execution=True,
         ),
         limits=limits or DocumentLimits(),
         remembered_bytes=remembered_bytes,
     )
     check_rules(schema)
     return schema
+
+
+class _Names(NameConverter):
+    """Works names out once: Strawberry asks for each argument's every time a field is resolved."""
+
+    @lru_cache(maxsize=10_000)  # noqa: B019 - there is one for each schema
+    def apply_naming_config(self, name: str) -> str:
+        """Return a name of Python as GraphQL has it."""
+        return super().apply_naming_config(name)
 
 
 def sdl() -> str:

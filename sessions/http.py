@@ -213,16 +213,16 @@ class Response:
         )
 
 
-def deadline(seconds: float | None) -> Inside[float | None]:
+def deadline(seconds: float | None, *, nested: bool = True) -> Inside[float | None]:
     """End every provider call made inside at the latest after this many seconds.
 
     Nested deadlines only shorten; ``None`` lifts those outside. Tasks started inside inherit the
-    deadline: a task that works for others than its starter needs ``deadline(None)`` of its own.
+    deadline: a task that works for others than its starter needs one that is not nested.
     """
     ends_at = None
     if seconds is not None:
         ends_at = _now() + seconds
-        outer = _deadline.get()
+        outer = _deadline.get() if nested else None
         ends_at = ends_at if outer is None else min(ends_at, outer)
     return Inside(_deadline, ends_at)
 

@@ -104,11 +104,33 @@ async def together() -> AsyncIterator[asyncio.TaskGroup]:
         raise error from error.__cause__
 
 
+async def until_done(future: asyncio.Future[Any]) -> None:
+    """Wait for a future or task to end, in whatever way; it goes on when the wait is given up.
+
+    As ``asyncio.wait`` does, at a quarter of the price.
+    """
+    if future.done():
+        return
+    bell = asyncio.get_running_loop().create_future()
+
+    def ring(_future: asyncio.Future[Any]) -> None:
+        if not bell.done():
+            bell.set_result(None)
+
+    future.add_done_callback(ring)
+    try:
+        await bell
+    finally:
+        future.remove_done_callback(ring)
+
+
 async def work_off(
     keys: Iterable[K], work: Callable[[K], Awaitable[T]], *, at_once: int
 ) -> dict[K, T]:
     """Do the same for every key, few at a time, so that no call's time runs out in line."""
     waiting = list(keys)
+    if not waiting:
+        return {}
     if len(waiting) == 1:
         return {waiting[0]: await work(waiting[0])}
     left, found = iter(waiting), dict[K, T]()

@@ -244,7 +244,8 @@ class Execution:
                         await asyncio.sleep(0)
                         began_at = time.monotonic()
         finally:
-            await self._give_up()
+            if self._futures:
+                await self._give_up()
         return self._result
 
     async def _give_up(self) -> None:

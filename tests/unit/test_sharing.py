@@ -6,7 +6,7 @@ import gc
 import pytest
 
 from sessions.errors import ProviderTimeout, ProviderUnavailable, SessionLost
-from sessions.sharing import Shared, is_young, read_since, together
+from sessions.sharing import Shared, is_young, read_since, together, until_done, work_off
 
 
 class Reads:
@@ -145,3 +145,42 @@ async def test_a_failure_nobody_waited_for_is_reported_nowhere() -> None:
     gc.collect()
 
     assert reported == []
+
+
+async def test_whoever_waits_for_a_failure_to_be_over_is_not_told_of_it() -> None:
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    waiting = asyncio.create_task(until_done(future))
+    await asyncio.sleep(0)
+
+    future.set_exception(ProviderUnavailable("Gone"))
+    await waiting
+    await until_done(future)
+
+    assert isinstance(future.exception(), ProviderUnavailable)
+
+
+@pytest.mark.parametrize("ends_meanwhile", [False, True])
+async def test_a_wait_that_is_given_up_leaves_alone_what_was_waited_for(
+    *, ends_meanwhile: bool
+) -> None:
+    future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    waiting = asyncio.create_task(until_done(future))
+    await asyncio.sleep(0)
+
+    if ends_meanwhile:
+        future.set_result("there")
+    waiting.cancel()
+    await asyncio.wait({waiting})
+
+    assert waiting.cancelled()
+    assert future.done() is ends_meanwhile
+    assert not future.cancelled()
+
+
+async def test_nothing_is_worked_off_at_once() -> None:
+    async def work(key: str) -> str:
+        raise AssertionError(key)
+
+    found = await work_off(list[str](), work, at_once=3)
+
+    assert found == {}
