@@ -31,17 +31,17 @@ from resolvers.errors import RequestLimitExceeded
 _INTROSPECTION: Final = frozenset({"__schema", "__type"})
 _OPENING: Final = frozenset("{[(")
 _CLOSING: Final = frozenset("}])")
-# No part of it can be matched in two ways, so that no text makes it try again; a string that does
+# No part of it can be matched in two ways, so that no text makes it try again, and what is between
+# tokens is no part of it, or blanks at the end would be tried from each of them; a string that does
 # not end is one token, and the parser's to complain of.
 _TOKEN: Final = re.compile(
-    r"""[\s,\ufeff]*+(?:
-        \#[^\r\n]*+
+    r"""\#[^\r\n]*+
       | \"{3}(?:[^"\\]|\\"{3}|\\|"(?!""))*+(?:\"{3})?
       | "(?:[^"\\\r\n]|\\.)*+"?
       | \.\.\.
       | [\w.+-]++
-      | (?P<mark>\S)
-    )""",
+      | (?P<mark>[^\s,\ufeff])
+    """,
     re.VERBOSE,
 )
 

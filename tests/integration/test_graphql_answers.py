@@ -33,7 +33,7 @@ from structlog.testing import capture_logs
 from resolvers.context import Refusal
 from schema import build_schema
 from schema.execution import execute
-from schema.limits import DocumentLimits
+from schema.limits import DocumentLimits, check_text
 from sessions.errors import ProviderRateLimited, ProviderTimeout, ProviderUnavailable
 from sessions.resilience import BreakerState, ProviderHealth
 from storage.records import (
@@ -1040,6 +1040,15 @@ async def test_documents_are_remembered_in_bounded_number() -> None:
         await execute(schema, body, a_context(World()))
 
     assert len(schema.documents._read) == 500  # type: ignore[attr-defined]  # of GatewaySchema
+
+
+def test_blanks_at_the_end_of_a_document_are_passed_over_once() -> None:
+    limits = DocumentLimits(max_bytes=2_000_000)
+    began_at = time.process_time()
+
+    check_text("{ providers { id } }" + " " * 1_000_000, limits)  # from each, it would take hours
+
+    assert time.process_time() - began_at < 30
 
 
 async def test_long_documents_are_remembered_up_to_a_number_of_letters() -> None:
