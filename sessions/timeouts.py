@@ -8,6 +8,7 @@ is late. So a block costs a third of what it does there.
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context
 from math import inf
 from types import TracebackType
 from typing import Any, Final, Self
@@ -50,7 +51,8 @@ class Timeouts:
         if self._timer is not None:
             self._timer.cancel()
         self._looks_at = ends_at
-        self._timer = loop.call_at(ends_at, self._look, loop)
+        # A context of its own: it would hold on to what one caller had in its own.
+        self._timer = loop.call_at(ends_at, self._look, loop, context=Context())
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer, self._looks_at = None, inf
