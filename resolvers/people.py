@@ -717,14 +717,14 @@ class People:
 
     async def _features_of(
         self, verdicts: Mapping[Pair, Verdict]
-    ) -> tuple[Sequence[tuple[matching.Features, bool]], float]:
+    ) -> tuple[Sequence[matching.Decided], float]:
         """Return what speaks for and against each pair that was decided on, and the mean prior."""
-        found: list[tuple[matching.Features, bool]] = []
+        found: list[matching.Decided] = []
         priors: list[float] = []
         for (one, other), here in _by_providers(verdicts).items():
-            scores, rows, prior = await self.judged(one, other, here)
-            found += [(row, same) for row, (_score, same) in zip(rows, scores, strict=True)]
-            priors += [prior] * len(rows)
+            _scores, decisions, prior = await self.judged(one, other, here)
+            found += decisions
+            priors += [prior] * len(decisions)
         return found, float(np.mean(priors)) if priors else 0.0
 
     async def evaluate(self, verdicts: Mapping[Pair, Verdict]) -> Sequence[Evaluation]:
@@ -736,7 +736,7 @@ class People:
         model = await self.model()
         found = []
         for (one, other), here in sorted(_by_providers(verdicts).items()):
-            scores, _features, _prior = await self.judged(one, other, here, model=model)
+            scores, _decisions, _prior = await self.judged(one, other, here, model=model)
             confirmed = sum(here.values())
             found.append(
                 Evaluation(
@@ -750,7 +750,7 @@ class People:
 
     async def judged(
         self, one: str, other: str, verdicts: Mapping[Pair, bool], *, model: Model | None = None
-    ) -> tuple[Sequence[tuple[float, bool]], Sequence[matching.Features], float]:
+    ) -> tuple[Sequence[tuple[float, bool]], Sequence[matching.Decided], float]:
         """Return what would have been said of pairs had nobody decided on them.
 
         Args:
@@ -760,8 +760,8 @@ class People:
             model: The weights; ``None`` for those that are shipped.
 
         Returns:
-            Probability and verdict, and the features, of each pair that the matcher finds at all;
-            and the prior.
+            Probability and verdict, and what ``refit`` takes, of each pair that the matcher finds
+            at all; and the prior.
         """
         left, right = await self._pool(one), await self._pool(other)
         at_left, at_right = _positions(left), _positions(right)
@@ -771,13 +771,15 @@ class People:
             if a in at_left and b in at_right
         }
 
-        def work() -> tuple[Sequence[tuple[float, bool]], Sequence[matching.Features], float]:
+        def work() -> tuple[Sequence[tuple[float, bool]], Sequence[matching.Decided], float]:
             found = matching.match(left, right, model=model or matching.SHIPPED)
             pairs = zip(found.left.tolist(), found.right.tolist(), strict=True)
             at = [n for n, pair in enumerate(pairs) if pair in wanted]
             same = [wanted[int(found.left[n]), int(found.right[n])] for n in at]
             scores = [(float(found.score[n]), each) for n, each in zip(at, same, strict=True)]
-            return scores, found.features(at) if at else [], found.prior
+            seen = zip(found.with_rivals(at), same, strict=True)
+            decisions = [matching.Decided(*values, each) for values, each in seen]
+            return scores, decisions, found.prior
 
         return await anyio.to_thread.run_sync(work)
 

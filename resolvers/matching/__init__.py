@@ -14,7 +14,7 @@ from resolvers.matching.accounts import VERSION, Account, Prepared, prepare
 from resolvers.matching.clustering import cluster, log_odds
 from resolvers.matching.columns import Columns, Vocabulary, keys_of
 from resolvers.matching.explaining import Evidence, Suggestion
-from resolvers.matching.fitting import MIN_DECISIONS, Features, refit
+from resolvers.matching.fitting import MIN_DECISIONS, Decided, refit
 from resolvers.matching.lookup import Index
 from resolvers.matching.matches import Matches, Means, Weighed, match, match_columns
 from resolvers.matching.scoring import Model
@@ -26,8 +26,8 @@ __all__ = [
     "VERSION",
     "Account",
     "Columns",
+    "Decided",
     "Evidence",
-    "Features",
     "Index",
     "Matches",
     "Means",

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from resolvers.matching import (
     SHIPPED,
     Account,
+    Decided,
     Index,
     Prepared,
     blocking_keys,
@@ -22,6 +23,7 @@ from resolvers.matching import (
 )
 from resolvers.matching.names import read_tokens
 from resolvers.matching.readings import by_ear
+from resolvers.matching.scoring import AT, FEATURES
 
 HOSTILE = st.one_of(
     st.text(st.characters(), max_size=40),
@@ -331,7 +333,8 @@ def test_decisions_draw_the_weights_only_from_a_hundred_on_and_only_if_it_helps(
     values = [tuple(row) for row in choose.integers(0, 2, (200, size)).astype(float).tolist()]
     bits = [sum(v * w for v, w in zip(row, SHIPPED.weights, strict=True)) for row in values]
     middle = sorted(bits)[100]
-    surprising = [(row, b > middle) for row, b in zip(values, bits, strict=True)]
+    surprising = [Decided(row, (), b > middle) for row, b in zip(values, bits, strict=True)]
+    other = [each._replace(same=n % 3 > 0) for n, each in enumerate(surprising)]
 
     fitted = refit(SHIPPED, surprising, prior=-60.0)
 
@@ -340,8 +343,60 @@ def test_decisions_draw_the_weights_only_from_a_hundred_on_and_only_if_it_helps(
     assert fitted.base > SHIPPED.base
     assert refit(SHIPPED, surprising, prior=-60.0) == fitted
     assert refit(SHIPPED, surprising[:99], prior=-60.0) is None
-    assert refit(fitted, [(row, n % 3 > 0) for n, (row, _) in enumerate(surprising)]) != fitted
-    assert refit(SHIPPED, [(row, True) for row in values]) is None
+    assert refit(fitted, other) != fitted
+
+
+def test_decisions_that_teach_nothing_draw_nothing() -> None:
+    alone = SHIPPED.without_groups()
+    nothing = (0.0,) * len(SHIPPED.weights)
+    tossed = [Decided(nothing, (), n % 2 == 0) for n in range(120)]
+
+    assert refit(SHIPPED, tossed, prior=-alone.shift / alone.slope) is None
+
+
+def test_a_hundred_confirmations_alone_teach_that_the_weights_were_too_careful() -> None:
+    nothing = (0.0,) * len(SHIPPED.weights)
+    confirmed = [Decided(nothing, (nothing,), same=True)] * 100
+
+    fitted = refit(SHIPPED, confirmed, prior=-4.0)
+
+    assert fitted is not None
+    assert fitted.base > SHIPPED.base
+
+
+def test_what_rivals_take_is_not_taken_for_a_fault_of_the_weights() -> None:
+    def seen(*, year: float) -> tuple[float, ...]:
+        values = {"exact_count": 2.0, "exact_bits": 16.0, "year_bits": year}
+        return tuple(values.get(feature.name, 0.0) for feature in FEATURES)
+
+    dated, undated = seen(year=5.0), seen(year=0.0)
+    twins = [Decided(dated, (dated,), n % 2 == 0) for n in range(100)]
+    alone = [Decided(dated, (), n % 50 > 0) for n in range(100)]
+    unknown = [Decided(undated, (), n % 4 > 0) for n in range(100)]
+    decisions = [*twins, *alone, *unknown]
+
+    with_rivals = refit(SHIPPED, decisions, prior=-11.0)
+    without = refit(SHIPPED, [each._replace(rivals=()) for each in decisions], prior=-11.0)
+
+    assert without is not None
+    assert with_rivals is not None
+    at = AT["year_bits"]
+    assert without.weights[at] < with_rivals.weights[at]
+
+
+def test_the_rivals_of_a_pair_are_those_that_share_an_account_with_it() -> None:
+    names = ("Zenobia Achterberg", "Zenobia Achtenberg", "Ulrike Fernstein")
+    accounts = [
+        prepare(Account(provider_id="1", external_id=name, display_name=name)) for name in names
+    ]
+    found = match(accounts, accounts[:1])
+
+    (own, rivals), *_ = found.with_rivals([0])
+
+    assert [own] == found.features([0])
+    assert rivals == found.features([1])
+    assert len(found) == 2
+    assert found.with_rivals([]) == []
 
 
 @pytest.mark.parametrize(
