@@ -31,13 +31,12 @@ class Decided(NamedTuple):
 
     Attributes:
         values: What was seen of the pair.
-        rivals: What was seen of the pairs that share an account with it, by
-            ``Matches.with_rivals``.
+        rivals: A row for each pair that shares an account with it, by ``Matches.with_rivals``.
         same: Whether both accounts are one person's.
     """
 
     values: Features
-    rivals: Sequence[Features]
+    rivals: Floats
     same: bool
 
 
@@ -101,13 +100,12 @@ class _Cases:
 
     @classmethod
     def of(cls, decisions: Sequence[Decided]) -> _Cases:
-        values = [decision.values for decision in decisions]
-        rivals = [rival for decision in decisions for rival in decision.rivals]
+        values = np.array([decision.values for decision in decisions], np.float64)
+        rivals = np.concatenate([decision.rivals for decision in decisions])
         counts = [len(decision.rivals) for decision in decisions]
-        width = len(values[0])
         return cls(
-            values=np.array([(*row, 1.0) for row in values], np.float64),
-            rivals=np.array([(*row, 1.0) for row in rivals], np.float64).reshape(-1, width + 1),
+            values=np.column_stack([values, np.ones(len(values))]),
+            rivals=np.column_stack([rivals, np.ones(len(rivals))]),
             owner=np.repeat(np.arange(len(values)), counts),
             same=np.array([decision.same for decision in decisions], np.float64),
         )

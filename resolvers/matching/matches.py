@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ _SLICES_TO_SPREAD: Final = 4
 _PAIRS_AT_ONCE: Final = 1 << 20
 _SUGGESTED_AT_ONCE: Final = 1000
 _GROUPED_AT_ONCE: Final = 1 << 18
-_RIVALS_FITTED: Final = 30
+_RIVALS_FITTED: Final = 10
 
 _Whole: TypeAlias = npt.NDArray[np.int32] | npt.NDArray[np.int64]
 
@@ -90,20 +91,17 @@ class Matches:
         values, _ = self._values(np.asarray(at, np.int64))
         return [tuple(row) for row in values.astype(np.float64).tolist()]
 
-    def with_rivals(
-        self, at: Sequence[int]
-    ) -> list[tuple[tuple[float, ...], list[tuple[float, ...]]]]:
-        """Return the feature values of pairs, each with those of its rivals, for ``refit``.
+    def with_rivals(self, at: Sequence[int]) -> list[tuple[tuple[float, ...], Floats]]:
+        """Return the feature values of pairs, each with a row for each rival, for ``refit``.
 
         Rivals are the pairs that share an account with it, the heaviest if they are many.
         """
         sides = (_Positions(self.left), _Positions(self.right))
         rivals = [self._sharing(row, sides)[:_RIVALS_FITTED] for row in at]
-        values = iter(self.features([*at, *(row for rows in rivals for row in rows)]))
-        own = [next(values) for _ in at]
-        return [
-            (each, [next(values) for _ in rows]) for each, rows in zip(own, rivals, strict=True)
-        ]
+        rows = [row for some in rivals for row in some]
+        values = self._values(np.array(rows, np.int64))[0].astype(np.float64)
+        ends = np.cumsum([len(some) for some in rivals])[:-1]
+        return list(zip(self.features(at), np.split(values, ends), strict=False))
 
     def suggestions(self, at: Sequence[int]) -> list[Suggestion]:
         """Return pairs with their evidence, whose weights and the prior add up to the weight."""
@@ -145,14 +143,16 @@ class Matches:
         self, row: int, sides: tuple[_Positions, _Positions]
     ) -> tuple[tuple[int, int], ...]:
         """Return the pairs that share one account with a pair and are not hopeless."""
-        others = self._sharing(row, sides)
-        near = [o for o in others if self.weight[o] > self.weight[row] - 7.0]
-        return tuple((int(self.left[o]), int(self.right[o])) for o in near[:5])
+        others = self._sharing(row, sides, least=float(self.weight[row]) - 7.0)
+        return tuple((int(self.left[o]), int(self.right[o])) for o in others[:5])
 
-    def _sharing(self, row: int, sides: tuple[_Positions, _Positions]) -> list[int]:
+    def _sharing(
+        self, row: int, sides: tuple[_Positions, _Positions], *, least: float = -math.inf
+    ) -> list[int]:
         """Return where the pairs are that share one account with a pair, the heaviest first."""
         others = [*sides[0].of(self.left[row]), *sides[1].of(self.right[row])]
-        return sorted((o for o in others if o != row), key=lambda other: -self.weight[other])
+        heavy = [o for o in others if o != row and self.weight[o] > least]
+        return sorted(heavy, key=lambda other: -self.weight[other])
 
 
 class _Positions:

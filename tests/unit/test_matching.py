@@ -25,6 +25,7 @@ from resolvers.matching.names import read_tokens
 from resolvers.matching.readings import by_ear
 from resolvers.matching.scoring import AT, FEATURES
 
+NO_RIVALS = np.zeros((0, len(SHIPPED.weights)))
 HOSTILE = st.one_of(
     st.text(st.characters(), max_size=40),
     st.sampled_from(
@@ -333,7 +334,7 @@ def test_decisions_draw_the_weights_only_from_a_hundred_on_and_only_if_it_helps(
     values = [tuple(row) for row in choose.integers(0, 2, (200, size)).astype(float).tolist()]
     bits = [sum(v * w for v, w in zip(row, SHIPPED.weights, strict=True)) for row in values]
     middle = sorted(bits)[100]
-    surprising = [Decided(row, (), b > middle) for row, b in zip(values, bits, strict=True)]
+    surprising = [Decided(row, NO_RIVALS, b > middle) for row, b in zip(values, bits, strict=True)]
     other = [each._replace(same=n % 3 > 0) for n, each in enumerate(surprising)]
 
     fitted = refit(SHIPPED, surprising, prior=-60.0)
@@ -349,14 +350,14 @@ def test_decisions_draw_the_weights_only_from_a_hundred_on_and_only_if_it_helps(
 def test_decisions_that_teach_nothing_draw_nothing() -> None:
     alone = SHIPPED.without_groups()
     nothing = (0.0,) * len(SHIPPED.weights)
-    tossed = [Decided(nothing, (), n % 2 == 0) for n in range(120)]
+    tossed = [Decided(nothing, NO_RIVALS, n % 2 == 0) for n in range(120)]
 
     assert refit(SHIPPED, tossed, prior=-alone.shift / alone.slope) is None
 
 
 def test_a_hundred_confirmations_alone_teach_that_the_weights_were_too_careful() -> None:
     nothing = (0.0,) * len(SHIPPED.weights)
-    confirmed = [Decided(nothing, (nothing,), same=True)] * 100
+    confirmed = [Decided(nothing, np.array([nothing]), same=True)] * 100
 
     fitted = refit(SHIPPED, confirmed, prior=-4.0)
 
@@ -370,13 +371,13 @@ def test_what_rivals_take_is_not_taken_for_a_fault_of_the_weights() -> None:
         return tuple(values.get(feature.name, 0.0) for feature in FEATURES)
 
     dated, undated = seen(year=5.0), seen(year=0.0)
-    twins = [Decided(dated, (dated,), n % 2 == 0) for n in range(100)]
-    alone = [Decided(dated, (), n % 50 > 0) for n in range(100)]
-    unknown = [Decided(undated, (), n % 4 > 0) for n in range(100)]
+    twins = [Decided(dated, np.array([dated]), n % 2 == 0) for n in range(100)]
+    alone = [Decided(dated, NO_RIVALS, n % 50 > 0) for n in range(100)]
+    unknown = [Decided(undated, NO_RIVALS, n % 4 > 0) for n in range(100)]
     decisions = [*twins, *alone, *unknown]
 
     with_rivals = refit(SHIPPED, decisions, prior=-11.0)
-    without = refit(SHIPPED, [each._replace(rivals=()) for each in decisions], prior=-11.0)
+    without = refit(SHIPPED, [each._replace(rivals=NO_RIVALS) for each in decisions], prior=-11.0)
 
     assert without is not None
     assert with_rivals is not None
@@ -394,7 +395,7 @@ def test_the_rivals_of_a_pair_are_those_that_share_an_account_with_it() -> None:
     (own, rivals), *_ = found.with_rivals([0])
 
     assert [own] == found.features([0])
-    assert rivals == found.features([1])
+    assert [tuple(row) for row in rivals.tolist()] == found.features([1])
     assert len(found) == 2
     assert found.with_rivals([]) == []
 
