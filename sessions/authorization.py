@@ -84,9 +84,6 @@ from storage.leases import (
 from storage.providers import ProviderStore
 from storage.records import Provider, SessionState
 
-STARTING_JOB: Final = "starting"
-"""The lease under which a provider is stored together with the session it was checked with."""
-
 _LATE_SHARE: Final = 0.5
 _LEASE_SHARE: Final = 0.7
 _PAUSE_SHARE: Final = 0.25
@@ -214,11 +211,6 @@ class SessionSettings:
         """Return how long to pause after this many failures in a row, at random below a bound."""
         bound = min(self.backoff_seconds * 2 ** min(failures - 1, 30), self.longest_backoff_seconds)
         return max(_random.uniform(0, bound), at_least or 0)
-
-
-def starting_key(provider_id: str) -> str:
-    """Return the key of a provider's ``STARTING_JOB``."""
-    return f"{provider_id}|"
 
 
 class Outage:
@@ -581,7 +573,7 @@ class SharedAuthorization:
             elif self._is_user:
                 await self._give_up(stored.version)
                 grant = None
-            elif await self._starts_over():
+            elif await self._leases.is_starting_over(self._provider.id):
                 grant = None  # the one it was checked with is about to be there
             else:
                 claim = await self._leases.claim_session(
@@ -596,10 +588,6 @@ class SharedAuthorization:
             if time.monotonic() > until:
                 raise self._busy()
             await _pause()
-
-    async def _starts_over(self) -> bool:
-        job = await self._leases.find_job(STARTING_JOB, starting_key(self._provider.id))
-        return job is not None and job.leased_seconds > 0
 
     async def _read(self) -> StoredSession:
         """Return the session's row; a user's is only made when the user authorises the gateway."""

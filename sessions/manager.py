@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Final
 
 from sessions.addresses import AddressPolicy
 from sessions.authorization import (
-    STARTING_JOB,
     SessionObserver,
     SessionSettings,
     SilentObserver,
     log_out_quietly,
-    starting_key,
 )
 from sessions.base import (
     SERVICE,
@@ -184,8 +182,7 @@ class SessionManager:
             )
             await log_out_quietly(session, grant)
 
-    @asynccontextmanager
-    async def starting_over(self, provider_id: str) -> AsyncIterator[None]:
+    def starting_over(self, provider_id: str) -> AbstractAsyncContextManager[None]:
         """Have nobody log in to a provider, in any gateway, while it is stored anew.
 
         Inside, it is stored and the grant it was checked with is adopted; whoever finds it stored
@@ -194,14 +191,7 @@ class SessionManager:
         Raises:
             StorageError: The database could not do it; nothing has begun.
         """
-        key = starting_key(provider_id)
-        await self._leases.ensure_job(STARTING_JOB, key)
-        await self._leases.claim_job(STARTING_JOB, key, lease_seconds=self._settings.lease_seconds)
-        try:
-            yield
-        finally:
-            with suppress(StorageError):  # then it runs out by itself
-                await self._leases.remove_jobs(STARTING_JOB, key_prefix=key)
+        return self._leases.starting_over(provider_id, lease_seconds=self._settings.lease_seconds)
 
     async def adopt(self, provider_id: str, grant: NewGrant) -> None:
         """Store the grant a check obtained, so that no second login is needed.

@@ -17,7 +17,8 @@ same for SQLite and PostgreSQL.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -44,12 +45,13 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from storage.credentials import KeyRing, Secret
 from storage.database import Database
-from storage.errors import ConstraintViolated
+from storage.errors import ConstraintViolated, StorageError
 from storage.records import ProviderState, SessionState
 from storage.tables import database_now, job, provider, session, session_log
 
 _FREE: Final = 0.0
 _GRANT_PREFIX: Final = "grant."
+_STARTING: Final = "starting"
 
 
 class Transition(StrEnum):
@@ -819,6 +821,34 @@ class LeaseStore:
             return (
                 await connection.execute(delete(job).where(job.c.kind == kind, begins))
             ).rowcount
+
+    @asynccontextmanager
+    async def starting_over(self, provider_id: str, *, lease_seconds: float) -> AsyncIterator[None]:
+        """Hold the lease that says that a provider's next grant is about to be there.
+
+        Where somebody else holds it, it stays theirs, and so does giving it back.
+
+        Raises:
+            StorageUnavailable: The database could not answer; nothing has begun.
+        """
+        key = f"{provider_id}|"
+        await self.ensure_job(_STARTING, key)
+        claim = await self.claim_job(_STARTING, key, lease_seconds=lease_seconds)
+        try:
+            yield
+        finally:
+            if claim is not None:
+                with suppress(StorageError):  # then it runs out by itself
+                    await self.remove_jobs(_STARTING, key_prefix=key)
+
+    async def is_starting_over(self, provider_id: str) -> bool:
+        """Whether somebody holds the lease of ``starting_over``.
+
+        Raises:
+            StorageUnavailable: The database could not answer.
+        """
+        job = await self.find_job(_STARTING, f"{provider_id}|")
+        return job is not None and job.leased_seconds > 0
 
     # Rows.
 

@@ -24,7 +24,7 @@ from pretend_platform import (
 from sqlalchemy import event
 from structlog.testing import capture_logs
 
-from sessions.authorization import STARTING_JOB, SessionSettings, starting_key
+from sessions.authorization import SessionSettings
 from sessions.base import Grant, NewGrant, TokenRotation
 from sessions.errors import (
     NotSupported,
@@ -1141,11 +1141,10 @@ async def test_nobody_logs_in_to_a_provider_whose_checked_grant_is_about_to_be_a
 async def test_a_gateway_that_dies_while_it_stores_a_provider_is_not_waited_for_long(
     manager: SessionManager, sqlite_database: Database, key_ring: KeyRing, server: PretendServer
 ) -> None:
-    leases = LeaseStore(sqlite_database, key_ring, owner="died")
-    await leases.ensure_job(STARTING_JOB, starting_key("1"))
-    assert await leases.claim_job(STARTING_JOB, starting_key("1"), lease_seconds=0.3)
+    leases = LeaseStore(sqlite_database, key_ring, owner="dies")
 
-    await asyncio.gather(*(read(manager) for _ in range(10)))
+    async with leases.starting_over("1", lease_seconds=0.3):
+        await asyncio.gather(*(read(manager) for _ in range(10)))
 
     assert (server.logins, server.reads) == (1, 10)
 
