@@ -96,12 +96,14 @@ class Matches:
 
         Rivals are the pairs that share an account with it, the heaviest if they are many.
         """
+        if not at:
+            return []
         sides = (_Positions(self.left), _Positions(self.right))
         rivals = [self._sharing(row, sides)[:_RIVALS_FITTED] for row in at]
         rows = [row for some in rivals for row in some]
         values = self._values(np.array(rows, np.int64))[0].astype(np.float64)
         ends = np.cumsum([len(some) for some in rivals])[:-1]
-        return list(zip(self.features(at), np.split(values, ends), strict=False))
+        return list(zip(self.features(at), np.split(values, ends), strict=True))
 
     def suggestions(self, at: Sequence[int]) -> list[Suggestion]:
         """Return pairs with their evidence, whose weights and the prior add up to the weight."""

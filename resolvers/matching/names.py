@@ -195,7 +195,10 @@ def _has_digit(word: str) -> bool:
 
 
 def _words(text: str) -> list[str]:
-    """Return runs of letters, marks and digits; a mark belongs to its letter."""
+    """Return runs of letters, marks and digits that stand in no brackets.
+
+    A mark belongs to its letter, apostrophes are left out, hyphened syllables are one.
+    """
     if not _UNUSUAL.search(text):
         return text.split()
     cleaned = unicodedata.normalize("NFKC", text.encode("utf-8", "ignore").decode("utf-8"))
