@@ -1042,13 +1042,9 @@ async def test_documents_are_remembered_in_bounded_number() -> None:
     assert len(schema.documents._read) == 500  # type: ignore[attr-defined]  # of GatewaySchema
 
 
+@pytest.mark.timeout(60)  # tried from each blank, it would take hours
 def test_blanks_at_the_end_of_a_document_are_passed_over_once() -> None:
-    limits = DocumentLimits(max_bytes=2_000_000)
-    began_at = time.process_time()
-
-    check_text("{ providers { id } }" + " " * 1_000_000, limits)  # from each, it would take hours
-
-    assert time.process_time() - began_at < 30
+    check_text("{ providers { id } }" + " " * 1_000_000, DocumentLimits(max_bytes=2_000_000))
 
 
 async def test_long_documents_are_remembered_up_to_a_number_of_letters() -> None:
