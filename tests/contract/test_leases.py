@@ -590,6 +590,18 @@ async def test_a_job_planned_twice_is_there_once_and_stays_as_it_is(gateways: Ga
     assert found.seconds_to_due == pytest.approx(1800, abs=5)
 
 
+async def test_the_lease_of_a_starting_provider_is_given_back_by_its_holder_alone(
+    gateways: Gateways,
+) -> None:
+    async with gateways.one.starting_over("1", lease_seconds=30):
+        async with gateways.two.starting_over("1", lease_seconds=30):
+            pass
+        during = await gateways.two.is_starting_over("1")
+    after = await gateways.two.is_starting_over("1")
+
+    assert (during, after) == (True, False)
+
+
 async def test_a_due_job_goes_to_one_claimant(gateways: Gateways) -> None:
     await gateways.one.ensure_job("export", "1|service|activity")
 
